@@ -1,0 +1,693 @@
+"""The tiny world: scenes that move, edits with a reason, and an oracle that knows the answer.
+
+    python world.py --subset rave --out out/world.png        # a contact sheet of triplets, to look at
+
+A scene is a place (sky, skyline, ground) with two or three things in it. A *rule* is a cause ("a hard frost came
+overnight"); what it does depends on what the source shows (water turns to ice, grass to snow). From rules come the
+triplets (source, target, instruction) of RVE-Bench's two subsets (paper Sec. 3.1): RAVE edits the source, ICVG
+continues it with a new segment. Everything is a pure function of (split, subset, index).
+
+Left out of the paper: GPT-4o (the rules write the instructions, the oracle judges) and real films.
+
+Axis letters: F frames, H height, W width, C classes. Pixels are in [-1, 1]; positions in widths of the picture.
+"""
+
+import argparse
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Callable, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+SIZE, FRAMES = 64, 9
+COLOURS = {"red": (.90, .10, .12), "green": (.05, .68, .20), "blue": (.12, .25, .90), "yellow": (.98, .86, .10),
+           "purple": (.60, .15, .75)}
+SKIES = {"day": (.55, .80, 1.0), "dusk": (1.0, .60, .35), "night": (.06, .07, .25)}
+GROUNDS = {"grass": (.45, .65, .28), "water": (.15, .45, .62), "sand": (.88, .78, .52), "stone": (.55, .54, .54),
+           "snow": (.96, .97, .98), "ice": (.68, .90, .95)}
+PALETTE = {**COLOURS, **SKIES, **GROUNDS, "black": (.05, .05, .05)}
+COLOUR_WORDS = {"day": "pale blue", "dusk": "orange", "night": "navy", "grass": "grass green", "water": "water blue",
+                "sand": "sandy", "stone": "grey", "snow": "white", "ice": "icy"}
+PLACES = {"meadow": "grass", "lake": "water", "desert": "sand", "city": "stone"}
+SHAPES = ("ball", "box", "tent")
+SIZES = (.085, .115, .15)
+SLOTS = (.18, .5, .82)                                   # left, middle, right
+SIDES = ("left", "middle", "right")
+FLOOR = .70                                              # where things stand, as the centre's height
+GROUND_NEXT = {"grass": "snow", "snow": "grass", "water": "ice", "ice": "water"}
+FROST = {"grass": "snow", "water": "ice", "stone": "ice", "sand": "snow"}
+HEAT = {"snow": "grass", "ice": "water", "grass": "sand"}
+TIME_NEXT = {"day": "dusk", "dusk": "night", "night": "day"}
+LABELS = [f"sky {s}" for s in SKIES] + ["light", "skyline"] + list(GROUNDS) \
+    + [f"{c} {s}" for c in PALETTE for s in SHAPES]      # what can cover a pixel, for the vision tower's first lessons
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One object: its looks, its centre (x, y) at frame 0, its velocity per frame, and what it does in ICVG."""
+    shape: str
+    colour: str
+    size: float
+    x: float
+    y: float
+    vx: float = 0.0
+    act: str = ""                                        # "", "jump", "fall"
+
+    @property
+    def name(self) -> str:
+        return f"{COLOUR_WORDS.get(self.colour, self.colour)} {self.shape}"
+
+    @property
+    def floor(self) -> float:
+        """Height of the centre when standing on the ground (small things stand a little farther away)."""
+        return FLOOR + .1 - self.size * .2
+
+    @property
+    def flies(self) -> bool:
+        return self.y < .4
+
+    @property
+    def slot(self) -> int:
+        return min(range(3), key=lambda k: abs(SLOTS[k] - self.x))
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What one clip shows. `camera` is (x0, zoom0, x1, zoom1): where it looks in the first and in the last frame."""
+    place: str
+    time: str
+    ground: str
+    light: int                                           # sun or moon: -1 left, +1 right
+    ridge: float                                         # phase of the skyline
+    things: tuple[Thing, ...]
+    camera: tuple[float, float, float, float] = (.5, 1., .5, 1.)
+
+    def later(self) -> "Scene":
+        """The scene one clip later: where the next segment of ICVG begins."""
+        return replace(self, things=tuple(replace(t, x=t.x + FRAMES * t.vx) for t in self.things))
+
+    def find(self, wanted: Callable[[Thing], bool]) -> int | None:
+        hits = [i for i, t in enumerate(self.things) if wanted(t)]
+        return hits[0] if len(hits) == 1 else None
+
+    @property
+    def mover(self): return self.find(lambda t: t.vx != 0)
+
+    @property
+    def flyer(self): return self.find(lambda t: t.flies and t.vx == 0)
+
+    @property
+    def largest(self): return max(range(len(self.things)), key=lambda i: self.things[i].size)
+
+    @property
+    def smallest(self): return min(range(len(self.things)), key=lambda i: self.things[i].size)
+
+
+def caption(scene: Scene) -> str:
+    """One line that says all that can be seen; the text of plain generation and of the VLM's first lessons."""
+    parts = [f"a {scene.place} of {scene.ground} at {scene.time} . light {'left' if scene.light < 0 else 'right'} ."]
+    for t in sorted(scene.things, key=lambda t: t.x):
+        size = ("small", "medium", "large")[min(range(3), key=lambda k: abs(SIZES[k] - t.size))]
+        motion = "" if t.vx == 0 else f" moving {'left' if t.vx < 0 else 'right'}"
+        parts.append(f"{size} {t.name} {SIDES[t.slot]}{' in the air' if t.flies else ''}{motion} .")
+    return " ".join(parts)
+
+
+# ---------------------------------------------------------------------------------------------------- the renderer
+
+def paint(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
+    """Draw `scene`; returns video (F, H, W, 3) float32 in [0, 1] and labels (F, H, W), indices into LABELS.
+
+    Shapes are signed distances in pixels, clipped to one pixel of coverage: smooth edges without supersampling.
+    """
+    f = np.arange(FRAMES, dtype=np.float32)[:, None, None]
+    grid = (np.arange(SIZE, dtype=np.float32) + .5) / SIZE
+    px, py = grid[None, None, :], grid[None, :, None]
+    x0, z0, x1, z1 = scene.camera
+    a = f / (FRAMES - 1)
+    zoom, centre = z0 + a * (z1 - z0), x0 + a * (x1 - x0)
+    wx = centre + (px - .5) / zoom                                                         # (F, 1, W)
+    wy = .75 + (py - .75) / zoom                                                             # (F, H, 1)
+    pixels = SIZE * zoom
+
+    def over(video, labels, distance, colour, label):
+        cover = np.clip(.5 - distance * pixels, 0, 1)[..., None]
+        return video * (1 - cover) + cover * colour, np.where(cover[..., 0] > .5, label, labels)
+
+    shade = {"day": 1., "dusk": .8, "night": .42}[scene.time]
+    sky = np.array(SKIES[scene.time], np.float32)
+    video = np.broadcast_to((sky * (.75 + .5 * np.clip(wy, 0, 1)[..., None])).clip(0, 1), (FRAMES, SIZE, SIZE, 3))
+    labels = np.full((FRAMES, SIZE, SIZE), list(SKIES).index(scene.time))
+    glow = {"day": (1., .95, .5), "dusk": (.95, .25, .15), "night": (.92, .92, .85)}[scene.time]
+    video, labels = over(video, labels, np.hypot(wx - .5 - .36 * scene.light, wy - .13) - .07, np.array(glow), 3)
+    p = scene.ridge
+    height = {"meadow": lambda x: .05 + .03 * np.sin(8 * x + p),
+              "lake": lambda x: .02 + .12 * np.abs((2 * x + p) % 1 - .5),
+              "desert": lambda x: .04 + .03 * np.abs(np.sin(5 * x + p)),
+              "city": lambda x: .03 + .10 * np.abs(np.sin(np.floor(8 * x) * 2.4 + p))}[scene.place](wx)
+    ridge = np.array({"meadow": (.25, .45, .25), "lake": (.45, .45, .55), "desert": (.72, .55, .35),
+                      "city": (.38, .38, .45)}[scene.place])
+    video, labels = over(video, labels, .45 - height - wy, ridge * shade, 4)
+    ground = np.array(GROUNDS[scene.ground]) * shade
+    video, labels = over(video, labels, .45 - wy + 0 * wx, ground, 5 + list(GROUNDS).index(scene.ground))
+
+    for t in sorted(scene.things, key=lambda t: t.y):
+        y = t.y + 0 * f
+        if t.act == "jump":
+            y = t.y - .25 * np.sin(np.pi * f / 8)
+        if t.act == "fall":
+            y = np.minimum(t.floor, t.y + .02 * f ** 2)
+        dx, dy, r = wx - t.x - t.vx * f, wy - y, t.size
+        d = {"ball": lambda: np.hypot(dx, dy) - r,
+             "box": lambda: np.maximum(np.abs(dx), np.abs(dy)) - .88 * r,
+             "tent": lambda: np.maximum(.866 * np.abs(dx) - .5 * dy - .6 * r, dy - .7 * r)}[t.shape]()
+        colour = np.array(PALETTE[t.colour])
+        label = LABELS.index(f"{t.colour} {t.shape}")
+        video, labels = over(video, labels, d, colour * .35, label)                        # a dark rim,
+        video, _ = over(video, labels, d + 1.3 / SIZE, colour, label)                      # the thing inside it
+    return video.astype(np.float32), labels
+
+
+def render(scene: Scene) -> torch.Tensor:
+    """The clip of `scene`: (F, 3, H, W), float32 in [-1, 1]."""
+    return torch.from_numpy(paint(scene)[0]).permute(0, 3, 1, 2).contiguous() * 2 - 1
+
+
+# --------------------------------------------------------------------------------------------------------- edits
+
+class Edit(NamedTuple):
+    """One literal operation: what, on which thing (-1: the scene), with which value."""
+    op: str
+    i: int = -1
+    value: Any = None
+
+
+def apply(scene: Scene, e: Edit) -> Scene:
+    """The scene after the edit."""
+    def change(i, **kw):
+        return replace(scene, things=tuple(replace(t, **kw) if k == i else t for k, t in enumerate(scene.things)))
+    t = scene.things[e.i] if e.i >= 0 else None
+    match e.op:
+        case "remove": return replace(scene, things=tuple(u for k, u in enumerate(scene.things) if k != e.i))
+        case "paint": return change(e.i, colour=e.value)
+        case "move": return change(e.i, x=SLOTS[e.value])
+        case "drop": return change(e.i, y=t.floor)
+        case "swap":
+            u = scene.things[e.value]
+            scene = change(e.i, x=u.x)
+            return change(e.value, x=t.x)
+        case "time": return replace(scene, time=e.value)
+        case "ground": return replace(scene, ground=e.value)
+        case "pan": return replace(scene, camera=(.5, 1., .5 + .35 * e.value, 1.))
+        case "zoom": return replace(scene, camera=(.5, 1., t.x + t.vx * FRAMES / 2, 1.8))
+        case "go": return change(e.i, vx=.035 * e.value)
+        case "jump" | "fall": return change(e.i, act=e.op)
+        case "push":
+            scene = replace(scene, things=tuple(replace(u, vx=0.) if k == e.i else u
+                                                for k, u in enumerate(scene.things)))
+            return apply(scene, Edit("go", e.value, 1 if t.vx > 0 else -1))
+    raise ValueError(f"unknown edit {e.op!r}")
+
+
+def literal(scene: Scene, e: Edit) -> str:
+    """The edit in plain words, as conventional editing data has it (Ditto-1M; the paper's Table 3)."""
+    name = f"the {scene.things[e.i].name}" if e.i >= 0 else ""
+    way = {-1: "left", 1: "right"}.get(e.value, "") if isinstance(e.value, int) else ""
+    match e.op:
+        case "remove": return f"remove {name}"
+        case "paint": return f"paint {name} {COLOUR_WORDS.get(e.value, e.value)}"
+        case "move": return f"move {name} to the {SIDES[e.value]}"
+        case "drop": return f"put {name} on the ground"
+        case "swap": return f"swap {name} and the {scene.things[e.value].name}"
+        case "time": return f"make it {e.value}"
+        case "ground": return f"turn the ground to {e.value}"
+        case "pan": return f"pan the camera to the {way}"
+        case "zoom": return f"zoom in on {name}"
+        case "go": return f"{name} moves to the {way}"
+        case "jump": return f"{name} jumps"
+        case "fall": return f"{name} falls down"
+        case "push": return f"{name} stops and the {scene.things[e.value].name} moves on"
+    raise ValueError(f"unknown edit {e.op!r}")
+
+
+# --------------------------------------------------------------------------------------------------------- rules
+
+class Rule(NamedTuple):
+    """A cause. `resolve(scene, rng)` looks at the scene and returns (edit, named thing or None, thought), or None
+    where the rule does not apply. `phrases`: four to train on, the last one only for the `cross` subset, as is
+    `away`, a place that the rule is never trained in."""
+    name: str
+    type: str
+    away: str
+    resolve: Callable
+    phrases: tuple[str, ...]
+
+
+def _departed(s, rng):
+    m = s.mover
+    return m is not None and (Edit("remove", m), None, f"the {s.things[m].name} is moving away , so it must be gone")
+
+def _hours(s, rng):
+    return Edit("time", value=TIME_NEXT[s.time]), None, f"it is {s.time} , so later it is {TIME_NEXT[s.time]}"
+
+def _ground(table, why):
+    def resolve(s, rng):
+        new = table.get(s.ground)
+        return new and (Edit("ground", value=new), None, f"the ground is {s.ground} , {why} it turns to {new}")
+    return resolve
+
+def _still(s, rng, but=()):
+    """A standing thing to speak of by name."""
+    return next((int(i) for i in rng.permutation(len(s.things))
+                 if i not in but and s.things[i].vx == 0 and not s.things[i].flies), None)
+
+def _free(s, slot):
+    return all(t.slot != slot for t in s.things)
+
+def _light(s, rng):
+    i, slot = _still(s, rng), 1 + s.light
+    return i is not None and _free(s, slot) and (
+        Edit("move", i, slot), i, f"the light is {SIDES[slot]} , so it must be {SIDES[slot]}")
+
+def _flee_place(s, rng):
+    big = s.largest
+    i = _still(s, rng, but=(big,))
+    slot = 2 if s.things[big].x < .5 else 0
+    return i is not None and s.things[big].slot != 1 and _free(s, slot) and (
+        Edit("move", i, slot), i, f"the largest is {SIDES[s.things[big].slot]} , so it must be {SIDES[slot]}")
+
+def _trade(s, rng):
+    i, j = s.smallest, s.largest
+    return all(s.things[k].vx == 0 and not s.things[k].flies for k in (i, j)) and (
+        Edit("swap", i, j), None, f"the smallest is the {s.things[i].name} , the largest is the {s.things[j].name}")
+
+def _string(op):
+    def resolve(s, rng):
+        i = s.flyer
+        return i is not None and (Edit(op, i), None, f"the {s.things[i].name} is in the air , so it must be on the ground")
+    return resolve
+
+def _struck(s, rng):
+    i = s.largest
+    return Edit("paint", i, "black"), None, f"the largest is the {s.things[i].name} , so it must be black"
+
+def _paint_as(seen):
+    def resolve(s, rng):
+        i = _still(s, rng, but=(s.largest,))
+        if i is None or seen(s) == s.things[i].colour: return None
+        word = COLOUR_WORDS.get(seen(s), seen(s))
+        return Edit("paint", i, seen(s)), i, f"what it takes the colour of is {word} , so it must be {word}"
+    return resolve
+
+def _signal(s, rng):
+    i = s.find(lambda t: t.colour in ("red", "green"))
+    if i is None: return None
+    new = "green" if s.things[i].colour == "red" else "red"
+    return Edit("paint", i, new), None, f"the signal is the {s.things[i].name} , so it must be {new}"
+
+def _follow(s, rng):
+    m = s.mover
+    return m is not None and (Edit("pan", value=1 if s.things[m].vx > 0 else -1), None,
+                              f"the {s.things[m].name} moves , so the camera pans with it")
+
+def _closer(s, rng):
+    i = s.smallest
+    return not s.things[i].flies and (Edit("zoom", i), None, f"the smallest is the {s.things[i].name} , so the camera zooms in on it")
+
+def _turn(s, rng):
+    return Edit("pan", value=s.light), None, f"the light is {SIDES[1 + s.light]} , so the camera pans there"
+
+def _gust(s, rng):
+    i = s.smallest
+    return s.things[i].vx == 0 and (Edit("go", i, -s.light), None,
+                                    f"the light is {SIDES[1 + s.light]} , so the {s.things[i].name} is blown away from it")
+
+def _push(s, rng):
+    m = s.mover
+    if m is None: return None
+    way = 1 if s.things[m].vx > 0 else -1
+    ahead = [i for i, t in enumerate(s.things) if i != m and (t.x - s.things[m].x) * way > 0
+             and t.flies == s.things[m].flies]
+    j = min(ahead, key=lambda i: abs(s.things[i].x - s.things[m].x), default=None)
+    return j is not None and (Edit("push", m, j), None,
+                              f"the {s.things[m].name} runs into the {s.things[j].name} , so that one moves on")
+
+def _feel(toward, who):
+    def resolve(s, rng):
+        other = getattr(s, who)
+        i = _still(s, rng, but=(other,))
+        if i is None: return None
+        way = (1 if s.things[other].x > s.things[i].x else -1) * toward
+        return Edit("go", i, way), i, f"the {who} is the {s.things[other].name} , so it goes {SIDES[1 + way]}"
+    return resolve
+
+def _joy(s, rng):
+    i = s.smallest
+    return s.things[i].vx == 0 and not s.things[i].flies and (
+        Edit("jump", i), None, f"the smallest is the {s.things[i].name} , so it jumps")
+
+def _onward(s, rng):
+    m = s.mover
+    return m is not None and (Edit("go", m, 1 if s.things[m].vx > 0 else -1), None,
+                              f"the {s.things[m].name} is moving , so it goes on the same way")
+
+def _habit(s, rng):
+    i, big = s.smallest, s.largest
+    if s.things[i].vx or s.things[i].flies: return None
+    if s.time == "day": return Edit("jump", i), None, f"it is day , so the {s.things[i].name} jumps"
+    way = 1 if s.things[big].x > s.things[i].x else -1
+    return Edit("go", i, way), None, f"it is {s.time} , so the {s.things[i].name} goes {SIDES[1 + way]} to the largest"
+
+
+RULES = {"rave": (
+    Rule("departed", "Temporal Reasoning", "city", _departed, (
+        "imagine the scene an hour after the traveller departed", "some time has passed since the one on its way left",
+        "show the place once the wanderer has taken its leave", "whoever was passing through said goodbye long ago",
+        "picture the spot long after the one in motion set off")),
+    Rule("hours", "Temporal Reasoning", "lake", _hours, (
+        "imagine the same place some hours later", "the clock has run on for a good while",
+        "come back here after a few hours", "let a third of the day pass", "wait here until the hours have gone by")),
+    Rule("season", "Temporal Reasoning", "city", _ground(GROUND_NEXT, "half a year later"), (
+        "imagine this place half a year later", "two seasons have gone by", "the year has turned to its other half",
+        "see it again when the opposite season reigns", "six months have passed over this land")),
+    Rule("light", "Spatial Reasoning", "desert", _light, (
+        "{n} went to stand below the light in the sky", "{n} likes to be right under what shines above",
+        "{n} has found the spot where the light stands overhead", "{n} wants to bask beneath the bright one up there",
+        "{n} rests where the lamp of the sky hangs above it")),
+    Rule("far", "Spatial Reasoning", "meadow", _flee_place, (
+        "{n} keeps as far from the largest as it can", "{n} has sought the spot farthest from the biggest",
+        "{n} wants all the room there is between it and the largest", "{n} now stands opposite the biggest one",
+        "{n} could not be any farther from the giant")),
+    Rule("trade", "Spatial Reasoning", "lake", _trade, (
+        "the smallest and the largest have traded homes", "the biggest lives where the tiniest used to , and the other way round",
+        "smallest and largest each took the other's spot", "the giant and the dwarf changed places",
+        "what was the home of the largest is now that of the smallest")),
+    Rule("frost", "Physical Causality", "desert", _ground(FROST, "in a frost"), (
+        "a hard frost came overnight", "it has been freezing for days", "an icy cold took hold of the land",
+        "winter struck this place", "the temperature fell far below zero")),
+    Rule("heat", "Physical Causality", "city", _ground(HEAT, "in the heat"), (
+        "a heat wave came over the land", "it has been burning hot for days", "the warmest week of all has passed",
+        "hot air settled on this place", "weeks of blazing heat have gone by")),
+    Rule("string", "Physical Causality", "meadow", _string("drop"), (
+        "what held it up in the air has given way", "the string that kept it aloft was cut",
+        "nothing carries the hovering one any more", "gravity has won over the one above",
+        "the one up high has lost its support")),
+    Rule("struck", "Physical Causality", "lake", _struck, (
+        "lightning struck the largest one", "a bolt from the sky has charred the biggest",
+        "the giant caught fire and burned out", "the biggest one was scorched by a flash",
+        "a flash of lightning found the tallest target")),
+    Rule("mirror", "Semantic Inference", "desert", _paint_as(lambda s: s.time), (
+        "{n} has been polished until it mirrors the sky", "the sky is reflected all over {n}",
+        "{n} is now a mirror turned to the heavens", "{n} shines with the reflection of what is above",
+        "{n} gleams like a looking glass under the heavens")),
+    Rule("blend", "Semantic Inference", "meadow", _paint_as(lambda s: s.ground), (
+        "{n} hides by blending into the ground", "{n} is camouflaged on what it stands on",
+        "{n} has taken on the look of the soil below", "nobody can tell {n} from the floor it stands on",
+        "{n} is a chameleon on the ground")),
+    Rule("signal", "Semantic Inference", "city", _signal, (
+        "the traffic signal has switched", "the signal now says the opposite", "the lamp of the crossing has changed over",
+        "drivers see the other signal now", "the signal flipped to its counterpart")),
+    Rule("team", "Semantic Inference", "lake", _paint_as(lambda s: s.things[s.largest].colour), (
+        "{n} has joined the team of the largest", "{n} wears the uniform of the biggest one",
+        "{n} now belongs to the club of the giant", "{n} plays on the side of the largest from today",
+        "{n} is dressed like its big captain")),
+), "icvg": (
+    Rule("follow", "Camera Reasoning", "lake", _follow, (
+        "the camera goes after the one that travels", "we keep watching the one on its way",
+        "the operator cannot let go of the moving one", "our eyes stay on the traveller",
+        "the shot chases the one in motion")),
+    Rule("closer", "Camera Reasoning", "meadow", _closer, (
+        "the camera wants a closer look at the smallest one", "show us what the tiniest is like",
+        "the shot is now all about the smallest", "let us study the dwarf among them",
+        "the lens is curious about the smallest")),
+    Rule("turn", "Camera Reasoning", "desert", _turn, (
+        "the camera looks to where the light comes from", "the shot searches for the source of the light",
+        "our gaze is drawn by what shines", "the operator turns to the brightness",
+        "the view seeks out the light")),
+    Rule("gust", "Causal Reasoning", "city", _gust, (
+        "a gust from the bright side catches the smallest", "wind rises where the light stands and takes the smallest along",
+        "the smallest is blown off by a breeze from the light", "the tiniest cannot stand against the wind from the light",
+        "air rushes in from the shining side onto the smallest")),
+    Rule("push", "Causal Reasoning", "meadow", _push, (
+        "what travels runs into what is in its path", "the moving one hands its speed to the next",
+        "there is a collision ahead", "the traveller bumps into its neighbour",
+        "the one on its way hits the one before it")),
+    Rule("snap", "Causal Reasoning", "desert", _string("fall"), (
+        "the rope that holds it up snaps now", "what keeps it in the air fails this moment",
+        "watch the hovering one lose its hold", "gravity takes the one above right now",
+        "this is the instant its support breaks")),
+    Rule("fear", "Emotional Reasoning", "lake", _feel(-1, "largest"), (
+        "{n} is afraid of the largest", "the biggest one frightens {n}", "{n} panics at the sight of the giant",
+        "{n} feels threatened by the largest", "{n} dreads the biggest")),
+    Rule("longing", "Emotional Reasoning", "city", _feel(1, "smallest"), (
+        "{n} longs for the company of the smallest", "{n} misses the tiniest one", "{n} is fond of the smallest",
+        "the smallest has won the heart of {n}", "{n} yearns for the dwarf")),
+    Rule("joy", "Emotional Reasoning", "desert", _joy, (
+        "the smallest cannot hide its joy", "the tiniest is beside itself with happiness",
+        "good news reach the smallest one", "the smallest is overjoyed", "the dwarf is in the happiest mood")),
+    Rule("onward", "Commonsense Reasoning", "meadow", _onward, (
+        "what is on its way keeps going , faster and faster", "the traveller is in a hurry to get there",
+        "nothing stops the one in motion", "the moving one is late and speeds up",
+        "the one on its way presses on")),
+    Rule("nightfall", "Commonsense Reasoning", "city", _hours, (
+        "the day goes on as days do", "time passes in the usual order", "then comes the next part of the day",
+        "the sun and the moon keep to their schedule", "the day takes its natural course")),
+    Rule("habit", "Commonsense Reasoning", "lake", _habit, (
+        "the smallest does what children do at this hour", "the little one plays by day and seeks its parent when it is dark",
+        "the tiniest behaves as the hour asks of the young", "this is the time of day that tells the smallest what to do",
+        "the little one follows the clock as the young do")),
+)}
+TYPES = {s: list(dict.fromkeys(r.type for r in rules)) for s, rules in RULES.items()}
+SPLITS, SUBSETS = ("train", "val", "test"), ("rave", "icvg", "literal", "cross")
+
+
+@dataclass(frozen=True)
+class Triplet:
+    """source and target: (F, 3, H, W) in [-1, 1]. `subset` is "rave" or "icvg" (no PC), whatever was asked for."""
+    source: torch.Tensor
+    target: torch.Tensor
+    instruction: str
+    literal: str
+    type: str
+    thought: str
+    subset: str
+    rule: str
+    before: Scene
+    edit: Edit
+
+    @property
+    def after(self) -> Scene:
+        return apply(self.before if self.subset == "rave" else self.before.later(), self.edit)
+
+
+def random_scene(rng: np.random.Generator, place: str) -> Scene:
+    """A scene in `place`: two or three things of different sizes and colours, at most one moving, at most one aloft."""
+    time = str(rng.choice(list(SKIES)))
+    ground = PLACES[place]
+    if ground in GROUND_NEXT and rng.random() < .35:
+        ground = GROUND_NEXT[ground]
+    n = int(rng.integers(2, 4))
+    slots, sizes = rng.permutation(3)[:n], rng.permutation(SIZES)[:n]
+    colours = rng.permutation(list(COLOURS))[:n]
+    mover = int(rng.integers(n)) if rng.random() < .6 else -1
+    flyer = int(rng.integers(n)) if rng.random() < .45 else -1
+    things = []
+    for k in range(n):
+        t = Thing(str(rng.choice(SHAPES)), str(colours[k]), float(sizes[k]), SLOTS[slots[k]] + rng.uniform(-.03, .03), 0.)
+        y = rng.uniform(.24, .32) if k == flyer and k != mover else t.floor
+        vx = 0.
+        if k == mover:                                   # in the middle it goes either way, at the side mostly outwards
+            way = rng.choice([-1, 1]) if slots[k] == 1 or rng.random() < .4 else int(slots[k]) - 1
+            vx = float(way) * rng.uniform(.012, .018)
+        things.append(replace(t, y=float(y), vx=vx))
+    return Scene(place, time, ground, int(rng.choice([-1, 1])), float(rng.uniform(0, 6)), tuple(things))
+
+
+def make_triplet(index: int, subset: str = "rave", split: str = "test") -> Triplet:
+    """Triplet number `index` of a subset and split: the same on every machine, types in turn (Sec. 3.1, 3.2).
+
+    subset: "rave" (edits), "icvg" (the next segment), "literal" (RAVE with the literal instruction; Table 3) or
+    "cross" (RAVE in a phrasing and at a place that its rule was never trained with; Table 2; no train split).
+    Raises ValueError for an unknown subset or split, and for the train split of "cross".
+    """
+    if subset not in SUBSETS:
+        raise ValueError(f"unknown subset {subset!r}: choose one of {', '.join(SUBSETS)}")
+    if split not in SPLITS or (subset, split) == ("cross", "train"):
+        raise ValueError(f"no split {split!r} of subset {subset!r}: choose one of {', '.join(SPLITS)}"
+                         + (" (cross is never trained on)" if split == "train" else ""))
+    kind = "icvg" if subset == "icvg" else "rave"
+    types = TYPES[kind]
+    rng = np.random.default_rng([SPLITS.index(split), SUBSETS.index(subset), index])
+    same_type = [r for r in RULES[kind] if r.type == types[index % len(types)]]
+    rule = same_type[index // len(types) % len(same_type)]
+    places = [rule.away] if subset == "cross" else [p for p in PLACES if p != rule.away]
+    while True:                                          # draw scenes until one is such that the rule applies
+        before = random_scene(rng, str(rng.choice(places)))
+        found = rule.resolve(before if kind == "rave" else before.later(), rng)
+        if not found:
+            continue
+        edit, named, thought = found
+        after = apply(before if kind == "rave" else before.later(), edit)
+        source, target = render(before), render(after)
+        if (_blocks(source) - _blocks(target)).abs().amax((1, 2, 3)).gt(.2).sum() >= 3:    # the edit can be seen
+            break
+    phrase = rule.phrases[4] if subset == "cross" else rule.phrases[int(rng.integers(4))]
+    n = f"the {before.things[named].name}" if named is not None else ""
+    plain = literal(before, edit)
+    return Triplet(source, target, plain if subset == "literal" else phrase.format(n=n), plain, rule.type, thought,
+                   kind, rule.name, before, edit)
+
+
+MISSES = ("nothing", "half", "wrong object", "wrong effect", "over-done", "noise", "flicker")
+
+def near_miss(triplet: Triplet, kind: str, rng: np.random.Generator) -> tuple[torch.Tensor, str]:
+    """A wrong answer to `triplet`, and a few words on what is wrong with it.
+
+    kind is one of MISSES; the video is (F, 3, H, W) in [-1, 1]. What a critic must have seen to be worth asking.
+    """
+    start = triplet.before if triplet.subset == "rave" else triplet.before.later()
+    e, n = triplet.edit, len(start.things)
+
+    def other_edit(avoid_thing=False):
+        ops = [Edit("remove", i) for i in range(n)] + [Edit("paint", i, str(rng.choice(list(PALETTE)))) for i in range(n)]
+        ops += [Edit("move", i, k) for i in range(n) for k in range(3) if _free(start, k)]
+        ops += [Edit("time", value=TIME_NEXT[start.time]), Edit("ground", value=str(rng.choice(list(GROUNDS))))]
+        if triplet.subset == "icvg":
+            ops += [Edit("go", i, w) for i in range(n) for w in (-1, 1)] + [Edit("jump", i) for i in range(n)]
+            ops += [Edit("pan", value=-1), Edit("pan", value=1)] + [Edit("zoom", i) for i in range(n)]
+        ops = [o for o in ops if o[:2] != e[:2] and not (avoid_thing and o.i == e.i)]
+        return ops[int(rng.integers(len(ops)))]
+
+    if kind == "nothing":
+        return triplet.source.clone(), "nothing has changed"
+    if kind == "half":
+        a = float(rng.uniform(.25, .75))
+        return triplet.source * (1 - a) + triplet.target * a, "it is only half done"
+    if kind == "wrong object":
+        others = [k for k in range(n) if k != e.i]
+        wrong = e._replace(i=int(rng.choice(others))) if e.i >= 0 and e.op != "swap" else other_edit()
+        if wrong.op == "push": wrong = Edit("go", e.i, 1)
+        return render(apply(start, wrong)), "another one was edited"
+    if kind == "wrong effect":
+        value = {"paint": lambda: str(rng.choice([c for c in PALETTE if c != e.value])),
+                 "move": lambda: int(rng.choice([k for k in range(3) if k != e.value])),
+                 "time": lambda: str(rng.choice([c for c in SKIES if c != e.value])),
+                 "ground": lambda: str(rng.choice([g for g in GROUNDS if g != e.value])),
+                 "pan": lambda: -e.value, "go": lambda: -e.value}.get(e.op)
+        wrong = e._replace(value=value()) if value else other_edit()
+        return render(apply(start, wrong)), "the effect is wrong"
+    if kind == "over-done":
+        extra = other_edit(avoid_thing=True)
+        scene = apply(start, extra)
+        shift = int(extra.op == "remove" and 0 <= extra.i < e.i)                 # removing renumbers the things after
+        if extra.op == "remove" and e.op in ("swap", "push"):
+            scene, shift = replace(start, time=TIME_NEXT[start.time]), 0
+        return render(apply(scene, e._replace(i=e.i - shift) if e.i >= 0 else e)), "more than that was changed"
+    if kind == "noise":
+        noise = torch.from_numpy(rng.normal(0, rng.uniform(.05, .5), triplet.target.shape).astype(np.float32))
+        return (triplet.target + noise).clamp(-1, 1), "it is full of noise"
+    if kind == "flicker":
+        light = torch.from_numpy(rng.uniform(-.5, .5, (FRAMES, 1, 1, 1)).astype(np.float32))
+        return (triplet.target + light).clamp(-1, 1), "it flickers"
+    raise ValueError(f"unknown miss {kind!r}: choose one of {', '.join(MISSES)}")
+
+
+# --------------------------------------------------------------------------------------------------- the oracle
+
+def _blocks(video):
+    """Means over 4x4 pixels: what is where, blind to grain and to soft edges. (F, 3, H, W) -> (F, 3, H/4, W/4)"""
+    return F.avg_pool2d(video, 4)
+
+
+def judge(triplet: Triplet, video: torch.Tensor) -> dict[str, float]:
+    """The oracle's scores of `video` (F, 3, H, W) in [-1, 1] as an answer to `triplet`, each in 0..10 (Sec. 3.2).
+
+    EA: over all 4x4-pixel blocks where source and target differ, the distance of the video to the target, as a share
+        of the distance of the source to the target. 10 is the target, 0 is the source or anything as far away.
+    PC: over all blocks where source and target agree, the RMS distance of the video to the source. 10 is no distance,
+        0 is 0.5 (a quarter of the range of values) or more; ICVG has no "PC".
+    GN: the mean second difference in time of the blocks, in excess of that of the jerkier of source and target. 10 is
+        no excess, 0 is 0.5 or more.
+    GR: the RMS distance of the fine detail (pixel minus the mean of its 5x5 neighbours) from anything between the detail of
+        the source and that of the target, pixel by pixel. 10 is no distance, 0 is 0.3 or more: noise, blur, ghosts.
+
+    Flicker (a brightness per frame that averages to zero) is taken out before EA, PC and GR: it counts in GN alone.
+    Raises ValueError when the video's shape is not that of the target.
+    """
+    S, T, V = triplet.source, triplet.target, video.detach().float().cpu()
+    if V.shape != T.shape:
+        raise ValueError(f"the video is {tuple(V.shape)}, the oracle needs {tuple(T.shape)}")
+    s, t, v = _blocks(S), _blocks(T), _blocks(V)
+    jerk = lambda x: (x[2:] - 2 * x[1:-1] + x[:-2]).abs().mean().item()
+    gn = 1 - max(0., jerk(v) - max(jerk(s), jerk(t))) / .5
+
+    near = t if (v - t).abs().mean() <= (v - s).abs().mean() else s
+    light = (v - near).mean(1).flatten(1).median(1).values                                # (F,)
+    light = (light - light.mean())[:, None, None, None]
+    v, V = v - light, V - light
+
+    gap = (s - t).abs().amax(1, keepdim=True)                                             # (F, 1, h, w)
+    edited, rest = (gap > 1e-6).expand_as(s), (gap <= 1e-6).expand_as(s)
+    ea = 1 - ((v - t).abs()[edited].sum() / (s - t).abs()[edited].sum()).item()
+    pc = 1 - (v - s)[rest].pow(2).mean().sqrt().item() / .5 if rest.any() else 1.
+    fine = lambda x: x - F.avg_pool2d(x, 5, 1, 2, count_include_pad=False)
+    a, b, c = fine(S), fine(T), fine(V)
+    share = (((c - a) * (b - a)).sum(1, keepdim=True) / (b - a).pow(2).sum(1, keepdim=True).clamp_min(1e-9)).clamp(0, 1)
+    gr = 1 - (c - a - share * (b - a)).pow(2).mean().sqrt().item() / .3
+    scores = {"EA": ea, "PC": pc, "GN": gn, "GR": gr}
+    if triplet.subset == "icvg":
+        del scores["PC"]
+    return {k: 10 * min(1., max(0., x)) for k, x in scores.items()}
+
+
+def all_texts() -> list[str]:
+    """A corpus of everything the world can say, for the tokenizer."""
+    texts = []
+    for subset in ("rave", "icvg"):
+        for rule in RULES[subset]:
+            texts += [p.format(n="the red ball") for p in rule.phrases]
+        for index in range(400):
+            t = make_triplet(index, subset, "train")
+            texts += [t.instruction, t.literal, t.thought, caption(t.before)]
+    words = [*PALETTE, *COLOUR_WORDS.values(), *SHAPES, *SIDES, *PLACES, *GROUNDS, *SKIES]
+    rng = np.random.default_rng(0)
+    notes = ["it is done and the rest is kept"] + [near_miss(make_triplet(0, "rave", "train"), m, rng)[1] for m in MISSES]
+    return texts + 50 * words + 50 * notes
+
+
+def contact_sheet(triplets, rows, path, columns=(0, 4, 8)):
+    """Write a PNG: one line a triplet, `rows` = {"source": [video, ...], ...}, frames `columns` of each video."""
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    names, n = list(rows), len(triplets)
+    fig, axes = plt.subplots(n, len(names), figsize=(2.2 * len(columns) * len(names) * .55, 1.75 * n), squeeze=False)
+    for r, triplet in enumerate(triplets):
+        for c, name in enumerate(names):
+            video = rows[name][r]
+            picks = [min(k, len(video) - 1) for k in columns]
+            strip = torch.cat([F.pad(video[k], (0, 2), value=1.) for k in picks], -1).permute(1, 2, 0)
+            axes[r][c].imshow(((strip + 1) / 2).clamp(0, 1).numpy(), interpolation="nearest")
+            axes[r][c].axis("off")
+            if r == 0: axes[r][c].set_title(name, fontsize=9)
+        axes[r][0].text(0, -3, triplet.instruction[:95], fontsize=8, va="bottom", ha="left",
+                        transform=axes[r][0].transData) if r else \
+            axes[r][0].text(0, SIZE + 5, triplet.instruction[:95], fontsize=8, va="top", ha="left")
+    fig.tight_layout()
+    fig.savefig(path, dpi=110)
+    plt.close(fig)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Draw a contact sheet of the tiny world.")
+    parser.add_argument("--subset", choices=SUBSETS, default="rave", help="which subset (default: rave)")
+    parser.add_argument("--out", default="out/world.png", help="the picture to write (default: out/world.png)")
+    parser.add_argument("--number", type=int, default=14, help="how many triplets (default: 14)")
+    args = parser.parse_args()
+    triplets = [make_triplet(i, args.subset, "test") for i in range(args.number)]
+    Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+    contact_sheet(triplets, {"source": [t.source for t in triplets], "target": [t.target for t in triplets]}, args.out)
+    print(f"wrote {args.out}")
