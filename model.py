@@ -22,13 +22,20 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import diffusers
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
+import transformers
 from safetensors.torch import load_file, save_file
 from transformers import (AutoTokenizer, LlamaConfig, LlamaForCausalLM, SiglipVisionConfig, SiglipVisionModel,
                           UMT5Config, UMT5EncoderModel)
+
+transformers.utils.logging.disable_progress_bar()        # loading and saving are silent; what goes wrong is raised
+transformers.utils.logging.set_verbosity_error()
+diffusers.utils.logging.set_verbosity_error()
+diffusers.utils.logging.disable_progress_bar()
 
 
 # -------------------------------------------------------------------------------------------------------- presets
@@ -71,14 +78,14 @@ class Preset:
 
 PRESETS = {
     "tiny": Preset(
-        name="tiny", frames=9, height=64, width=64, vlm_frames=3, vlm_size=64,
-        siglip=dict(hidden_size=128, intermediate_size=384, num_hidden_layers=5, num_attention_heads=4,
-                    image_size=64, patch_size=8, vision_use_head=False),
-        llama=dict(hidden_size=128, intermediate_size=352, num_hidden_layers=5, num_attention_heads=4,
+        name="tiny", frames=9, height=32, width=32, vlm_frames=3, vlm_size=32,
+        siglip=dict(hidden_size=128, intermediate_size=256, num_hidden_layers=4, num_attention_heads=4,
+                    image_size=32, patch_size=4, vision_use_head=False),
+        llama=dict(hidden_size=128, intermediate_size=352, num_hidden_layers=4, num_attention_heads=4,
                    num_key_value_heads=4, max_position_embeddings=512, vocab_size=1024, tie_word_embeddings=True),
         t5=dict(d_model=128, d_kv=32, d_ff=256, num_layers=2, num_heads=4, vocab_size=1024, dropout_rate=0.0),
         vae=dict(base_dim=16, z_dim=16, dim_mult=[1, 2, 4], num_res_blocks=1, temperal_downsample=[True, True],
-                 in_channels=12, out_channels=12, patch_size=2, scale_factor_spatial=8,
+                 scale_factor_spatial=4,
                  latents_mean=[0.] * 16, latents_std=[1.] * 16),
         dit=dict(patch_size=(1, 1, 1), num_attention_heads=4, attention_head_dim=40, in_channels=32, out_channels=16,
                  text_dim=128, freq_dim=128, ffn_dim=480, num_layers=6),

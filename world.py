@@ -22,7 +22,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-SIZE, FRAMES = 64, 9
+SIZE, FRAMES = 32, 9
 COLOURS = {"red": (.90, .10, .12), "green": (.05, .68, .20), "blue": (.12, .25, .90), "yellow": (.98, .86, .10),
            "purple": (.60, .15, .75)}
 SKIES = {"day": (.55, .80, 1.0), "dusk": (1.0, .60, .35), "night": (.06, .07, .25)}
@@ -33,7 +33,7 @@ COLOUR_WORDS = {"day": "pale blue", "dusk": "orange", "night": "navy", "grass": 
                 "sand": "sandy", "stone": "grey", "snow": "white", "ice": "icy"}
 PLACES = {"meadow": "grass", "lake": "water", "desert": "sand", "city": "stone"}
 SHAPES = ("ball", "box", "tent")
-SIZES = (.085, .115, .15)
+SIZES = (.10, .135, .175)
 SLOTS = (.18, .5, .82)                                   # left, middle, right
 SIDES = ("left", "middle", "right")
 FLOOR = .70                                              # where things stand, as the centre's height
@@ -121,7 +121,7 @@ def caption(scene: Scene) -> str:
 def paint(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
     """Draw `scene`; returns video (F, H, W, 3) float32 in [0, 1] and labels (F, H, W), indices into LABELS.
 
-    Shapes are signed distances in pixels, clipped to one pixel of coverage: smooth edges without supersampling.
+    Shapes are signed distances in pixels, clipped to 1.6 pixels of coverage: smooth edges without supersampling.
     """
     f = np.arange(FRAMES, dtype=np.float32)[:, None, None]
     grid = (np.arange(SIZE, dtype=np.float32) + .5) / SIZE
@@ -134,7 +134,7 @@ def paint(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
     pixels = SIZE * zoom
 
     def over(video, labels, distance, colour, label):
-        cover = np.clip(.5 - distance * pixels, 0, 1)[..., None]
+        cover = np.clip(.5 - distance * pixels / 1.6, 0, 1)[..., None]
         return video * (1 - cover) + cover * colour, np.where(cover[..., 0] > .5, label, labels)
 
     shade = {"day": 1., "dusk": .8, "night": .42}[scene.time]
@@ -166,8 +166,8 @@ def paint(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
              "tent": lambda: np.maximum(.866 * np.abs(dx) - .5 * dy - .6 * r, dy - .7 * r)}[t.shape]()
         colour = np.array(PALETTE[t.colour])
         label = LABELS.index(f"{t.colour} {t.shape}")
-        video, labels = over(video, labels, d, colour * .35, label)                        # a dark rim,
-        video, _ = over(video, labels, d + 1.3 / SIZE, colour, label)                      # the thing inside it
+        video, labels = over(video, labels, d, colour * .5, label)                         # a dark rim,
+        video, _ = over(video, labels, d + 1 / SIZE, colour, label)                      # the thing inside it
     return video.astype(np.float32), labels
 
 
@@ -370,7 +370,7 @@ RULES = {"rave": (
     Rule("hours", "Temporal Reasoning", "lake", _hours, (
         "imagine the same place some hours later", "the clock has run on for a good while",
         "come back here after a few hours", "let a third of the day pass", "wait here until the hours have gone by")),
-    Rule("season", "Temporal Reasoning", "city", _ground(GROUND_NEXT, "half a year later"), (
+    Rule("season", "Temporal Reasoning", "lake", _ground(GROUND_NEXT, "half a year later"), (
         "imagine this place half a year later", "two seasons have gone by", "the year has turned to its other half",
         "see it again when the opposite season reigns", "six months have passed over this land")),
     Rule("light", "Spatial Reasoning", "desert", _light, (
@@ -388,7 +388,7 @@ RULES = {"rave": (
     Rule("frost", "Physical Causality", "desert", _ground(FROST, "in a frost"), (
         "a hard frost came overnight", "it has been freezing for days", "an icy cold took hold of the land",
         "winter struck this place", "the temperature fell far below zero")),
-    Rule("heat", "Physical Causality", "city", _ground(HEAT, "in the heat"), (
+    Rule("heat", "Physical Causality", "lake", _ground(HEAT, "in the heat"), (
         "a heat wave came over the land", "it has been burning hot for days", "the warmest week of all has passed",
         "hot air settled on this place", "weeks of blazing heat have gone by")),
     Rule("string", "Physical Causality", "meadow", _string("drop"), (
@@ -591,48 +591,52 @@ def near_miss(triplet: Triplet, kind: str, rng: np.random.Generator) -> tuple[to
         return (triplet.target + noise).clamp(-1, 1), "it is full of noise"
     if kind == "flicker":
         light = torch.from_numpy(rng.uniform(-.5, .5, (FRAMES, 1, 1, 1)).astype(np.float32))
-        return (triplet.target + light).clamp(-1, 1), "it flickers"
+        return (triplet.target + light - light.mean()).clamp(-1, 1), "it flickers"
     raise ValueError(f"unknown miss {kind!r}: choose one of {', '.join(MISSES)}")
 
 
 # --------------------------------------------------------------------------------------------------- the oracle
 
 def _blocks(video):
-    """Means over 4x4 pixels: what is where, blind to grain and to soft edges. (F, 3, H, W) -> (F, 3, H/4, W/4)"""
-    return F.avg_pool2d(video, 4)
+    """Means over 2x2 pixels: what is where, blind to grain and to soft edges. (F, 3, H, W) -> (F, 3, H/2, W/2)"""
+    return F.avg_pool2d(video, 2)
 
 
 def judge(triplet: Triplet, video: torch.Tensor) -> dict[str, float]:
     """The oracle's scores of `video` (F, 3, H, W) in [-1, 1] as an answer to `triplet`, each in 0..10 (Sec. 3.2).
 
-    EA: over all 4x4-pixel blocks where source and target differ, the distance of the video to the target, as a share
+    EA: over all 2x2-pixel blocks where source and target differ, the distance of the video to the target, as a share
         of the distance of the source to the target. 10 is the target, 0 is the source or anything as far away.
     PC: over all blocks where source and target agree, the RMS distance of the video to the source. 10 is no distance,
         0 is 0.5 (a quarter of the range of values) or more; ICVG has no "PC".
     GN: the mean second difference in time of the blocks, in excess of that of the jerkier of source and target. 10 is
         no excess, 0 is 0.5 or more.
-    GR: the RMS distance of the fine detail (pixel minus the mean of its 5x5 neighbours) from anything between the detail of
-        the source and that of the target, pixel by pixel. 10 is no distance, 0 is 0.3 or more: noise, blur, ghosts.
+    GR: the RMS distance of the fine detail (pixel minus the mean of its 5x5 neighbours) from anything between the
+        detail of the source and that of the target, pixel by pixel. 10 is none, 0 is 0.3 or more: noise, blur, ghosts.
 
-    Flicker (a brightness per frame that averages to zero) is taken out before EA, PC and GR: it counts in GN alone.
-    Raises ValueError when the video's shape is not that of the target.
+    Flicker (a brightness per frame that averages to zero) is taken out of the distances of EA and PC: it counts in GN
+    alone. Every distance is convex in the video and none at the target: on a blend towards it no score ever falls.
+    Raises ValueError when the video's shape is not that of the target, or where it holds a NaN or an infinity.
     """
     S, T, V = triplet.source, triplet.target, video.detach().float().cpu()
     if V.shape != T.shape:
         raise ValueError(f"the video is {tuple(V.shape)}, the oracle needs {tuple(T.shape)}")
+    if not V.isfinite().all():
+        raise ValueError("the video is not finite: the oracle does not score it")
     s, t, v = _blocks(S), _blocks(T), _blocks(V)
+    gap = (s - t).abs().amax(1, keepdim=True)                                             # (F, 1, h, w)
+    edited, rest = gap > 1e-6, gap <= 1e-6
+
+    def steady(d, where):
+        """Differences d (F, 3, h, w) without their flicker, as the median over the blocks `where` shows it."""
+        light = d.mean(1, keepdim=True).masked_fill(~where, math.nan).flatten(1).nanmedian(1).values.nan_to_num()
+        return d - (light - light.mean())[:, None, None, None]
+
+    far = lambda x: (steady(x - t, torch.ones_like(rest)).abs() * edited).sum().item()
+    ea = 1 - far(v) / far(s)
+    pc = 1 - steady(v - s, rest)[rest.expand_as(s)].pow(2).mean().sqrt().item() / .5 if rest.any() else 1.
     jerk = lambda x: (x[2:] - 2 * x[1:-1] + x[:-2]).abs().mean().item()
     gn = 1 - max(0., jerk(v) - max(jerk(s), jerk(t))) / .5
-
-    near = t if (v - t).abs().mean() <= (v - s).abs().mean() else s
-    light = (v - near).mean(1).flatten(1).median(1).values                                # (F,)
-    light = (light - light.mean())[:, None, None, None]
-    v, V = v - light, V - light
-
-    gap = (s - t).abs().amax(1, keepdim=True)                                             # (F, 1, h, w)
-    edited, rest = (gap > 1e-6).expand_as(s), (gap <= 1e-6).expand_as(s)
-    ea = 1 - ((v - t).abs()[edited].sum() / (s - t).abs()[edited].sum()).item()
-    pc = 1 - (v - s)[rest].pow(2).mean().sqrt().item() / .5 if rest.any() else 1.
     fine = lambda x: x - F.avg_pool2d(x, 5, 1, 2, count_include_pad=False)
     a, b, c = fine(S), fine(T), fine(V)
     share = (((c - a) * (b - a)).sum(1, keepdim=True) / (b - a).pow(2).sum(1, keepdim=True).clamp_min(1e-9)).clamp(0, 1)
@@ -663,22 +667,29 @@ def contact_sheet(triplets, rows, path, columns=(0, 4, 8)):
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    names, n = list(rows), len(triplets)
-    fig, axes = plt.subplots(n, len(names), figsize=(2.2 * len(columns) * len(names) * .55, 1.75 * n), squeeze=False)
+    h, w = next(iter(rows.values()))[0].shape[-2:]
+    scale = max(1, round(100 / h))                       # whole dots for a pixel, about 100 dots for a frame
+    strip, row, top, gap = (scale * w + 2) * len(columns), scale * h + 28, 22, 12          # all in dots
+    width, height = (strip + gap) * len(rows) + gap, row * len(triplets) + top
+    sheet = torch.ones(3, height, width)
+    figure = plt.figure(figsize=(width / 100, height / 100), dpi=100)
+    write = lambda x, y, text, **kw: figure.text(x / width, 1 - y / height, text, parse_math=False, **kw)
+    for c, (name, videos) in enumerate(rows.items()):
+        x = gap + c * (strip + gap)
+        write(x + strip / 2, top - 8, name, size=10, weight="bold", ha="center")
+        for r, video in zip(range(len(triplets)), videos):
+            for k, f in enumerate(columns):
+                frame = video[min(f, len(video) - 1)].detach().float().cpu().nan_to_num()
+                left, upper = x + k * (scale * w + 2), top + r * row + 22
+                sheet[:, upper:upper + scale * h, left:left + scale * w] = \
+                    ((frame + 1) / 2).clamp(0, 1).repeat_interleave(scale, 1).repeat_interleave(scale, 2)
+    letters = (width - 2 * gap) * 10 // 64               # that fit into a line
     for r, triplet in enumerate(triplets):
-        for c, name in enumerate(names):
-            video = rows[name][r]
-            picks = [min(k, len(video) - 1) for k in columns]
-            strip = torch.cat([F.pad(video[k], (0, 2), value=1.) for k in picks], -1).permute(1, 2, 0)
-            axes[r][c].imshow(((strip + 1) / 2).clamp(0, 1).numpy(), interpolation="nearest")
-            axes[r][c].axis("off")
-            if r == 0: axes[r][c].set_title(name, fontsize=9)
-        axes[r][0].text(0, -3, triplet.instruction[:95], fontsize=8, va="bottom", ha="left",
-                        transform=axes[r][0].transData) if r else \
-            axes[r][0].text(0, SIZE + 5, triplet.instruction[:95], fontsize=8, va="top", ha="left")
-    fig.tight_layout()
-    fig.savefig(path, dpi=110)
-    plt.close(fig)
+        text = triplet.instruction
+        write(gap, top + r * row + 16, text if len(text) <= letters else text[:letters - 3] + "...", size=9)
+    figure.figimage(sheet.permute(1, 2, 0).numpy(), zorder=-1)
+    figure.savefig(path, dpi=100, format="png")
+    plt.close(figure)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,308 @@
+"""How good is it? Generate, judge, and say how sure one can be (Sec. 3.2).
+
+    python evaluate.py --subset rave                            # the base model; also icvg, literal, cross
+    python evaluate.py --subset rave --checkpoint out/uso       # a run of train.py
+    python evaluate.py --subset icvg --split val --n 50 --seed 1
+    python evaluate.py --critic                                 # is the critic right? VAE, verdicts, gradients
+
+Writes scores.jsonl (one row a sample), table.md and strips.png (source, edit, target of the first dozen) into
+out/eval/<checkpoint>-<subset>-<split>/. Stopped and started again with the same settings it goes on where it was; other
+settings or other weights start afresh. The judge is the tiny world's oracle, which re-renders the right answer.
+
+Left out of the paper: GPT-4o as judge and VBench's metrics, which need real videos.
+
+Axis letters: B batch, F frames, H W pixels.
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.stats import bootstrap, spearmanr
+from tqdm import tqdm
+
+import world
+from critic import THINK, Critic, decode_frames, load_model
+from data import BadInput, atomic_write, fingerprint, replacing
+from model import TRAINED
+
+COLUMNS = ("EA", "PC", "GN", "GR", "Overall", "Geometric mean")
+STRIPS = 12                                              # how many samples strips.png shows
+
+
+# --------------------------------------------------------------------------------------------------------- scores
+
+def overall(ea, pc, gn, gr):
+    """A sample's Overall in 0..10: sqrt(SC * PQ), SC = min(EA, PC), PQ = min(GN, GR) (Sec. 3.2, read as VIEScore does).
+
+    Numbers or arrays in 0..10. pc is None on ICVG, which has no Preservation Consistency: then SC = EA.
+    """
+    return np.sqrt((ea if pc is None else np.minimum(ea, pc)) * np.minimum(gn, gr))
+
+
+def geometric_mean(ea, pc, gn, gr):
+    """The geometric mean of all four scores (of three where pc is None): the other reading of the paper's sentence."""
+    return np.sqrt(np.sqrt(ea * pc * gn * gr)) if pc is not None else np.cbrt(ea * gn * gr)
+
+
+def interval(values, seed: int = 0) -> tuple[float, float, float]:
+    """(mean, low, high): the mean of `values` and its 95 % interval, by the percentile bootstrap.
+
+    A single value has no interval (low and high are NaN), an empty list has no mean either.
+    """
+    x = np.asarray(values, float)
+    if len(x) < 2:
+        return float(x[0]) if len(x) else math.nan, math.nan, math.nan
+    ci = bootstrap((x,), np.mean, method="percentile", batch=1000, rng=np.random.default_rng(seed)).confidence_interval
+    return float(x.mean()), float(ci.low), float(ci.high)
+
+
+def paired_difference(a, b) -> tuple[float, float, float]:
+    """(mean, low, high) of a - b over the same samples: what one method gains on another, with its 95 % interval.
+
+    Pairs in which either is None (a failed sample) are left out. Raises ValueError where the lengths differ.
+    """
+    return interval([x - y for x, y in zip(a, b, strict=True) if x is not None and y is not None])
+
+
+# ------------------------------------------------------------------------------------------- generate and judge
+
+def generate_and_judge(model, subset: str, split: str, n: int, steps: int = 12, guidance: float = 1.0, seed: int = 0,
+                       batch: int = 20, progress: bool = True, keep=None, done: dict | None = None) -> list[dict]:
+    """Edit the first `n` triplets of the tiny world and judge each; returns a row for each sample, in order.
+
+    A row has id, index, subset, type, rule, instruction, failed (None or why) and the COLUMNS; PC is None on ICVG, and
+    every score is None where the sample failed: a video that is not finite is counted, never scored. Sample i's noise
+    comes from seed + i, whatever the batch. keep(row, video (F, 3, H, W)) is called for each new row; `done` holds rows
+    by index that need not be made again.
+    """
+    rows = dict(done or {})
+    todo = [i for i in range(n) if i not in rows]
+    with tqdm(total=n, initial=n - len(todo), desc=f"evaluate {subset}", unit="sample", disable=not progress) as bar:
+        while todo:
+            now = [i for k, i in enumerate(todo[:batch]) if i == todo[0] + k]          # row k has the noise seed + k
+            todo = todo[len(now):]
+            triplets = [world.make_triplet(i, subset, split) for i in now]
+            source = torch.stack([t.source for t in triplets]).to(model.device)            # (B, F, 3, H, W)
+            edits = model.sample(source, [t.instruction for t in triplets], steps, guidance, seed + now[0]).cpu()
+            for i, triplet, video in zip(now, triplets, edits):
+                rows[i] = {"id": f"{subset}-{split}-{i}", "index": i, "subset": subset, "type": triplet.type,
+                           "rule": triplet.rule, "instruction": triplet.instruction, **_scores(triplet, video)}
+                if keep:
+                    keep(rows[i], video)
+            bar.update(len(now))
+    return [rows[i] for i in range(n)]
+
+
+def _scores(triplet, video) -> dict:
+    if not video.isfinite().all():
+        return {"failed": "the video is not finite", **dict.fromkeys(COLUMNS)}
+    s = world.judge(triplet, video)
+    four = s["EA"], s.get("PC"), s["GN"], s["GR"]
+    return {"failed": None, **dict(zip(COLUMNS, (*four, float(overall(*four)), float(geometric_mean(*four)))))}
+
+
+def table(rows: list[dict]) -> str:
+    """Rows of samples -> a Markdown table: a line for each reasoning type and one for all; mean [95 % interval]."""
+    lines = [["type", "N scored", "N failed", *COLUMNS]]
+    types = list(dict.fromkeys(r["type"] for r in rows))
+    for name in types + ["all"]:
+        group = [r for r in rows if name in (r["type"], "all")]
+        scored = [r for r in group if not r["failed"]]
+        lines.append([name, str(len(scored)), str(len(group) - len(scored))])
+        for column in COLUMNS:
+            mean, low, high = interval([r[column] for r in scored if r[column] is not None])
+            lines[-1].append("-" if math.isnan(mean) else f"{mean:.2f}" if math.isnan(low) else
+                             f"{mean:.2f} [{low:.2f}, {high:.2f}]")
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    lines.insert(1, ["-" * widths[0]] + ["-" * (w - 1) + ":" for w in widths[1:]])
+    lines = [[f"{cell:{'>' if k else '<'}{w}}" for k, (cell, w) in enumerate(zip(line, widths))] for line in lines]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+# ----------------------------------------------------------------------------- is the critic right? (Sec. 4.2.2)
+
+def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Mean over clips of the peak signal-to-noise ratio in dB; a, b: (B, F, 3, H, W) in [-1, 1]."""
+    return float((10 * torch.log10(4 / (a - b).pow(2).mean((1, 2, 3, 4)).clamp_min(1e-9))).mean())
+
+
+def check_critic(model, n: int = 200, split: str = "test", seed: int = 0, batch: int = 20) -> dict:
+    """Measure the frozen parts on `n` held-out triplets (RAVE and ICVG in turn) of the tiny world.
+
+    psnr: the VAE on whole clips. alone_psnr: single latent frames decoded alone, against the same frames of the exact
+    decode. For each chain of thought: right, the share of right verdicts on n edits (targets) and n near misses (with an
+    oracle's Overall below 6); by_kind; spearman of margin and oracle's EA on n edits that the model generates;
+    gradient, the mean norm of d margin / d pixels on those; inside, the share of its absolute value where source and
+    target differ, beside `area`, the share of the picture that this is.
+    """
+    triplets = [world.make_triplet(k // 2, ("rave", "icvg")[k % 2], split) for k in range(n)]
+    rng, misses, kinds = np.random.default_rng(seed), [], []
+    for k, triplet in enumerate(triplets):
+        while True:
+            kind = world.MISSES[k % len(world.MISSES)]
+            video, _ = world.near_miss(triplet, kind, rng)
+            s = world.judge(triplet, video)
+            if overall(s["EA"], s.get("PC"), s["GN"], s["GR"]) < 6:
+                break
+            k += 1                                       # too nearly right to be called wrong: another kind
+        misses.append(video), kinds.append(kind)
+    source, target = (torch.stack([getattr(t, name) for t in triplets]) for name in ("source", "target"))
+    words, wrong = [t.instruction for t in triplets], torch.stack(misses)
+    chunks = [slice(i, min(i + batch, n)) for i in range(0, n, batch)]
+    edits = torch.cat([model.sample(source[c], words[c], seed=seed + c.start) for c in tqdm(chunks, desc="edits")])
+    oracle = [world.judge(t, v)["EA"] for t, v in zip(triplets, edits)]
+    with torch.no_grad():
+        latents = torch.cat([model.encode_video(target[c]) for c in chunks])
+        decoded = torch.cat([model.decode_video(latents[c]) for c in chunks])
+        alone = torch.cat([decode_frames(model, latents[c], "alone") for c in chunks])
+    result = {"n": n, "split": split, "psnr": psnr(decoded, target),
+              "alone_psnr": [psnr(alone[:, k:k + 1], model.vlm.pick(decoded)[:, k:k + 1]) for k in range(alone.shape[1])]}
+    region = (model.vlm.pick(source) - model.vlm.pick(target)).abs().amax(2, keepdim=True) > .02      # (B, K, 1, H, W)
+    result["area"] = float(region.float().mean())
+    for think in THINK:
+        critic, margins = Critic(model, think), {}
+        expected = [critic.thoughts(source[c], words[c]) if think == "expect" else None for c in chunks]
+        for name, clips in (("edit", target), ("miss", wrong)):
+            with torch.no_grad():
+                margins[name] = torch.cat([critic.margin(source[c], clips[c], words[c], thought)
+                                           for c, thought in zip(tqdm(chunks, desc=f"{think}: {name}"), expected)])
+        generated, gradients = [], []
+        for c, thought in zip(tqdm(chunks, desc=f"{think}: generated"), expected):
+            frames = model.vlm.pick(edits[c]).requires_grad_()
+            m = critic.margin(source[c], frames, words[c], thought)
+            gradients.append(torch.autograd.grad(m.sum(), frames)[0])
+            generated.append(m.detach())
+        g = torch.cat(gradients)
+        ok = {"edit": margins["edit"] > 0, "miss": margins["miss"] < 0}
+        result[think] = {
+            "right": float(torch.cat(list(ok.values())).float().mean()),
+            "by_kind": {"edit": float(ok["edit"].float().mean()),
+                        **{kind: float(ok["miss"][[k == kind for k in kinds]].float().mean()) for kind in dict.fromkeys(kinds)}},
+            "spearman": float(spearmanr(torch.cat(generated), oracle).statistic),
+            "gradient": float(g.flatten(1).norm(dim=1).mean()),
+            "inside": float((g.abs() * region).flatten(1).sum(1).div(g.abs().flatten(1).sum(1)).mean())}
+    return result
+
+
+# ---------------------------------------------------------------------------------------------------- the command
+
+def parse(argv=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Score a model on the tiny world.")
+    parser.add_argument("--critic", action="store_true", help="measure the frozen parts instead of the generator")
+    parser.add_argument("--subset", default="rave", help=f"one of {', '.join(world.SUBSETS)} (default: rave)")
+    parser.add_argument("--split", default="test", help=f"one of {', '.join(world.SPLITS)} (default: test)")
+    parser.add_argument("--checkpoint", help="a run's folder (default: the released weights of the tiny preset)")
+    parser.add_argument("--n", type=int, default=200, help="how many samples (default: 200)")
+    parser.add_argument("--steps", type=int, default=12, help="Euler steps from noise to clip (default: 12)")
+    parser.add_argument("--guidance", type=float, default=1.0, help="c + g (c - uncond); 0 is none (default: 1.0)")
+    parser.add_argument("--batch", type=int, default=20, help="clips generated at a time (default: 20)")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
+    parser.add_argument("--out", default="out/eval", help="where the results' folder goes (default: out/eval)")
+
+    def one_line(message):                               # argparse's own would print the usage as well
+        raise BadInput(message)
+    parser.error = one_line
+    args = parser.parse_args(argv)
+    for flag in ("n", "steps", "batch"):
+        if getattr(args, flag) < 1:
+            raise BadInput(f"--{flag} {getattr(args, flag)}: must be at least 1; {parser.get_default(flag)} will do")
+    if not 0 <= args.guidance < math.inf:
+        raise BadInput(f"--guidance {args.guidance}: must be 0 or a positive number; 1 will do")
+    try:
+        world.make_triplet(0, args.subset, args.split)
+    except ValueError as error:
+        raise BadInput(f"--subset {args.subset} --split {args.split}: {error}") from error
+    return args
+
+
+def weights_hash(model) -> str:
+    """sha256 of all weights and tokenizers of a model, wherever its folder is."""
+    sha = hashlib.sha256(fingerprint(model).encode())                                      # the frozen parts
+    for part in TRAINED:
+        for name, tensor in sorted(getattr(model, part).state_dict().items()):
+            sha.update(f"{part}.{name} {tuple(tensor.shape)}".encode())
+            sha.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return sha.hexdigest()
+
+
+def resume(folder: Path, settings: dict) -> dict[int, dict]:
+    """The rows, by index, that an earlier run with the same settings left in `folder`; other ones are cleared away."""
+    record = folder / "settings.json"
+    try:
+        if json.loads(record.read_text()) == settings:
+            return {r["index"]: r for r in map(json.loads, (folder / "scores.jsonl").read_text().splitlines())}
+    except (OSError, ValueError, KeyError, TypeError):   # there is none, or not one of ours
+        pass
+    if (folder / "scores.jsonl").exists():
+        print(f"{folder} holds the scores of other settings or weights: starting afresh")
+    for name in ("scores.jsonl", "table.md", "strips.png"):
+        if (folder / name).exists():
+            (folder / name).unlink()
+    atomic_write(record, json.dumps(settings, indent=1) + "\n")
+    return {}
+
+
+def main(argv=None) -> None:
+    args = parse(argv)
+    model = load_model(args.checkpoint)
+    if torch.cuda.is_available():
+        model.cuda()
+    if args.critic:
+        result = check_critic(model, args.n, args.split, args.seed, args.batch)
+        atomic_write(Path(args.out) / "critic.json", json.dumps(result, indent=1) + "\n")
+        print(f"on {args.n} triplets of the {args.split} split: VAE {result['psnr']:.1f} dB; latent frames decoded alone, "
+              f"against the exact decode: {', '.join(f'{x:.1f}' for x in result['alone_psnr'])} dB")
+        for think in THINK:
+            r = result[think]
+            print(f"{think:7s} verdicts right {r['right']:.1%} ({', '.join(f'{k} {v:.0%}' for k, v in r['by_kind'].items())}); "
+                  f"Spearman with EA {r['spearman']:.3f}; |d margin / d pixels| {r['gradient']:.3f}, "
+                  f"{r['inside']:.0%} of it on the {result['area']:.0%} of pixels that should change")
+        return
+    name = Path(args.checkpoint).resolve() if args.checkpoint else Path(model.preset.name)
+    name = name.parent.name if name.name == "model" else name.name                         # out/run/model is out/run
+    folder = Path(args.out) / f"{name}-{args.subset}-{args.split}"
+    how = {k: getattr(args, k) for k in ("subset", "split", "steps", "guidance", "seed")}
+    oracle = hashlib.sha256(Path(world.__file__).read_bytes()).hexdigest()                 # another one, other scores
+    settings = {**how, "checkpoint": weights_hash(model), "world": oracle}
+    rows, clips, strips = resume(folder, settings), {}, folder / "strips.png"
+
+    def keep(row, video):
+        rows[row["index"]] = row
+        atomic_write(folder / "scores.jsonl", "".join(json.dumps(rows[i]) + "\n" for i in sorted(rows)))
+        if row["index"] < STRIPS:
+            clips[row["index"]] = video
+
+    result = generate_and_judge(model, n=args.n, **how, batch=args.batch, keep=keep, done=rows)
+    if clips or not strips.exists():
+        first = range(min(args.n, STRIPS))
+        if len(clips) < len(first):                      # before a stop only scores were kept: the same clips once more
+            generate_and_judge(model, n=len(first), **how, batch=args.batch, progress=False,
+                               keep=lambda row, video: clips.update({row["index"]: video}))
+        triplets = [world.make_triplet(i, args.subset, args.split) for i in first]
+        with replacing(strips) as temporary:
+            world.contact_sheet(triplets, {"source": [t.source for t in triplets], "edit": [clips[i] for i in first],
+                                           "target": [t.target for t in triplets]}, temporary)
+    text = table(result)
+    head = f"{args.checkpoint or 'weights/' + model.preset.name} on {args.subset}, {args.split} split: mean of 0..10 " \
+           f"[95 % bootstrap interval], {args.steps} steps, guidance {args.guidance:g}, seed {args.seed}."
+    atomic_write(folder / "table.md", f"{head}\n\n{text}")
+    failed = sum(bool(r["failed"]) for r in result)
+    print(f"{head}\n\n{text}" + (f"\n{failed} of {args.n} samples failed: not finite, not scored\n" if failed else "")
+          + f"\nwrote scores.jsonl, table.md and strips.png into {folder}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (BadInput, OSError) as error:
+        print(f"evaluate.py: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("evaluate.py: stopped; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)

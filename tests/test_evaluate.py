@@ -1,0 +1,203 @@
+"""The scores by hand, the intervals by hand, and the command: runs, goes on after a stop, says what is wrong."""
+
+import json
+import math
+import os
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import evaluate
+import world
+from evaluate import COLUMNS, generate_and_judge, geometric_mean, interval, overall, paired_difference, table
+
+SCRIPT = Path(evaluate.__file__)
+
+
+# --------------------------------------------------------------------------------------------------------- scores
+
+def test_overall_by_hand():
+    assert overall(9, 4, 4, 9) == 4                      # sqrt(min(9, 4) * min(4, 9))
+    assert overall(10, 2, 8, 10) == 4
+    assert overall(4, None, 9, 10) == 6                  # ICVG: SC = EA
+    assert overall(10, 10, 10, 10) == 10
+    assert overall(0, 10, 10, 10) == overall(10, 10, 0, 10) == 0
+    np.testing.assert_allclose(overall(*np.array([[9., 1.], [4., 9.], [4., 4.], [9., 9.]])), [4, 2])
+
+
+def test_geometric_mean_by_hand():
+    assert geometric_mean(1, 2, 4, 8) == pytest.approx(64 ** .25)
+    assert geometric_mean(2, None, 4, 8) == pytest.approx(4)                               # of three on ICVG
+    assert geometric_mean(0, 10, 10, 10) == 0
+
+
+@pytest.mark.parametrize("score", [overall, geometric_mean])
+def test_a_better_score_never_lowers_the_sum(score):
+    rng = np.random.default_rng(0)
+    for low in rng.uniform(0, 10, (200, 4)):
+        for k in range(4):
+            high = low.copy()
+            high[k] = rng.uniform(low[k], 10)
+            assert score(*high) >= score(*low) and 0 <= score(*high) <= 10
+    assert score(3, None, 5, 6) <= score(4, None, 5, 6)
+
+
+def test_interval_by_hand():
+    assert interval([0, 10]) == (5, 0, 10)               # a quarter of all resamples is 0, 0, another 10, 10
+    mean, low, high = interval([0] * 50 + [10] * 50)     # the mean is Binomial(100, 1/2) / 10: quantiles 40 and 60
+    assert mean == 5 and low == pytest.approx(4, abs=.11) and high == pytest.approx(6, abs=.11)
+    assert interval([0, 3, 10, 4]) == interval([0, 3, 10, 4])
+
+
+def test_interval_of_little():
+    assert interval([7, 7, 7]) == (7, 7, 7)
+    mean, low, high = interval([7])
+    assert mean == 7 and math.isnan(low) and math.isnan(high)
+    assert all(math.isnan(x) for x in interval([]))
+
+
+def test_paired_difference():
+    b = np.random.default_rng(0).uniform(0, 9, 30)
+    assert paired_difference(b + 1, b) == pytest.approx((1, 1, 1))                     # pairing takes the spread out
+    assert paired_difference([5, None, 7, 1], [4, 3, None, 0]) == (1, 1, 1)
+    mean, low, high = paired_difference([0, 10], [10, 0])
+    assert (mean, low, high) == (0, -10, 10)
+    with pytest.raises(ValueError):
+        paired_difference([1, 2], [1])
+
+
+def test_table_by_hand():
+    row = lambda type, failed=None, **scores: {"type": type, "failed": failed, **dict.fromkeys(COLUMNS), **scores}
+    text = table([row("A", EA=4., PC=None, GN=1., GR=2., Overall=3.), row("A", EA=4., GN=1., GR=2., Overall=3.),
+                  row("A", "not finite"), row("B", EA=8., Overall=9.), row("C", "not finite")])
+    cells = {line[0]: line[1:] for line in ([c.strip() for c in line.split("|")[1:-1]] for line in text.splitlines())}
+    assert cells["type"] == ["N scored", "N failed", *COLUMNS]
+    assert cells["A"][:4] == ["2", "1", "4.00 [4.00, 4.00]", "-"]
+    assert cells["B"][:3] == ["1", "0", "8.00"] and cells["B"][6] == "9.00"
+    assert cells["C"] == ["0", "1"] + ["-"] * 6
+    assert cells["all"][:2] == ["3", "2"] and cells["all"][2].startswith("5.33 [4.00, ")
+    assert len({len(line) for line in text.splitlines()}) == 1
+
+
+# ------------------------------------------------------------------------------------------- generate and judge
+
+class Knows:
+    """A stand-in for the model: answers sample 2 with NaN, odd ones with the source and the others with the target."""
+    device = "cpu"
+
+    def __init__(self, subset="rave"):
+        self.triplets, self.asked = [world.make_triplet(i, subset, "val") for i in range(5)], []
+
+    def sample(self, source, instructions, steps, guidance, seed):
+        self.asked.append((len(source), steps, guidance, seed))
+        index = [next(i for i, t in enumerate(self.triplets) if torch.equal(t.source, s)) for s in source]
+        assert instructions == [self.triplets[i].instruction for i in index]
+        return torch.stack([self.triplets[i].target * float("nan") if i == 2 else
+                            self.triplets[i].source if i % 2 else self.triplets[i].target for i in index])
+
+
+@pytest.mark.parametrize("subset", ["rave", "icvg"])
+def test_generate_and_judge(subset):
+    model, kept = Knows(subset), []
+    rows = generate_and_judge(model, subset, "val", 5, 7, 0.5, seed=100, batch=2, progress=False,
+                              keep=lambda row, video: kept.append((row["index"], video.shape)))
+    assert model.asked == [(2, 7, .5, 100), (2, 7, .5, 102), (1, 7, .5, 104)]              # noise goes by the sample
+    assert kept == [(i, model.triplets[0].source.shape) for i in range(5)]
+    assert [r["id"] for r in rows] == [f"{subset}-val-{i}" for i in range(5)]
+    assert [r["type"] for r in rows] == [t.type for t in model.triplets]
+    for i, row in enumerate(rows):
+        assert set(row) == {"id", "index", "subset", "type", "rule", "instruction", "failed", *COLUMNS}
+        if i == 2:
+            assert "finite" in row["failed"] and all(row[c] is None for c in COLUMNS)
+        else:
+            assert row["failed"] is None and (row["PC"] is None) == (subset == "icvg")
+            assert [row["EA"], row["Overall"]] == pytest.approx([0, 0] if i % 2 else [10, 10], abs=.01)
+    json.dumps(rows, allow_nan=False)
+    again = Knows(subset)
+    assert generate_and_judge(again, subset, "val", 5, 7, 0.5, seed=100, progress=False,
+                              done={i: rows[i] for i in (0, 3)}) == rows
+    assert [call[0] for call in again.asked] == [2, 1] and [call[3] for call in again.asked] == [101, 104]
+
+
+# ---------------------------------------------------------------------------------------------------- the command
+
+def test_the_command(tiny_dir, tmp_path):
+    run = subprocess.run([sys.executable, SCRIPT, "--subset", "icvg", "--checkpoint", tiny_dir, "--n", "4", "--steps",
+                          "2", "--out", tmp_path], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert run.returncode == 0, run.stderr
+    folder = tmp_path / "tiny-icvg-test"
+    assert {p.name for p in folder.iterdir()} == {"settings.json", "scores.jsonl", "table.md", "strips.png"}
+    rows = [json.loads(line) for line in (folder / "scores.jsonl").read_text().splitlines()]
+    assert [r["index"] for r in rows] == [0, 1, 2, 3] and all(r["PC"] is None and r["failed"] is None for r in rows)
+    text = (folder / "table.md").read_text()
+    assert text in run.stdout and table(rows) in text and text.count("Reasoning") == 4
+    assert (folder / "strips.png").read_bytes().startswith(b"\x89PNG")
+    assert "4/4" in run.stderr                           # the bar
+
+
+def test_a_stopped_run_goes_on(tiny, tmp_path, monkeypatch):
+    asked, stop_at = [], None
+
+    def sample(model, source, instructions, steps, guidance, seed):
+        asked.append(seed)
+        if seed == stop_at:
+            raise KeyboardInterrupt
+        return torch.stack([x * torch.rand(1, generator=torch.Generator().manual_seed(seed + i))
+                            for i, x in enumerate(source)])
+    monkeypatch.setattr(type(tiny), "sample", sample)
+    monkeypatch.setattr(evaluate, "load_model", lambda folder: tiny)
+
+    def run(out, seed=0):
+        asked.clear()
+        evaluate.main(["--n", "5", "--steps", "1", "--batch", "2", "--seed", str(seed), "--out", str(tmp_path / out)])
+        return [json.loads(line) for line in (tmp_path / out / "tiny-rave-test/scores.jsonl").read_text().splitlines()]
+
+    whole = run("whole")
+    assert asked == [0, 2, 4]
+    stop_at = 2
+    with pytest.raises(KeyboardInterrupt):
+        run("stopped")
+    folder = tmp_path / "stopped/tiny-rave-test"
+    assert {p.name for p in folder.iterdir()} == {"settings.json", "scores.jsonl"}
+    stop_at = None
+    assert run("stopped") == whole and asked[:2] == [2, 4]                                 # (then the strips' clips)
+    assert (folder / "table.md").read_text() == (tmp_path / "whole/tiny-rave-test/table.md").read_text()
+    assert (folder / "strips.png").exists() and run("stopped") == whole and asked == []    # nothing is made twice
+    other = run("stopped", seed=7)
+    assert asked == [7, 9, 11] and other != whole                                          # other settings: afresh
+
+
+@pytest.mark.parametrize("flags, words", [
+    (["--subset", "raven"], "--subset raven.*rave, icvg, literal, cross"),
+    (["--subset", "cross", "--split", "train"], "--split train.*never trained on"),
+    (["--split", "dev"], "--split dev.*train, val, test"),
+    (["--checkpoint", "no/such/run"], "no/such/run"),
+    (["--n", "0"], "--n 0: must be at least 1"),
+    (["--n", "many"], "argument --n: invalid int value: 'many'"),
+    (["--batch", "0"], "--batch 0"),
+    (["--steps", "-1"], "--steps -1"),
+    (["--guidance", "nan"], "--guidance nan"),
+    (["--frobnicate"], "unrecognized arguments: --frobnicate"),
+])
+def test_bad_flags(flags, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *flags])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and error.count("\n") == 1 and error.startswith("evaluate.py: ")
+    assert re.search(words, error), error
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_output_folder_that_cannot_be_written(tiny, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setattr(evaluate, "load_model", lambda folder: tiny)
+    with pytest.raises(evaluate.BadInput, match="cannot be written"):
+        evaluate.main(["--n", "1", "--steps", "1", "--out", str(tmp_path / "file")])

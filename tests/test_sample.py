@@ -1,0 +1,119 @@
+"""sample.py: from a file to an edited file, and one line for everything that can be wrong."""
+
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import imageio.v3 as iio
+import pytest
+import torch
+
+import data
+import sample
+import world
+from model import PRESETS
+
+SCRIPT = Path(sample.__file__)
+SIDE = PRESETS["tiny"].height
+
+
+@pytest.fixture
+def clip(tmp_path):
+    data.write_video(tmp_path / "my.mp4", world.make_triplet(0, "rave", "val").source)
+    return tmp_path / "my.mp4"
+
+
+def run(monkeypatch, capsys, *args):
+    """Run the script as the shell does; returns (exit code, stdout, stderr)."""
+    monkeypatch.setattr(sys, "argv", ["sample.py", *map(str, args)])
+    capsys.readouterr()
+    code = 0
+    try:
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    except SystemExit as stop:
+        code = stop.code
+    return code, *capsys.readouterr()
+
+
+def light(video):
+    """Luma, which neither of the formats spoils; the random model's edit is noise, and mp4 halves the colours' size."""
+    return (video * torch.tensor([.299, .587, .114]).view(3, 1, 1)).sum(1)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".gif"])
+def test_edit(clip, tiny, tiny_dir, tmp_path, monkeypatch, capsys, suffix):
+    out, side = tmp_path / "new" / f"edited{suffix}", tmp_path / "new" / f"edited_side_by_side{suffix}"
+    code, printed, bar = run(monkeypatch, capsys, "--video", clip, "--instruction", "a hard frost came overnight",
+                             "--out", out, "--checkpoint", tiny_dir, "--steps", 2, "--seed", 3)
+    assert code == 0 and str(out) in printed and str(side) in printed and "2/2" in bar
+    assert sorted(p.name for p in out.parent.iterdir()) == sorted([out.name, side.name])
+    source = data.read_video(clip, 9, SIDE, SIDE)
+    want = tiny.sample(source[None], ["a hard frost came overnight"], steps=2, guidance=1., seed=3)[0]
+    assert (light(data.read_video(out, 9, SIDE, SIDE)) - light(want)).abs().mean() < .05
+    frames = iio.imread(side)
+    scale = 256 // SIDE
+    assert frames.shape[1:] == (256, scale * (SIDE + 2 + SIDE), 3)
+    both = torch.from_numpy(frames[:, 2::scale, 2::scale]).permute(0, 3, 1, 2) / 127.5 - 1
+    left, line, right = both[0].split((SIDE, 2, SIDE), -1)
+    assert (left - source[0]).abs().mean() < .1 and (right - want[0]).abs().mean() < .15 and line.mean() > .9
+
+
+def test_folder_of_frames_and_other_noise(tiny_dir, tmp_path, monkeypatch, capsys):
+    (tmp_path / "frames").mkdir()
+    for k, frame in enumerate(data.to_bytes(world.make_triplet(1, "rave", "val").source)):
+        iio.imwrite(tmp_path / "frames" / f"{k}.png", frame.permute(1, 2, 0).numpy())
+    clips = {}
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        code, *_ = run(monkeypatch, capsys, "--video", tmp_path / "frames", "--instruction", "wait",
+                       "--out", tmp_path / f"{name}.mp4", "--checkpoint", tiny_dir,
+                       "--steps", 1, "--guidance", 0, "--seed", seed)
+        assert code == 0
+        clips[name] = (tmp_path / f"{name}.mp4").read_bytes()
+    assert clips["a"] == clips["b"] != clips["c"]
+
+
+GOOD = {"--video": "my.mp4", "--instruction": "wait", "--out": "edited.mp4", "--checkpoint": "model", "--steps": "1"}
+BAD = [({"--video": "none.mp4"}, "none.mp4: there is no such video"),
+       ({"--video": "text.mp4"}, "text.mp4: cannot be read"),
+       ({"--video": "short.mp4"}, "short.mp4: has 4 frames and 9 are needed"),
+       ({"--video": "cut.mp4"}, "cut.mp4: cannot be read"),
+       ({"--out": "edited.avi"}, "edited.avi: videos are written as .mp4 or .gif"),
+       ({"--out": "text.mp4/edited.mp4"}, "--out text.mp4/edited.mp4: "),
+       ({"--out": "taken.mp4"}, "taken.mp4: cannot be written"),
+       ({"--out": "my.mp4"}, "--out my.mp4: would overwrite the source"),
+       ({"--instruction": " "}, "--instruction: is empty"),
+       ({"--instruction": "wait " * 60}, "--instruction: an instruction is"),
+       ({"--steps": "0"}, "--steps 0: "),
+       ({"--guidance": "nan"}, "--guidance nan: "),
+       ({"--guidance": "-1"}, "--guidance -1.0: "),
+       ({"--checkpoint": "nowhere"}, "nowhere")]
+
+
+@pytest.fixture
+def workplace(clip, tiny_dir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    os.symlink(tiny_dir, "model")
+    Path("text.mp4").write_text("this is no video\n" * 50)
+    Path("cut.mp4").write_bytes(clip.read_bytes()[:-400])
+    Path("taken.mp4").mkdir()
+    data.write_video("short.mp4", data.read_video(clip, 4, SIDE, SIDE))
+
+
+@pytest.mark.parametrize("change, words", BAD)
+def test_bad_input_is_one_line(workplace, monkeypatch, capsys, change, words):
+    before = sorted(os.listdir())
+    code, printed, complaint = run(monkeypatch, capsys, *(x for pair in {**GOOD, **change}.items() for x in pair))
+    assert code == 2 and printed == ""
+    last = complaint.strip().split("\n")[-1]                       # after the bars of loading and sampling, if any
+    assert last.startswith("sample.py: ") and words in last and len(last) < 500 and "Traceback" not in complaint
+    assert sorted(os.listdir()) == before and not os.listdir("taken.mp4")                      # nothing half-written
+
+
+def test_from_the_shell(workplace):
+    """The one test in a process of its own: exit code, no traceback."""
+    done = subprocess.run([sys.executable, SCRIPT, "--video", "none.mp4", "--instruction", "wait", "--out", "a.mp4"],
+                          capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr == "sample.py: none.mp4: there is no such video or folder of images; correct the path\n"
