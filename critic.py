@@ -170,9 +170,12 @@ def flow_loss(v: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return (v - target).pow(2).mean((1, 2, 3, 4))
 
 
-def uso_loss(flow: torch.Tensor, reason: torch.Tensor, lam: float) -> torch.Tensor:
-    """Eq. 5: L_FM + lambda * mean over gated samples of L_reason. flow: (B,); reason: (gated,), may be empty."""
-    return flow.mean() + lam * reason.mean() if len(reason) else flow.mean()
+def uso_loss(flow: torch.Tensor, reason: torch.Tensor, lam: float, gated: float | None = None) -> torch.Tensor:
+    """Eq. 5: L_FM + lambda * mean over gated samples of L_reason. flow: (B,); reason: (gated,), may be empty.
+
+    gated: how many to divide by, where it is not their number: with several ranks, the mean number over the ranks.
+    """
+    return flow.mean() + lam * reason.sum() / (gated or len(reason)) if len(reason) else flow.mean()
 
 
 def rwr_weights(margin: torch.Tensor, baseline: torch.Tensor) -> torch.Tensor:

@@ -12,6 +12,7 @@ Axis letters: F frames, C channels, H W pixels, f h w latent frames and sides, T
 A video is (F, 3, H, W), float32 in [-1, 1].
 """
 
+import argparse
 import hashlib
 import json
 import os
@@ -36,6 +37,16 @@ import world
 
 class BadInput(ValueError):
     """What the user gave cannot be used. One line: the file, line or flag, what is wrong, and how to mend it."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with defaults in the help, and errors as one line instead of the whole usage."""
+
+    def __init__(self, **settings):
+        super().__init__(formatter_class=argparse.ArgumentDefaultsHelpFormatter, **settings)
+
+    def error(self, message):
+        raise BadInput(message)
 
 
 def to_bytes(video: torch.Tensor) -> torch.Tensor:

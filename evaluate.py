@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 import world
 from critic import THINK, Critic, decode_frames, load_model
-from data import BadInput, atomic_write, fingerprint, replacing
+from data import BadInput, Parser, atomic_write, fingerprint, replacing
 from model import TRAINED
 
 COLUMNS = ("EA", "PC", "GN", "GR", "Overall", "Geometric mean")
@@ -193,21 +193,18 @@ def check_critic(model, n: int = 200, split: str = "test", seed: int = 0, batch:
 # ---------------------------------------------------------------------------------------------------- the command
 
 def parse(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Score a model on the tiny world.")
+    parser = Parser(description="Score a model on the tiny world.")
     parser.add_argument("--critic", action="store_true", help="measure the frozen parts instead of the generator")
-    parser.add_argument("--subset", default="rave", help=f"one of {', '.join(world.SUBSETS)} (default: rave)")
-    parser.add_argument("--split", default="test", help=f"one of {', '.join(world.SPLITS)} (default: test)")
-    parser.add_argument("--checkpoint", help="a run's folder (default: the released weights of the tiny preset)")
-    parser.add_argument("--n", type=int, default=200, help="how many samples (default: 200)")
-    parser.add_argument("--steps", type=int, default=12, help="Euler steps from noise to clip (default: 12)")
-    parser.add_argument("--guidance", type=float, default=1.0, help="c + g (c - uncond); 0 is none (default: 1.0)")
-    parser.add_argument("--batch", type=int, default=20, help="clips generated at a time (default: 20)")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
-    parser.add_argument("--out", default="out/eval", help="where the results' folder goes (default: out/eval)")
+    parser.add_argument("--subset", default="rave", help=f"one of {', '.join(world.SUBSETS)}")
+    parser.add_argument("--split", default="test", help=f"one of {', '.join(world.SPLITS)}")
+    parser.add_argument("--checkpoint", help="a run's folder")
+    parser.add_argument("--n", type=int, default=200, help="how many samples")
+    parser.add_argument("--steps", type=int, default=12, help="Euler steps from noise to clip")
+    parser.add_argument("--guidance", type=float, default=1.0, help="c + g (c - uncond); 0 is none")
+    parser.add_argument("--batch", type=int, default=20, help="clips generated at a time")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise")
+    parser.add_argument("--out", default="out/eval", help="where the results' folder goes")
 
-    def one_line(message):                               # argparse's own would print the usage as well
-        raise BadInput(message)
-    parser.error = one_line
     args = parser.parse_args(argv)
     for flag in ("n", "steps", "batch"):
         if getattr(args, flag) < 1:

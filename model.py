@@ -19,19 +19,22 @@ import argparse
 import json
 import os
 import shutil
-from dataclasses import dataclass, field
+import warnings
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import diffusers
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from diffusers import AutoencoderKLWan, WanTransformer3DModel
 import transformers
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from safetensors.torch import load_file, save_file
-from transformers import (AutoTokenizer, LlamaConfig, LlamaForCausalLM, SiglipVisionConfig, SiglipVisionModel,
-                          UMT5Config, UMT5EncoderModel)
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, SiglipVisionConfig,
+                          SiglipVisionModel, UMT5Config, UMT5EncoderModel)
 
+warnings.filterwarnings("ignore", message="enable_nested_tensor is True")     # nn.Transformer says so of norm_first
 transformers.utils.logging.disable_progress_bar()        # loading and saving are silent; what goes wrong is raised
 transformers.utils.logging.set_verbosity_error()
 diffusers.utils.logging.set_verbosity_error()
@@ -65,6 +68,7 @@ class Preset:
     context_length: int                 # the context is padded with zeros to this, and never cut
     text_length: int                    # longest T5 sequence
     ar_queries: int = 4
+    vlm_pool: int = 1                   # the VLM's tokens of a frame are averaged over squares of this side
     use_visual_as_input: bool = False   # source latents beside x_t on the channel axis (the authors' switch; off there)
     visual_position: bool = False       # a learned position for each visual token (the authors' adapter has none)
     shift: float = 3.0                  # flow shift at inference
@@ -87,8 +91,8 @@ PRESETS = {
         vae=dict(base_dim=16, z_dim=16, dim_mult=[1, 2, 4], num_res_blocks=1, temperal_downsample=[True, True],
                  scale_factor_spatial=4,
                  latents_mean=[0.] * 16, latents_std=[1.] * 16),
-        dit=dict(patch_size=(1, 1, 1), num_attention_heads=4, attention_head_dim=40, in_channels=32, out_channels=16,
-                 text_dim=128, freq_dim=128, ffn_dim=480, num_layers=6),
+        dit=dict(patch_size=(1, 2, 2), num_attention_heads=4, attention_head_dim=48, in_channels=32, out_channels=16,
+                 text_dim=128, freq_dim=128, ffn_dim=512, num_layers=5),
         ar_width=96, ar_layers=1, ar_heads=4, adapter_layers=1, adapter_heads=4, adapter_queries=4,
         visual_kernel=2, visual_width=128, context_length=128, text_length=48,
         use_visual_as_input=True, visual_position=True),
@@ -157,9 +161,9 @@ class DownsampleProjector(nn.Module):
 class VILA(nn.Module):
     """SigLIP -> projector -> Llama. Sees frames, reads and writes text; frozen after its own training."""
 
-    def __init__(self, siglip: dict, llama: dict, frames: int, size: int):
+    def __init__(self, siglip: dict, llama: dict, frames: int, size: int, pool: int = 1):
         super().__init__()
-        self.frames, self.size = frames, size
+        self.frames, self.size, self.pool = frames, size, pool
         self.vision_tower = SiglipVisionModel(SiglipVisionConfig(**siglip))
         self.mm_projector = DownsampleProjector(siglip["hidden_size"], llama["hidden_size"])
         self.llm = LlamaForCausalLM(LlamaConfig(**llama))
@@ -182,7 +186,10 @@ class VILA(nn.Module):
     def see(self, video: torch.Tensor) -> torch.Tensor:
         """Vision tokens of a clip (B, F, 3, H, W) in [-1, 1]: (B, K*tokens, D) for K picked frames."""
         frames = self.pick(video)                                                          # (B, K, 3, H, W)
-        tokens = self.mm_projector(self.patches(frames.flatten(0, 1)))                     # (B*K, T, D)
+        tokens = self.mm_projector(self.patches(frames.flatten(0, 1)))                     # (B*K, S*S, D)
+        if self.pool > 1:
+            grid = tokens.transpose(1, 2).unflatten(2, (int(tokens.shape[1] ** .5), -1))   # (B*K, D, S, S)
+            tokens = F.avg_pool2d(grid, self.pool, ceil_mode=True).flatten(2).transpose(1, 2)
         return tokens.unflatten(0, frames.shape[:2]).flatten(1, 2)
 
     def words(self, text: str) -> torch.Tensor:
@@ -217,6 +224,16 @@ def chat(system: str, user: list, answer: str | None = None) -> list:
 GENERATE = "You are a helpful assistant that edits videos."      # system sentence of the generation chat (Eq. 1)
 SPECIAL_TOKENS = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "[GEN_VID]", "<pad>",
                   "Yes", "No"]
+
+
+def make_tokenizer(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of `texts` with the special tokens of our chats, for the tiny VLM and T5; it can read anything."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    bpe.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=SPECIAL_TOKENS,
+                                                       show_progress=False,
+                                                       initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token="<pad>", eos_token="<|eot_id|>")
 
 
 # ------------------------------------------------------------------------------------------------- the connector
@@ -290,7 +307,7 @@ class UnifiedModel(nn.Module):
         super().__init__()
         self.preset = p = preset
         width = p.dit["text_dim"]
-        self.vlm = VILA(p.siglip, p.llama, p.vlm_frames, p.vlm_size)
+        self.vlm = VILA(p.siglip, p.llama, p.vlm_frames, p.vlm_size, p.vlm_pool)
         self.text_encoder = UMT5EncoderModel(UMT5Config(**p.t5))
         self.text_tokenizer = None
         self.vae = AutoencoderKLWan(**p.vae)
@@ -306,6 +323,15 @@ class UnifiedModel(nn.Module):
     @property
     def device(self):
         return self.boundary["img_st"].device
+
+    def look(self, frames: int | None = None, pool: int | None = None) -> None:
+        """Change how many frames of a clip the VLM sees, and how coarsely; ValueError unless both are at least 1."""
+        frames, pool = frames or self.preset.vlm_frames, pool or self.preset.vlm_pool
+        if not (1 <= frames <= self.preset.frames and 1 <= pool):
+            raise ValueError(f"the VLM can look at 1 to {self.preset.frames} frames, pooled by 1 or more, "
+                             f"not at {frames} pooled by {pool}")
+        self.preset = replace(self.preset, vlm_frames=frames, vlm_pool=pool)
+        self.vlm.frames, self.vlm.pool = frames, pool
 
     def freeze(self) -> list[nn.Parameter]:
         """Freeze everything but G and the visual context adapter; returns the parameters to train (Sec. 5.1)."""
@@ -441,6 +467,7 @@ class UnifiedModel(nn.Module):
         if record.get("preset") not in PRESETS:
             raise ValueError(f"{folder}/model.json names preset {record.get('preset')!r}: known are {', '.join(PRESETS)}")
         model = cls(PRESETS[record["preset"]])
+        model.look(record.get("vlm_frames"), record.get("vlm_pool"))
         frozen = folder / record["frozen"] if record["frozen"] else folder                 # a run keeps only G
         model.vlm.tokenizer = AutoTokenizer.from_pretrained(frozen / "tokenizer")
         model.text_tokenizer = AutoTokenizer.from_pretrained(frozen / "text_tokenizer")
@@ -475,7 +502,9 @@ class UnifiedModel(nn.Module):
             self.vlm.tokenizer.save_pretrained(temporary / "tokenizer")
             self.text_tokenizer.save_pretrained(temporary / "text_tokenizer")
         frozen = os.path.relpath(Path(frozen).resolve(), folder.resolve()) if frozen else None
-        (temporary / "model.json").write_text(json.dumps({"preset": self.preset.name, "frozen": frozen}) + "\n")
+        (temporary / "model.json").write_text(json.dumps(
+            {"preset": self.preset.name, "frozen": frozen, "vlm_frames": self.preset.vlm_frames,
+             "vlm_pool": self.preset.vlm_pool}) + "\n")
         old = Path(f"{folder}.old{os.getpid()}")
         if folder.exists():
             folder.rename(old)

@@ -20,20 +20,20 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from critic import load_model
-from data import BadInput, read_video, video_plugin, write_video
+from data import BadInput, Parser, read_video, video_plugin, write_video
 from model import PRESETS
 
 
 def parse(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Edit a video as an instruction says.")
+    parser = Parser(description="Edit a video as an instruction says.")
     parser.add_argument("--video", required=True, help="the source: mp4, gif, webm ... or a folder of images")
     parser.add_argument("--instruction", required=True, help="what happened, or what to do")
     parser.add_argument("--out", required=True, help="the edited clip, .mp4 or .gif")
     parser.add_argument("--checkpoint", help="a run's folder (default: the released weights of the preset)")
-    parser.add_argument("--preset", choices=PRESETS, default="tiny", help="which size (default: tiny)")
-    parser.add_argument("--steps", type=int, default=12, help="Euler steps from noise to clip (default: 12)")
-    parser.add_argument("--guidance", type=float, default=1.0, help="c + g (c - uncond); 0 is none (default: 1.0)")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
+    parser.add_argument("--preset", choices=PRESETS, default="tiny", help="which size")
+    parser.add_argument("--steps", type=int, default=12, help="Euler steps from noise to clip")
+    parser.add_argument("--guidance", type=float, default=1.0, help="c + g (c - uncond); 0 is none")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise")
     args = parser.parse_args(argv)
     if args.steps < 1:
         raise BadInput(f"--steps {args.steps}: there must be at least one step; 12 will do")

@@ -22,10 +22,10 @@ import io
 import json
 import math
 import os
-import shutil
+import signal
 import sys
-import time
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -40,10 +40,10 @@ from tqdm import tqdm
 import world
 from critic import (DECODE, EDITED, SOURCE, SYSTEM, THINK, VERDICT, Critic, clean_estimate, decode_frames, flow_loss, gate,
                     load_model, reason_loss, rwr_weights, uso_loss)
-from data import (BadInput, Latents, atomic_write, batch_indices, from_bytes, manifest_items, replacing, to_bytes,
+from data import (BadInput, Latents, Parser, atomic_write, batch_indices, from_bytes, manifest_items, replacing, to_bytes,
                   world_items)
 from evaluate import generate_and_judge, overall
-from model import (GENERATE, PRESETS, SPECIAL_TOKENS, TRAINED, VILA, UnifiedModel, add_noise, chat, sample_timesteps,
+from model import (GENERATE, PRESETS, TRAINED, VILA, UnifiedModel, add_noise, chat, make_tokenizer, sample_timesteps,
                    velocity_target)
 
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -58,6 +58,16 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
     return peak * (.1 + .45 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup))))
 
 
+@contextmanager
+def first_rank_first():
+    """What fills a cache on disk: rank 0 does it, then the others find it done."""
+    if RANK > 0:
+        dist.barrier()
+    yield
+    if RANK == 0 and WORLD > 1:
+        dist.barrier()
+
+
 def average_gradients(params: list[nn.Parameter]) -> None:
     """Data parallelism in three lines: the mean of every gradient over all ranks (a missing one counts as zero)."""
     flat = torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in params])
@@ -66,8 +76,8 @@ def average_gradients(params: list[nn.Parameter]) -> None:
         p.grad = g.view_as(p)
 
 
-def fit(params: dict[str, nn.Parameter], loss_at, out: Path, settings: dict, *, steps: int, lr: float, clip: float,
-        weight_decay: float, save_every: int = 100, name: str = "train") -> list[dict]:
+def fit(params: dict[str, nn.Parameter], loss_at, out: Path, *, steps: int, lr: float, clip: float, weight_decay: float,
+        save_every: int = 100, name: str = "train") -> list[dict]:
     """Train `params` for `steps` steps of AdamW and return the log, one dict a step.
 
     loss_at(step) -> (loss, logged values) must depend on nothing but the step and the parameters: with that, `state.pt`
@@ -78,7 +88,10 @@ def fit(params: dict[str, nn.Parameter], loss_at, out: Path, settings: dict, *, 
     optimizer = torch.optim.AdamW(leaves, lr=lr, betas=(.9, .95), weight_decay=weight_decay)
     start, log, skipped = 0, [], 0
     if state_file.exists():
-        state = torch.load(state_file, weights_only=True)
+        try:
+            state = torch.load(state_file, weights_only=True)
+        except Exception as error:                       # a dozen kinds, all of them a file that is not whole
+            raise BadInput(f"{state_file}: is broken ({type(error).__name__}); delete it to start this run again") from error
         for k, p in params.items():
             p.data.copy_(state["params"][k])
         optimizer.load_state_dict(state["optimizer"])
@@ -87,12 +100,13 @@ def fit(params: dict[str, nn.Parameter], loss_at, out: Path, settings: dict, *, 
     def save(step):
         if RANK == 0:
             state = {"params": {k: p.data for k, p in params.items()}, "optimizer": optimizer.state_dict(), "step": step,
-                     "log": log, "skipped": skipped, "settings": settings}
+                     "log": log, "skipped": skipped}
             buffer = io.BytesIO()
             torch.save(state, buffer)
             atomic_write(state_file, buffer.getvalue())
 
-    step = start
+    stopped = []                                         # Ctrl-C waits for the end of the step: no half of an update
+    before = signal.signal(signal.SIGINT, lambda *_: stopped.append(True))
     bar = tqdm(range(start, steps), initial=start, total=steps, desc=name, disable=RANK > 0, smoothing=.05)
     try:
         for step in bar:
@@ -115,12 +129,15 @@ def fit(params: dict[str, nn.Parameter], loss_at, out: Path, settings: dict, *, 
             means = {k: np.nanmean([r[k] for r in recent]) for k in log[-1]
                      if k not in ("step", "grad_norm") and not all(math.isnan(r[k]) for r in recent)}
             bar.set_postfix({k: f"{v:.3g}" for k, v in means.items()} | ({"skipped": skipped} if skipped else {}))
+            if stopped:
+                raise KeyboardInterrupt
             if (step + 1) % save_every == 0:
                 save(step + 1)
     except KeyboardInterrupt:
         save(len(log))
-        print(f"\nsaved {state_file} at step {len(log)} of {steps}; the same command goes on from there", file=sys.stderr)
         raise
+    finally:
+        signal.signal(signal.SIGINT, before)
     save(steps)
     if RANK == 0:
         text = io.StringIO()
@@ -182,7 +199,8 @@ def objective(model: UnifiedModel, latents: Latents, args):
     ask = lam > 0 or args.objective == "rwr"
     critic = Critic(model, args.think)
     # one chain of thought a sample; "full" has to see the edit first, so it is written anew in every step
-    asked = reflections(critic, latents, args.cache) if ask else None
+    with first_rank_first():
+        asked = reflections(critic, latents, args.cache) if ask else None
     h, empty = model.unconditional()
     with torch.no_grad():
         nothing = model.bridge([h])[0]
@@ -200,11 +218,9 @@ def objective(model: UnifiedModel, latents: Latents, args):
         flow = flow_loss(v, velocity_target(x0, noise))                                              # (B,)
 
         gated = gate(t, args.tau) if ask else torch.zeros_like(t, dtype=torch.bool)
-        share = args.batch                                                    # gated samples over all ranks
+        count = gated.sum()                                                   # a rank's share of the gated of all ranks
         if ask and WORLD > 1:
-            share = gated.sum()
-            dist.all_reduce(share)
-            share = max(1, share.item())
+            dist.all_reduce(count)
         reason, margin, baseline = flow.new_zeros(0), flow.new_zeros(0), flow.new_zeros(0)
         if gated.any():
             at = gated.nonzero()[:, 0].tolist()
@@ -219,10 +235,7 @@ def objective(model: UnifiedModel, latents: Latents, args):
         if args.objective == "rwr" and len(margin):
             flow = flow.clone()
             flow[gated] = flow[gated] * rwr_weights(margin, baseline)
-        if lam and WORLD > 1:
-            loss = flow.mean() + lam * reason.sum() * WORLD / share           # the mean over the gated of all ranks
-        else:
-            loss = uso_loss(flow, reason if lam else reason[:0], lam)                                # Eq. 5
+        loss = uso_loss(flow, reason if lam else reason[:0], lam, count.item() / WORLD)              # Eq. 5
         nan = float("nan")
         return loss, {"flow_loss": flow.mean().item(), "reason_loss": reason.mean().item() if len(reason) else nan,
                       "trigger_rate": gate(t, args.tau).float().mean().item(),
@@ -233,25 +246,30 @@ def objective(model: UnifiedModel, latents: Latents, args):
 def finetune(args) -> None:
     """SFT, RWR or USO from base weights; at the end samples, curves and the oracle's scores before and after."""
     model = load_model(args.weights, args.preset)
+    try:
+        model.look(args.vlm_frames, args.vlm_pool)
+    except ValueError as error:
+        raise BadInput(f"--vlm-frames {args.vlm_frames}: {error}") from error
     trained = model.freeze()
     if args.data:
-        items, bad = manifest_items(args.data, model.preset, args.skip_bad)
+        items, bad = manifest_items(args.data, model.preset, args.skip_bad, lambda text: model.encode_text([text]))
         for line in bad:
             print(f"skipped: {line}", file=sys.stderr)
         if bad:
             print(f"skipped {len(bad)} bad triplets, {len(items)} are left", file=sys.stderr)
     else:
         items = world_items(("rave", "icvg"), "train", args.items)
-    latents = Latents(items, model, args.cache, progress=RANK == 0)
+    with first_rank_first():
+        latents = Latents(items, model, args.cache, progress=RANK == 0)
     params = {f"{part}.{k}": p for part in TRAINED for k, p in getattr(model, part).named_parameters()}
     assert len(params) == len(trained)
-    model.float()
-    log = fit(params, objective(model, latents, args), args.out, settings(args), steps=args.steps, lr=args.lr,
+    log = fit(params, objective(model, latents, args), args.out, steps=args.steps, lr=args.lr,
               clip=args.clip, weight_decay=args.weight_decay, save_every=args.save_every, name=args.objective)
     if RANK > 0:
         return
     model.save_pretrained(args.out / "model", frozen=args.weights or Path(__file__).parent / "weights" / args.preset)
     base = load_model(args.weights, args.preset)
+    base.look(args.vlm_frames, args.vlm_pool)
     if args.data:
         report_on_manifest(base, model, latents, args)
     elif args.eval_items:
@@ -293,24 +311,17 @@ def report_on_manifest(base, model, latents, args):
 DESCRIBE = "Describe the video ."
 
 
-def make_tokenizer():
-    """A byte-level BPE of all that the tiny world and its chats can say, for both the VLM and T5."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+def world_tokenizer():
+    """The tokenizer of all that the tiny world and its chats can say."""
     chats = [SYSTEM, GENERATE, SOURCE, EDITED, VERDICT, DESCRIBE, "system\n\nuser\n\nassistant\n\n"]
-    bpe.train_from_iterator(world.all_texts() + 50 * chats, trainers.BpeTrainer(
-        vocab_size=PRESETS["tiny"].t5["vocab_size"], special_tokens=SPECIAL_TOKENS, show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token="<pad>", eos_token="<|eot_id|>")
+    return make_tokenizer(world.all_texts() + 50 * chats, PRESETS["tiny"].t5["vocab_size"])
 
 
 def stage_vae(args) -> UnifiedModel:
     """The VAE, from scratch, on clips of the tiny world."""
     torch.manual_seed(args.seed)
     model = UnifiedModel(PRESETS["tiny"])
-    model.vlm.tokenizer = model.text_tokenizer = make_tokenizer()
+    model.vlm.tokenizer = model.text_tokenizer = world_tokenizer()
     clips = render_pool(range(args.items), "clips")                                        # uint8 (N, 2, F, 3, H, W)
     vae, raw = model.vae, []
     for module in vae.modules():                          # the library's default gains are too small to learn from scratch
@@ -329,13 +340,20 @@ def stage_vae(args) -> UnifiedModel:
             picked = picked[torch.arange(n), torch.randint(picked.shape[1], (n,), generator=g)][:, None]
         x = (picked.float() / 127.5 - 1).transpose(1, 2)                                   # (B, 3, F, H, W)
         z = vae.encode(x).latent_dist.mode()
+        noisy = z + .05 * torch.randn(z.shape, generator=g)         # a little noise makes the latents smooth
         raw.clear()
-        vae.decode(z + .1 * torch.randn(z.shape, generator=g))      # a little noise makes the latents smooth
+        vae.decode(noisy)
         error = torch.cat(raw, 2) - x
         loss = error.abs().mean() + error.pow(2).mean() + 1e-4 * z.pow(2).mean()
+        if not single:                                    # a latent frame alone is to give the last of its four frames,
+            k = 1 + step % (z.shape[2] - 1)               # so that the critic's K frames need no more than K latents
+            raw.clear()
+            vae.decode(noisy[:, :, k:k + 1])
+            alone = raw[0] - x[:, :, 4 * k:4 * k + 1]
+            loss = loss + .3 * (alone.abs().mean() + alone.pow(2).mean())
         return loss, {"psnr": 10 * math.log10(4 / error.pow(2).mean().item())}
 
-    fit(dict(vae.named_parameters()), loss_at, args.out, settings(args), steps=args.steps, lr=args.lr, clip=1.,
+    fit(dict(vae.named_parameters()), loss_at, args.out, steps=args.steps, lr=args.lr, clip=1.,
         weight_decay=1e-4, save_every=args.save_every, name="vae")
     hook.remove()
     with torch.no_grad():                                 # the DiT wants latents of mean 0 and deviation 1
@@ -351,6 +369,11 @@ WORKERS = len(os.sched_getaffinity(0))
 def _clips(index: int):
     t = world.make_triplet(index, ("rave", "icvg")[index % 2], "train")
     return torch.stack([to_bytes(t.source), to_bytes(t.target)]).numpy()
+
+
+def looked_at(clip: np.ndarray) -> torch.Tensor:
+    """The three frames of a stored clip that the VLM looks at: (K, 3, H, W) in [-1, 1]."""
+    return from_bytes(torch.from_numpy(clip)[::4])
 
 
 def _lesson(index: int):
@@ -412,81 +435,77 @@ def stage_vlm(args) -> UnifiedModel:
     p = model.preset
     torch.manual_seed(args.seed)
     vlm = model.vlm = VILA(p.siglip, p.llama, p.vlm_frames, p.vlm_size)
-    vlm.tokenizer = model.text_tokenizer = make_tokenizer()
+    vlm.tokenizer = model.text_tokenizer = world_tokenizer()
     lessons = render_pool(range(args.items), "lessons")
     estimates = []                                                                         # (lesson, frames, grade)
     head = nn.Linear(vlm.vision_tower.config.hidden_size, 4 * len(world.LABELS))           # four points of each patch
     vlm.requires_grad_(True)
-    params = {**{f"vlm.{k}": p for k, p in vlm.named_parameters()}, **{f"head.{k}": p for k, p in head.named_parameters()}}
+    params = {f"{name}.{k}": p for name, part in (("vlm", vlm), ("head", head)) for k, p in part.named_parameters()}
     first, nan = args.steps // 8, float("nan")
 
-    def covers(frames, labels):                                                            # (N,3,H,W), (N,16,16)
+    def covers(frames, labels):                           # (N, 3, H, W), (N, 16, 16): which share of points is right?
         points = labels.view(-1, 8, 2, 8, 2).transpose(2, 3).reshape(-1, 64, 4)
         guess = head(vlm.patches(frames)).view(-1, 64, 4, len(world.LABELS))
         return F.cross_entropy(guess.flatten(0, 2), points.flatten().long()), (guess.argmax(-1) == points).float().mean()
 
+    def an_answer(x, kind, rng):
+        """Of lesson x (or another): (lesson, K frames to be judged, what is to be seen in them, share of Yes)."""
+        u = rng.random()
+        if kind == 0:                                     # no answer: a caption instead
+            answer = x, looked_at(x["source"]), "", math.nan
+        elif estimates and u < .6:
+            which, frames, y = estimates[int(rng.integers(len(estimates)))]
+            answer = lessons[which], from_bytes(torch.from_numpy(frames)), "", y
+        elif kind % 2:
+            answer = x, looked_at(x["target"]), "it is done and the rest is kept", 1.
+        else:
+            video, seen, y = x["misses"][int(rng.integers(3))]
+            answer = x, looked_at(video), seen, y
+        x, frames, seen, y = answer
+        if rng.random() < .3:                             # a little grain alone is no reason for No
+            frames = frames + .05 * rng.random() * torch.from_numpy(rng.normal(size=frames.shape).astype(np.float32))
+        return x, frames, seen, float(np.clip(y, .05, .95))
+
     def loss_at(step):
         rng = np.random.default_rng([args.seed, step])
         some = [lessons[i] for i in rng.integers(len(lessons), size=args.batch)]
-        clip = lambda video: from_bytes(torch.from_numpy(video)[::4])                       # (K, 3, H, W), frames 0, 4, 8
-        k = 0 if step < first else rng.integers(3)        # of each, all three frames, later one
-        frames = torch.cat([clip(x["source"])[k:][:1 if k or step >= first else 3] for x in some[:8]])
-        patch_loss, right = covers(frames, torch.cat([torch.from_numpy(x["labels"])[k:][:1 if k or step >= first else 3] for x in some[:8]]))
-        if step == args.steps // 2 or step > args.steps // 2 and not estimates:
-            estimates.extend(draft_estimates(lessons, vlm.tokenizer, args))
+        k = 0 if step < first else int(rng.integers(3))
+        part = slice(k, 3 if step < first else k + 1)     # all three frames of a clip at first, then one
+        patch_loss, right = covers(torch.cat([looked_at(x["source"])[part] for x in some[:8]]),
+                                   torch.cat([torch.from_numpy(x["labels"])[part] for x in some[:8]]))
         if step < first:
             return patch_loss, {"patches_right": right.item(), "text_loss": nan, "verdict_loss": nan, "verdicts_right": nan}
+        if step >= args.steps // 2 and not estimates:
+            estimates.extend(draft_estimates(lessons, vlm.tokenizer, args))
 
-        shown, sources, rows, answers = [], [], [], []
-        for i, x in enumerate(some):
-            kind, u = i % 8, rng.random()
-            if kind == 0:
-                edited, seen, y = None, "", nan                                            # a caption
-            elif estimates and u < .6:
-                which, edited, y = estimates[int(rng.integers(len(estimates)))]
-                seen = ""
-                x = lessons[which]
-                edited = torch.from_numpy(edited)
-            elif kind % 2:
-                edited, seen, y = torch.from_numpy(x["target"])[::4], "it is done and the rest is kept", 1.
-            else:
-                edited, seen, y = x["misses"][int(rng.integers(3))]
-                edited = torch.from_numpy(edited)[::4]
-            edited = clip(x["source"]) if edited is None else from_bytes(edited)
-            if rng.random() < .3:                         # grain and softness alone are no reason for No
-                edited = (edited + .05 * rng.random() * torch.from_numpy(rng.normal(size=edited.shape).astype(np.float32)))
-            sources.append((x, seen, kind, min(.95, max(.05, y)) if y == y else nan))
-            shown.append((clip(x["source"]), edited))
-        source = vlm.see(torch.stack([s for s, _ in shown]))
-        edited = vlm.see(torch.stack([e for _, e in shown]))
-        for i, (x, seen, kind, y) in enumerate(sources):
+        shown = [an_answer(x, i % 8, rng) for i, x in enumerate(some)]
+        source = vlm.see(torch.stack([looked_at(x["source"]) for x, *_ in shown]))
+        edited = vlm.see(torch.stack([frames for _, frames, _, _ in shown]))
+        rows = []
+        for i, (x, _, seen, y) in enumerate(shown):
             think = ("expect", "expect", "full", "none")[int(rng.integers(4))]
-            if kind == 0:
-                head_, *middle, tail = chat(SYSTEM, [source[i], DESCRIBE])
-                rows.append([(head_, False), *[(m, False) for m in middle], (tail, False), (x["caption"] + "<|eot_id|>", True)])
-            else:
-                rows.append(lesson_row(think, source[i], edited[i], x["instruction"], x["thought"], seen))
-            answers.append(y)
-        answers = torch.tensor(answers)
+            rows.append(verdict_row(think, source[i], edited[i], x["instruction"], x["thought"], seen) if i % 8 else
+                        [*((part, False) for part in chat(SYSTEM, [source[i], DESCRIBE])), (x["caption"] + "<|eot_id|>", True)])
+        answers = torch.tensor([y for *_, y in shown])
         text, verdict, margin = teach(vlm, rows, answers)
         sure = (answers < .3) | (answers > .7)
-        right_verdicts = ((margin > 0) == (answers > .5))[sure].float().mean().item()
-        return .3 * patch_loss + text + 2 * verdict, {"patches_right": right.item(), "text_loss": text.item(),
-                                                      "verdict_loss": verdict.item(), "verdicts_right": right_verdicts}
+        return .3 * patch_loss + text + 2 * verdict, {
+            "patches_right": right.item(), "text_loss": text.item(), "verdict_loss": verdict.item(),
+            "verdicts_right": ((margin > 0) == (answers > .5))[sure].float().mean().item()}
 
-    fit(params, loss_at, args.out, settings(args), steps=args.steps, lr=args.lr, clip=1., weight_decay=.01,
+    fit(params, loss_at, args.out, steps=args.steps, lr=args.lr, clip=1., weight_decay=.01,
         save_every=args.save_every, name="vlm")
     return model
 
 
-def lesson_row(think, source, edited, instruction, thought, seen):
+def verdict_row(think, source, edited, instruction, thought, seen):
     """One training row of the critic's chat, in the form that `critic.Critic` asks in; (part, learn it?)."""
     turn = "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
     head, *middle, tail = chat(SYSTEM, [SOURCE, source, f" {instruction}\n"])
     asked = [(part, False) for part in (head, *middle)]
     if think == "expect":
-        return [*asked, (tail, False), (f"{thought} .<|eot_id|>", True), (f"<|start_header_id|>user<|end_header_id|>\n\n{EDITED}", False),
-                (edited, False), (turn + VERDICT, False)]
+        return [*asked, (tail, False), (f"{thought} .<|eot_id|>", True),
+                (f"<|start_header_id|>user<|end_header_id|>\n\n{EDITED}", False), (edited, False), (turn + VERDICT, False)]
     told = [(f"{thought} . {seen} . ", True)] if think == "full" and seen else []
     return [*asked, (EDITED, False), (edited, False), (turn, False), *told, (VERDICT, bool(told))]
 
@@ -501,12 +520,13 @@ def draft_estimates(lessons, tokenizer, args) -> list[tuple]:
     if not file.exists():
         draft = load_model(args.weights, "tiny").requires_grad_(False)
         draft.text_tokenizer = draft.vlm.tokenizer = tokenizer
+        params = new_generator(draft, args.seed)
         some = lessons[:args.draft_items]
         source, target, wrong = (encode_all(draft, [from_bytes(torch.from_numpy(x)) for x in clips], "encoding clips")
                                  for clips in zip(*((x["source"], x["target"], x["misses"][0][0]) for x in some)))
         words, h = [x["instruction"] for x in some], draft.unconditional()[0]
-        fit(generator_params(draft), plain_flow(draft, source, target, [h] * len(some), words, args.batch, args.seed, 0.),
-            args.out / "draft", {}, steps=args.draft_steps, lr=1e-3, clip=1., weight_decay=1e-4, name="draft")
+        fit(params, plain_flow(draft, source, target, [h] * len(some), words, args.batch, args.seed, 0.),
+            args.out / "draft", steps=args.draft_steps, lr=1e-3, clip=1., weight_decay=1e-4, name="draft")
         which, frames, grades, g = [], [], [], torch.Generator().manual_seed(args.seed)
 
         def keep(rows, latents):
@@ -540,9 +560,14 @@ def encode_all(model, videos: list[torch.Tensor], title: str) -> torch.Tensor:
     return torch.cat([model.encode_video(torch.stack(videos[i:i + 8])) for i in tqdm(range(0, len(videos), 8), desc=title)])
 
 
-def generator_params(model) -> dict[str, nn.Parameter]:
-    """What the base stage trains: G, the visual context adapter, and the parts that are frozen ever after."""
+def new_generator(model, seed: int) -> dict[str, nn.Parameter]:
+    """Give `model` a new G and connector, random from `seed`; returns their parameters. Of these, all but G and the
+    visual context adapter are frozen once the base stage is over."""
+    torch.manual_seed(seed)
+    fresh = UnifiedModel(PRESETS["tiny"])
     parts = (*TRAINED, "ar_head", "adapter", "boundary", "text_encoder")
+    for part in parts:
+        setattr(model, part, getattr(fresh, part))
     return {f"{part}.{k}": p.requires_grad_(True) for part in parts for k, p in getattr(model, part).named_parameters()}
 
 
@@ -565,10 +590,7 @@ def plain_flow(model, source, target, h, words, batch, seed, drop):
 def stage_base(args) -> UnifiedModel:
     """The base generator and connector: literal edits and plain generation, no implicit instruction (the paper's baseline)."""
     model = load_model(args.weights, "tiny").requires_grad_(False)
-    torch.manual_seed(args.seed)
-    fresh = UnifiedModel(PRESETS["tiny"])
-    for part in (*TRAINED, "ar_head", "adapter", "boundary", "text_encoder"):
-        getattr(model, part).load_state_dict(getattr(fresh, part).state_dict())
+    params = new_generator(model, args.seed)
     items = world_items(("rave", "icvg"), "train", args.items, literal=True)
     sources, targets, words = [], [], []
     for k, item in enumerate(tqdm(items, desc="rendering")):
@@ -582,8 +604,8 @@ def stage_base(args) -> UnifiedModel:
     h = [row for i in tqdm(range(0, len(items), 16), desc="reading")
          for row in model.encode_vlm(torch.stack(sources[i:i + 16]), words[i:i + 16])]
     source, target = encode_all(model, sources, "encoding sources"), encode_all(model, targets, "encoding targets")
-    fit(generator_params(model), plain_flow(model, source, target, h, words, args.batch, args.seed, args.drop), args.out,
-        settings(args), steps=args.steps, lr=args.lr, clip=1., weight_decay=1e-4, save_every=args.save_every, name="base")
+    fit(params, plain_flow(model, source, target, h, words, args.batch, args.seed, args.drop), args.out,
+        steps=args.steps, lr=args.lr, clip=1., weight_decay=1e-4, save_every=args.save_every, name="base")
     return model
 
 
@@ -620,7 +642,7 @@ def between(low, high, open_low=False):
 
 
 def parse(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(description=__doc__.split("\n\n")[0])
     a = parser.add_argument_group("what to train").add_argument
     a("--objective", choices=("uso", "sft", "rwr"), default="uso", help="Eq. 5, plain flow matching, or reward-weighted")
     a("--stage", choices=STAGES, help="make a tiny frozen part instead: vae, then vlm, then base")
@@ -634,6 +656,8 @@ def parse(argv=None):
     a("--tau", type=between(0, 1, True), default=0.5, help="the critic is asked where t < tau")
     a("--think", choices=THINK, default="expect", help="chain of thought: before the edit is seen, in full after it, none")
     a("--decode", choices=DECODE, default="exact", help="decode the whole clip, or single latent frames alone")
+    a("--vlm-frames", type=positive, help="K, how many frames of a clip the VLM looks at (default: the preset's)")
+    a("--vlm-pool", type=positive, help="average its tokens of a frame over squares of this side (default: the preset's)")
     a("--shift", type=between(.01, 100), default=3.0, help="flow shift of the noise levels")
     a("--drop", type=between(0, 1), default=0.1, help="share of samples trained without VLM and T5 states")
     a = parser.add_argument_group("optimization").add_argument
@@ -705,6 +729,7 @@ if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt:
+        print("\ntrain.py: stopped and saved; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
     except (BadInput, OSError) as error:
         print(f"train.py: {error}", file=sys.stderr)

@@ -605,8 +605,8 @@ def _blocks(video):
 def judge(triplet: Triplet, video: torch.Tensor) -> dict[str, float]:
     """The oracle's scores of `video` (F, 3, H, W) in [-1, 1] as an answer to `triplet`, each in 0..10 (Sec. 3.2).
 
-    EA: over all 2x2-pixel blocks where source and target differ, the distance of the video to the target, as a share
-        of the distance of the source to the target. 10 is the target, 0 is the source or anything as far away.
+    EA: the distance of the video to the target, as a share of that of the source, over all 2x2-pixel blocks, each
+        weighted by how much source and target differ there. 10 is the target, 0 the source or anything as far away.
     PC: over all blocks where source and target agree, the RMS distance of the video to the source. 10 is no distance,
         0 is 0.5 (a quarter of the range of values) or more; ICVG has no "PC".
     GN: the mean second difference in time of the blocks, in excess of that of the jerkier of source and target. 10 is
@@ -625,14 +625,14 @@ def judge(triplet: Triplet, video: torch.Tensor) -> dict[str, float]:
         raise ValueError("the video is not finite: the oracle does not score it")
     s, t, v = _blocks(S), _blocks(T), _blocks(V)
     gap = (s - t).abs().amax(1, keepdim=True)                                             # (F, 1, h, w)
-    edited, rest = gap > 1e-6, gap <= 1e-6
+    rest = gap <= 1e-6
 
     def steady(d, where):
         """Differences d (F, 3, h, w) without their flicker, as the median over the blocks `where` shows it."""
         light = d.mean(1, keepdim=True).masked_fill(~where, math.nan).flatten(1).nanmedian(1).values.nan_to_num()
         return d - (light - light.mean())[:, None, None, None]
 
-    far = lambda x: (steady(x - t, torch.ones_like(rest)).abs() * edited).sum().item()
+    far = lambda x: (steady(x - t, torch.ones_like(rest)).abs() * gap).sum().item()
     ea = 1 - far(v) / far(s)
     pc = 1 - steady(v - s, rest)[rest.expand_as(s)].pow(2).mean().sqrt().item() / .5 if rest.any() else 1.
     jerk = lambda x: (x[2:] - 2 * x[1:-1] + x[:-2]).abs().mean().item()

@@ -8,11 +8,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
-
 import world
-from model import PRESETS, SPECIAL_TOKENS, UnifiedModel
+from model import PRESETS, UnifiedModel, make_tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -21,16 +18,8 @@ def tiny() -> UnifiedModel:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = UnifiedModel(PRESETS["tiny"]).eval()
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
     phrases = [phrase for rules in world.RULES.values() for rule in rules for phrase in rule.phrases]
-    tokenizer.train_from_iterator(phrases, trainers.BpeTrainer(
-        vocab_size=PRESETS["tiny"].llama["vocab_size"], special_tokens=SPECIAL_TOKENS, show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
-    assert tokenizer.get_vocab_size() <= PRESETS["tiny"].t5["vocab_size"]
-    model.vlm.tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>")
-    model.text_tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>")
+    model.vlm.tokenizer = model.text_tokenizer = make_tokenizer(phrases, PRESETS["tiny"].t5["vocab_size"])
     return model
 
 

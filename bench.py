@@ -1,0 +1,343 @@
+"""What does a training step cost, and against what? (Sec. 5.1, Table 6)
+
+    python bench.py                                     # the released weights; some minutes on two idle cores
+    python bench.py --random --batch 2 --repeats 1      # quick, and needs no weights: does it run at all?
+
+Milliseconds a step of SFT and of USO at five tau, their ratio, where the time goes and peak memory, for each --decode
+and --think of train.py, on random data of the preset's shapes: printed, and bench.json and bench.png in --out.
+
+How many of a batch of B are below tau is random, and with it what a step costs. So a step is timed for each number
+g = 0..B of gated samples, and averaged with the weights that g has by chance: binomial, P(t < tau) = tau / (3 - 2 tau).
+That is the mean of endless training, free of the luck of some hundred draws. Each USO step is divided by an SFT step of
+the same few seconds, so that a drift of the machine cancels; medians over --repeats, and beside a ratio its lowest and
+highest repeat. lambda only scales a number: it costs nothing, as long as it is not 0.
+
+m_0 and the thoughts of "expect" are made once a training sample and kept, so they are no part of a step: timed apart.
+The step is train.py's, its functions, clipping and optimizer, with a learning rate of 0, which is as much work. Left
+out: reading a batch from the cache, logging, several ranks.
+
+Axis letters: B batch, K frames seen by the critic, C f h w latents, T tokens, D width.
+"""
+
+import argparse
+import json
+import math
+import os
+import platform
+import re
+import resource
+import sys
+import tempfile
+import time
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from types import SimpleNamespace
+
+os.environ |= {"TORCH_CPP_LOG_LEVEL": "ERROR", "KINETO_LOG_LEVEL": "99"}                  # the profiler is talkative
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+
+import world
+from critic import (DECODE, SYSTEM, THINK, Critic, clean_estimate, decode_frames, flow_loss, gate, load_model,
+                    reason_loss, uso_loss)
+from data import BadInput, Parser, atomic_write, replacing
+from model import PRESETS, UnifiedModel, add_noise, make_tokenizer, velocity_target
+
+TAUS, TAU, GOAL = (.1, .3, .5, .7, .9), .5, 1.4          # Table 6's columns, the paper's choice, USO / SFT at most
+DEFAULT = f"{DECODE[0]}/{THINK[0]}"                      # train.py's --decode / --think
+PARTS = ("DiT forward", "decode forward", "thought", "VLM forward", "VLM backward", "decode backward", "DiT backward",
+         "optimizer")                                    # in the order in which a step does them
+
+
+# ------------------------------------------------------------------------------------------------- the arithmetic
+
+def trigger_rate(tau: float) -> float:
+    """P(t < tau) = tau / (3 - 2 tau), at flow shift 3 (Table 6). Raises ValueError for tau outside (0, 1]."""
+    if not 0 < tau <= 1:
+        raise ValueError(f"tau must be in (0, 1], not {tau}")
+    return tau / (3 - 2 * tau)
+
+
+def expected_cost(cost_by_gated: list[float], tau: float, batch: int) -> float:
+    """The mean cost of a step at tau: sum over g = 0..batch of P(g samples are gated) * cost_by_gated[g]. Any unit.
+
+    Raises ValueError for tau outside (0, 1] and where there are not batch + 1 costs.
+    """
+    if len(cost_by_gated) != batch + 1:
+        raise ValueError(f"a batch of {batch} needs {batch + 1} costs, not {len(cost_by_gated)}")
+    p = trigger_rate(tau)
+    return sum(math.comb(batch, g) * p ** g * (1 - p) ** (batch - g) * cost for g, cost in enumerate(cost_by_gated))
+
+
+# ------------------------------------------------------------------------------------------------------- the step
+
+def random_data(model: UnifiedModel, batch: int) -> SimpleNamespace:
+    """What train.py has of a batch before its step, of the preset's shapes; random but for the instructions."""
+    torch.manual_seed(0)
+    p, words = model.preset, [phrase for rules in world.RULES.values() for rule in rules for phrase in rule.phrases]
+    instructions = [words[7 * i % len(words)].format(n="the red ball") for i in range(batch)]
+    with torch.no_grad():
+        text = model.encode_text(instructions)                                             # B of (T, D)
+    source, x0, noise = torch.randn(3, batch, *p.latent_shape, device=model.device)        # (B, C, f, h, w)
+    frames = torch.rand(batch, p.vlm_frames, 3, p.height, p.width, device=model.device) * 2 - 1      # (B, K, 3, H, W)
+    bridged = torch.randn(batch, p.ar_queries * p.adapter_queries, p.dit["text_dim"], device=model.device)
+    return SimpleNamespace(batch=batch, source=source, x0=x0, noise=noise, frames=frames, bridged=bridged, text=text,
+                           instructions=instructions)
+
+
+def reflect(critic: Critic, data: SimpleNamespace) -> tuple[list[str], torch.Tensor]:
+    """(thoughts, m_0 (B,)) of a batch: what `train.reflections` asks for, once a training sample."""
+    thoughts = critic.thoughts(data.frames, data.instructions, data.frames)
+    return thoughts, critic.baseline(data.frames, data.instructions, thoughts)
+
+
+def training_step(model, optimizer, data, critic, decode, asked, gated, mark=lambda part: None) -> None:
+    """A step of train.py: SFT where critic is None, else USO with the first `gated` of the batch below tau.
+
+    asked: from `reflect`. mark(part) is called when one of PARTS is done; in the backward pass by hooks, so that it is
+    one pass still. Autograd takes the younger nodes first: all of the critic's before any of the DiT's.
+    """
+    t = torch.where(torch.arange(data.batch, device=model.device) < gated, TAU / 2, (1 + TAU) / 2)
+    x_t = add_noise(data.x0, data.noise, t)                                                # Eq. 2
+    v = model.velocity(x_t, t, model.context(data.source, data.bridged, data.text), data.source)
+    flow = flow_loss(v, velocity_target(data.x0, data.noise))                              # (B,)
+    mark("DiT forward")
+    reason, at = flow.new_zeros(0), gate(t, TAU)
+    if critic and at.any():
+        x0_hat = clean_estimate(x_t[at], v[at], t[at])                                     # Eq. 3
+        x0_hat.register_hook(lambda gradient: mark("decode backward"))
+        frames = decode_frames(model, x0_hat, decode)                                      # (gated, K, 3, H, W)
+        frames.register_hook(lambda gradient: mark("VLM backward"))
+        mark("decode forward")
+        source, instructions, thoughts = data.frames[at], data.instructions[:gated], asked[0][:gated]
+        if critic.think == "full":                       # it has to see the edit first, so it is written in every step
+            thoughts = critic.thoughts(source, instructions, frames.detach())
+            mark("thought")
+        reason = reason_loss(critic.margin(source, frames, instructions, thoughts), asked[1][at])     # Eq. 4
+        mark("VLM forward")
+    loss = uso_loss(flow, reason, 0.25)                                                    # Eq. 5
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    mark("DiT backward")
+    norm = torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 1.0)
+    if torch.isfinite(loss) and torch.isfinite(norm):
+        optimizer.step()
+    mark("optimizer")
+
+
+# -------------------------------------------------------------------------------------------------- the measuring
+
+def timed(step, device: torch.device) -> dict[str, float]:
+    """Milliseconds of each part of step(mark=...), in the order in which they were done."""
+    names, moments = ["start"], []
+
+    def mark(part):
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        names.append(part), moments.append(time.perf_counter() * 1000)
+    mark("start")
+    step(mark=mark)
+    return {name: now - last for name, last, now in zip(names[2:], moments, moments[1:])}
+
+
+def peak_memory(step, device: torch.device) -> float:
+    """The most MiB of tensors alive at once in step(), beyond what was alive before it.
+
+    Not ru_maxrss: a process's high-water mark is reached once, and is then blind to the steps that stay below it.
+    """
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        step()
+        return (torch.cuda.max_memory_allocated(device) - before) / 2 ** 20
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as record:
+        step()
+    with tempfile.TemporaryDirectory() as folder:
+        record.export_chrome_trace(f"{folder}/trace.json")
+        events = json.loads(Path(f"{folder}/trace.json").read_text())["traceEvents"]
+    alive = highest = 0
+    for event in sorted((e for e in events if e["name"] == "[memory]"), key=lambda e: e["ts"]):
+        alive += event["args"]["Bytes"]                  # below zero where they are freed
+        highest = max(highest, alive)
+    return highest / 2 ** 20
+
+
+def count_flops(step) -> int:
+    """Floating-point operations of the matrix products and convolutions in step()."""
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:          # counts no fused attention
+        step()
+    return counter.get_total_flops()
+
+
+def measure(model: UnifiedModel, batch: int, repeats: int) -> dict:
+    """Milliseconds, MiB and FLOPs of SFT and of each way of USO, "decode/think", as they go to bench.json."""
+    device, data, total = model.device, random_data(model, batch), lambda parts: sum(parts.values())
+    optimizer = torch.optim.AdamW(model.freeze(), lr=0., betas=(.9, .95), weight_decay=1e-4)
+    steps, once = {"SFT": partial(training_step, model, optimizer, data, None, None, None)}, {"SFT": 0.}
+    for think in THINK:
+        critic, asking = Critic(model, think), lambda mark: (reflect(critic, data), mark("reflect"))
+        asked = reflect(critic, data)                    # and warms up
+        a_sample = median(total(timed(asking, device)) for _ in range(repeats)) / batch
+        for decode in DECODE:
+            steps[f"{decode}/{think}"] = partial(training_step, model, optimizer, data, critic, decode, asked)
+            once[f"{decode}/{think}"] = a_sample
+    steps["SFT"](0)                                      # makes the optimizer's state
+    peak = {name: peak_memory(lambda: step(batch), device) for name, step in steps.items()}
+    with torch.no_grad():
+        context, t = model.context(data.source, data.bridged, data.text), data.x0.new_full((batch,), TAU)
+        call = count_flops(lambda: model.velocity(data.x0, t, context, data.source)) / batch
+    flops = {"one DiT call": call, "SFT": count_flops(lambda: steps["SFT"](0)),
+             "USO, all gated": count_flops(lambda: steps[DEFAULT](batch))}
+
+    runs = {name: [[] for _ in range(batch + 1)] for name in steps}             # [name][gated][repeat]: ms of its parts
+    for repeat in tqdm(range(-(repeats > 1), repeats), desc="bench", unit="round"):        # round -1 is to warm up
+        for gated in range(batch + 1):
+            for name, step in steps.items():
+                parts = timed(partial(step, gated), device)
+                if repeat >= 0:
+                    runs[name][gated].append(parts)
+    results = {}
+    for name, cells in runs.items():
+        ratios = [[total(x) / total(plain) for x, plain in zip(*pair)] for pair in zip(cells, runs["SFT"])]
+        if name == "SFT":                                # it gates none, whatever gated is: they are all the same step
+            cells = [sum(cells, [])] * (batch + 1)
+        by_gated, middles = [median(map(total, cell)) for cell in cells], [median(row) for row in ratios]
+        parts = {part: [median(x.get(part, 0.) for x in cell) for cell in cells] for part in PARTS}
+        results[name] = {"ms_by_gated": by_gated, "parts_all_gated": {part: ms[-1] for part, ms in parts.items()},
+                         "peak_mib_all_gated": peak[name], "once_a_sample_ms": once[name], "tau": {}}
+        for tau in TAUS:
+            mean = partial(expected_cost, tau=tau, batch=batch)
+            each = [mean(column) for column in zip(*ratios)]
+            results[name]["tau"][tau] = {"ms": mean(by_gated), "ratio": mean(middles), "lowest": min(each),
+                                         "highest": max(each), "parts": {part: mean(ms) for part, ms in parts.items()}}
+    ratio = results[DEFAULT]["tau"][TAU]["ratio"]
+    return {"steps": results, "flops": flops,
+            "goal": {"tau": TAU, "at_most": GOAL, "ratio": ratio, "met": ratio <= GOAL}}
+
+
+# -------------------------------------------------------------------------------------------------- the reporting
+
+def table(lines: list[list[str]]) -> str:
+    """A Markdown table with aligned columns; the first line is its head."""
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    lines = [lines[0], ["-" * widths[0]] + ["-" * (w - 1) + ":" for w in widths[1:]], *lines[1:]]
+    cells = [[f"{cell:{'>' if k else '<'}{w}}" for k, (cell, w) in enumerate(zip(line, widths))] for line in lines]
+    return "".join(f"| {' | '.join(line)} |\n" for line in cells)
+
+
+def report(result: dict) -> str:
+    """The tables, and whether the goal is met."""
+    steps, goal, flops = result["steps"], result["goal"], result["flops"]
+    own, plain, shown = steps[DEFAULT], steps["SFT"]["tau"][TAU]["ms"], [x["tau"][TAU] for x in steps.values()]
+    more = flops["USO, all gated"] / flops["SFT"] - 1                                      # in proportion to the gated
+    amortised = [[f"USO, tau {tau}", f"{trigger_rate(tau):.1%}", f"{x['ms']:.1f}", f"{x['ms'] - plain:.1f}",
+                  f"{x['ratio']:.2f} [{x['lowest']:.2f}, {x['highest']:.2f}]", f"{1 + trigger_rate(tau) * more:.2f}"]
+                 for tau, x in own["tau"].items()]
+    return "\n".join([
+        f"The mean step, {DEFAULT}, whatever lambda is\n",
+        table([["", "trigger rate", "ms", "above SFT", "USO / SFT [lowest, highest]", "in FLOPs"],
+               ["SFT", "0.0%", f"{plain:.1f}", "0.0", "1", "1"], *amortised]),
+        f"Where the milliseconds of a step go at tau {TAU}, for each --decode/--think\n",
+        table([["", *steps], *[[part, *[f"{x['parts'][part]:.1f}" for x in shown]] for part in PARTS],
+               ["all", *[f"{x['ms']:.1f}" for x in shown]], ["USO / SFT", *[f"{x['ratio']:.2f}" for x in shown]],
+               ["peak MiB, all gated", *[f"{x['peak_mib_all_gated']:.0f}" for x in steps.values()]],
+               ["m_0 and thought, once a sample", *[f"{x['once_a_sample_ms']:.1f}" for x in steps.values()]]]),
+        f"Inference: {flops['one DiT call'] / 1e9:.3f} GFLOPs a clip and DiT call, for base, SFT and USO alike",
+        f"Goal: USO / SFT at most {GOAL} at tau {TAU}: {goal['ratio']:.2f}, {'met' if goal['met'] else 'NOT met'}"])
+
+
+def draw(result: dict, path: Path) -> None:
+    """Write a picture: a bar for SFT and for each way of USO at TAU, made up of its parts."""
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    bars = {name if name == "SFT" else f"USO {name}": x["tau"][TAU] for name, x in result["steps"].items()}
+    figure, ax = plt.subplots(figsize=(9, 3.6))
+    ends = [0.] * len(bars)
+    for k, part in enumerate(PARTS):
+        values = [bar["parts"][part] for bar in bars.values()]
+        ax.barh(list(bars), values, left=ends, label=part, color=plt.cm.Paired(k))
+        ends = [a + b for a, b in zip(ends, values)]
+    for y, (end, bar) in enumerate(zip(ends, bars.values())):
+        ax.text(end, y, f" {bar['ratio']:.2f} x", va="center", size=8)
+    ax.axvline(GOAL * ends[0], color="grey", ls="--", lw=1, label=f"goal: {GOAL} x SFT")
+    ax.set(xlim=(0, 1.1 * max(*ends, GOAL * ends[0])), ylim=(len(bars) - .5, -.5),
+           xlabel=f"milliseconds a step, batch {result['batch']}, tau {TAU}; {result['device']}")
+    ax.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, .5))
+    figure.tight_layout()
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=110)
+    plt.close(figure)
+
+
+# ---------------------------------------------------------------------------------------------------- the command
+
+def random_model() -> UnifiedModel:
+    """The tiny preset with random weights, and a tokenizer of the world's phrases."""
+    torch.manual_seed(0)
+    model = UnifiedModel(PRESETS["tiny"]).eval()
+    phrases = [phrase for rules in world.RULES.values() for rule in rules for phrase in rule.phrases]
+    model.vlm.tokenizer = model.text_tokenizer = make_tokenizer([SYSTEM, *phrases], model.preset.t5["vocab_size"])
+    return model
+
+
+def parse(argv=None) -> argparse.Namespace:
+    cores = len(os.sched_getaffinity(0))                 # as in train.py
+    parser = Parser(description="Measure what a training step costs.")
+    parser.add_argument("--batch", type=int, default=8, help="samples a step")
+    parser.add_argument("--repeats", type=int, default=5, help="how often each step is timed")
+    parser.add_argument("--threads", type=int, default=cores, help="of the CPU, at most one a core")
+    parser.add_argument("--out", type=Path, default=Path("out/bench"), help="folder of the results")
+    parser.add_argument("--weights", help="model folder, if not weights/tiny")
+    parser.add_argument("--random", action="store_true", help="random weights instead, which need no files")
+    args = parser.parse_args(argv)
+    for flag in ("batch", "repeats", "threads"):
+        if getattr(args, flag) < 1:
+            raise BadInput(f"--{flag} {getattr(args, flag)}: must be at least 1; {parser.get_default(flag)} will do")
+    if args.threads > cores:
+        raise BadInput(f"--threads {args.threads}: there are {cores} cores; {cores} threads will do")
+    if args.random and args.weights:
+        raise BadInput(f"--random and --weights {args.weights} exclude each other: drop one of them")
+    folder = next(p for p in (args.out.resolve(), *args.out.resolve().parents) if p.exists())
+    if not (folder.is_dir() and os.access(folder, os.W_OK)):
+        raise BadInput(f"--out {args.out}: {folder} is no folder that can be written; choose another")
+    return args
+
+
+def main(argv=None) -> None:
+    args = parse(argv)
+    torch.set_num_threads(args.threads)
+    model = random_model() if args.random else load_model(args.weights, "tiny")
+    if torch.cuda.is_available():
+        model.cuda()
+    busy, names = os.getloadavg()[0], re.findall(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
+    device = torch.cuda.get_device_name() if model.device.type == "cuda" else (names or [platform.machine()])[0]
+    about = {
+        "command": " ".join(["python bench.py", *(sys.argv[1:] if argv is None else argv)]),
+        "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()), "device": f"{device}, {args.threads} CPU threads",
+        "weights": "random" if args.random else args.weights or "weights/tiny", "batch": args.batch,
+        "repeats": args.repeats, "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "transformers", "diffusers")},
+        "load": f"{busy:.1f} when it began" + (" (BUSY: others took part of the time)" if busy > .5 else "")}
+    result = {**about, **measure(model, args.batch, args.repeats)}
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 10
+    result["peak_mib_of_the_process"] = most
+    print("\n".join(f"{k}: {v}" for k, v in about.items()) + f"\n\n{report(result)}")
+    draw(result, args.out / "bench.png")
+    atomic_write(args.out / "bench.json", json.dumps(result, indent=1) + "\n")
+    print(f"The process with its libraries peaked at {most:.0f} MiB; wrote bench.json and bench.png into {args.out}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (BadInput, OSError) as error:
+        print(f"bench.py: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
