@@ -482,15 +482,17 @@ class UnifiedModel(nn.Module):
                     {k: v.float() for k, v in load_file(home / f"{name}.safetensors").items()})
         return model.eval()
 
-    def save_pretrained(self, folder: str | Path, frozen: str | Path | None = None, dtype=torch.float32) -> None:
+    def save_pretrained(self, folder: str | Path, frozen: str | Path | None = None, dtype=torch.float32,
+                        parts: tuple[str, ...] | None = None) -> None:
         """Write a model folder: `model.json` and safetensors for each part, under a temporary name and then renamed.
 
         frozen: a folder that holds the frozen parts; then only G and the visual context adapter are written.
+        parts: write these and no tokenizer; such a folder is not loaded whole.
         """
         folder, temporary = Path(folder), Path(f"{folder}.tmp{os.getpid()}")
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        for name in TRAINED if frozen else (*LIBRARY, *OURS):
+        for name in parts or (TRAINED if frozen else (*LIBRARY, *OURS)):
             part = self.get_submodule(name)
             if name in LIBRARY:
                 part.to(dtype).save_pretrained(temporary / name)
@@ -498,7 +500,7 @@ class UnifiedModel(nn.Module):
             else:
                 save_file({k: v.to(dtype).contiguous() for k, v in part.state_dict().items()},
                           temporary / f"{name}.safetensors")
-        if not frozen:
+        if not (frozen or parts):
             self.vlm.tokenizer.save_pretrained(temporary / "tokenizer")
             self.text_tokenizer.save_pretrained(temporary / "text_tokenizer")
         frozen = os.path.relpath(Path(frozen).resolve(), folder.resolve()) if frozen else None

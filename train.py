@@ -16,7 +16,6 @@ Axis letters: B batch, K frames seen by the critic, C f h w latents, T tokens.
 """
 
 import argparse
-import copy
 import csv
 import io
 import json
@@ -34,6 +33,7 @@ import torch
 import torch.distributed as dist
 import torch.nn as nn
 import torch.nn.functional as F
+from diffusers import AutoencoderKLWan
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
@@ -43,7 +43,7 @@ from critic import (DECODE, EDITED, SOURCE, SYSTEM, THINK, VERDICT, Critic, clea
 from data import (BadInput, Latents, Parser, atomic_write, batch_indices, from_bytes, manifest_items, replacing, to_bytes,
                   world_items)
 from evaluate import generate_and_judge, overall
-from model import (GENERATE, PRESETS, TRAINED, VILA, UnifiedModel, add_noise, chat, make_tokenizer, sample_timesteps,
+from model import (GENERATE, PRESETS, TRAINED, UnifiedModel, add_noise, chat, make_tokenizer, sample_timesteps,
                    velocity_target)
 
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -77,7 +77,7 @@ def average_gradients(params: list[nn.Parameter]) -> None:
 
 
 def fit(params: dict[str, nn.Parameter], loss_at, out: Path, *, steps: int, lr: float, clip: float, weight_decay: float,
-        save_every: int = 100, name: str = "train") -> list[dict]:
+        save_every: int = 100, name: str = "train", record: dict | None = None) -> list[dict]:
     """Train `params` for `steps` steps of AdamW and return the log, one dict a step.
 
     loss_at(step) -> (loss, logged values) must depend on nothing but the step and the parameters: with that, `state.pt`
@@ -105,6 +105,8 @@ def fit(params: dict[str, nn.Parameter], loss_at, out: Path, *, steps: int, lr: 
             torch.save(state, buffer)
             atomic_write(state_file, buffer.getvalue())
 
+    if record and RANK == 0:                             # from here on the folder is this run's
+        atomic_write(out / "run.json", json.dumps(record, indent=1))
     stopped = []                                         # Ctrl-C waits for the end of the step: no half of an update
     before = signal.signal(signal.SIGINT, lambda *_: stopped.append(True))
     bar = tqdm(range(start, steps), initial=start, total=steps, desc=name, disable=RANK > 0, smoothing=.05)
@@ -264,7 +266,8 @@ def finetune(args) -> None:
     params = {f"{part}.{k}": p for part in TRAINED for k, p in getattr(model, part).named_parameters()}
     assert len(params) == len(trained)
     log = fit(params, objective(model, latents, args), args.out, steps=args.steps, lr=args.lr,
-              clip=args.clip, weight_decay=args.weight_decay, save_every=args.save_every, name=args.objective)
+              clip=args.clip, weight_decay=args.weight_decay, save_every=args.save_every, name=args.objective,
+              record=args.record)
     if RANK > 0:
         return
     model.save_pretrained(args.out / "model", frozen=args.weights or Path(__file__).parent / "weights" / args.preset)
@@ -321,7 +324,6 @@ def stage_vae(args) -> UnifiedModel:
     """The VAE, from scratch, on clips of the tiny world."""
     torch.manual_seed(args.seed)
     model = UnifiedModel(PRESETS["tiny"])
-    model.vlm.tokenizer = model.text_tokenizer = world_tokenizer()
     clips = render_pool(range(args.items), "clips")                                        # uint8 (N, 2, F, 3, H, W)
     vae, raw = model.vae, []
     for module in vae.modules():                          # the library's default gains are too small to learn from scratch
@@ -332,9 +334,9 @@ def stage_vae(args) -> UnifiedModel:
     hook = vae.decoder.register_forward_hook(lambda module, inputs, output: raw.append(output))
 
     def loss_at(step):
-        g = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
-        single = step < args.steps * .3                   # first frames alone, which is quick, then whole clips
-        n = args.batch if single else args.batch // 2
+        g = torch.Generator().manual_seed(args.seed * 1_000_003 + step * WORLD + RANK)
+        single = step < args.steps * .2                   # single frames, which is quick, then whole clips
+        n = (args.batch if single else args.batch // 2) // WORLD
         picked = clips[torch.randint(len(clips), (n,), generator=g), torch.randint(2, (n,), generator=g)]
         if single:
             picked = picked[torch.arange(n), torch.randint(picked.shape[1], (n,), generator=g)][:, None]
@@ -354,7 +356,7 @@ def stage_vae(args) -> UnifiedModel:
         return loss, {"psnr": 10 * math.log10(4 / error.pow(2).mean().item())}
 
     fit(dict(vae.named_parameters()), loss_at, args.out, steps=args.steps, lr=args.lr, clip=1.,
-        weight_decay=1e-4, save_every=args.save_every, name="vae")
+        weight_decay=1e-4, save_every=args.save_every, name="vae", record=args.record)
     hook.remove()
     with torch.no_grad():                                 # the DiT wants latents of mean 0 and deviation 1
         z = torch.cat([vae.encode((clips[i:i + 8, 1].float() / 127.5 - 1).transpose(1, 2)).latent_dist.mode()
@@ -363,7 +365,7 @@ def stage_vae(args) -> UnifiedModel:
     return model
 
 
-WORKERS = len(os.sched_getaffinity(0))
+WORKERS = max(1, len(os.sched_getaffinity(0)) // WORLD)
 
 
 def _clips(index: int):
@@ -386,7 +388,7 @@ def _lesson(index: int):
         video, seen = world.near_miss(triplet, str(kind), rng)
         answers.append((to_bytes(video).numpy(), seen, grade(world.judge(triplet, video))))
     return dict(index=index, instruction=triplet.instruction if rng.random() < .8 else triplet.literal,
-                thought=triplet.thought, caption=world.caption(triplet.before), labels=labels.astype(np.uint8),
+                thought=triplet.thought, literal=triplet.literal, caption=world.caption(triplet.before), labels=labels.astype(np.uint8),
                 source=to_bytes(triplet.source).numpy(), target=to_bytes(triplet.target).numpy(), misses=answers)
 
 
@@ -407,35 +409,48 @@ def render_pool(indices, what: str):
 
 
 def teach(vlm, rows: list[list[tuple]], answers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Next-token loss on the parts of rows that are to be learnt, and the verdict's loss at the end of each row.
+    """Next-token loss on the parts of rows that are to be learnt, and the loss of the verdicts, with soft labels.
 
-    rows: lists of (text or vision tokens, learn it?); answers: (B,) share of Yes, NaN where a row has no verdict.
-    Returns (text loss, verdict loss, margin (B,)).
+    rows: lists of (text or vision tokens, "given", "learn" or "verdict"); the verdict is the one token Yes or No.
+    answers: (B,) share of Yes, NaN where a row has no verdict. Returns (text loss, verdict loss, margin (B,)).
     """
     embeddings, mask = vlm.join([[part for part, _ in row] for row in rows])
-    labels = torch.full(mask.shape, -100)
+    labels, at = torch.full(mask.shape, -100), torch.full((len(rows),), -1)
     for r, row in enumerate(rows):
-        ids = torch.cat([torch.tensor(vlm.tokenizer(part, add_special_tokens=False).input_ids) if learn
-                         else torch.full((len(vlm.words(part)) if isinstance(part, str) else len(part),), -100)
-                         for part, learn in row])
-        labels[r, -len(ids):] = ids
+        ids = [vlm.tokenizer(part, add_special_tokens=False).input_ids if isinstance(part, str) else [0] * len(part)
+               for part, _ in row]
+        position = mask.shape[1] - sum(map(len, ids))
+        for part, (_, role) in zip(ids, row):
+            if role == "learn":
+                labels[r, position:position + len(part)] = torch.tensor(part)
+            if role == "verdict":
+                at[r] = position - 1                      # the position that says it
+            position += len(part)
     logits = vlm.read(embeddings, mask).logits
     text = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
     yes, no = vlm.tokenizer.convert_tokens_to_ids(["Yes", "No"])
-    said, has = logits[:, -1].log_softmax(-1), ~answers.isnan()
-    y = answers.nan_to_num()
+    said, has, y = logits[torch.arange(len(rows)), at].log_softmax(-1), ~answers.isnan(), answers.nan_to_num()
     verdict = (-(y * said[:, yes] + (1 - y) * said[:, no]) * has).sum() / has.sum().clamp_min(1)
     return text, verdict, said[:, yes] - said[:, no]
+
+
+def model_with_vae(args) -> UnifiedModel:
+    """The tiny preset, random but for the VAE, which comes from --weights; with a tokenizer."""
+    home = Path(args.weights or "out/vae/model") / "vae"
+    if not (home / "config.json").is_file():
+        raise BadInput(f"--weights: there is no VAE in {home}; make one with --stage vae, or name the folder that has it")
+    torch.manual_seed(args.seed)
+    model = UnifiedModel(PRESETS["tiny"]).requires_grad_(False)
+    model.vae = AutoencoderKLWan.from_pretrained(home, torch_dtype=torch.float32).requires_grad_(False)
+    model.vlm.tokenizer = model.text_tokenizer = world_tokenizer()
+    return model
 
 
 def stage_vlm(args) -> UnifiedModel:
     """The VLM: what covers this patch, captions, chains of thought, verdicts; in the second half of the steps also on
     what it will have to judge, the decoded one-step estimates and edits of a half-trained generator, with the oracle's grade."""
-    model = load_model(args.weights, "tiny").requires_grad_(False)
-    p = model.preset
-    torch.manual_seed(args.seed)
-    vlm = model.vlm = VILA(p.siglip, p.llama, p.vlm_frames, p.vlm_size)
-    vlm.tokenizer = model.text_tokenizer = world_tokenizer()
+    model = model_with_vae(args)
+    vlm = model.vlm
     lessons = render_pool(range(args.items), "lessons")
     estimates = []                                                                         # (lesson, frames, grade)
     head = nn.Linear(vlm.vision_tower.config.hidden_size, 4 * len(world.LABELS))           # four points of each patch
@@ -456,8 +471,8 @@ def stage_vlm(args) -> UnifiedModel:
         elif estimates and u < .6:
             which, frames, y = estimates[int(rng.integers(len(estimates)))]
             answer = lessons[which], from_bytes(torch.from_numpy(frames)), "", y
-        elif kind % 2:
-            answer = x, looked_at(x["target"]), "it is done and the rest is kept", 1.
+        elif kind < 4:
+            answer = x, looked_at(x["target"]), x["literal"], 1.
         else:
             video, seen, y = x["misses"][int(rng.integers(3))]
             answer = x, looked_at(video), seen, y
@@ -467,16 +482,17 @@ def stage_vlm(args) -> UnifiedModel:
         return x, frames, seen, float(np.clip(y, .05, .95))
 
     def loss_at(step):
-        rng = np.random.default_rng([args.seed, step])
-        some = [lessons[i] for i in rng.integers(len(lessons), size=args.batch)]
+        rng = np.random.default_rng([args.seed, step, RANK])
+        some = [lessons[i] for i in rng.integers(len(lessons), size=args.batch // WORLD)]
         k = 0 if step < first else int(rng.integers(3))
         part = slice(k, 3 if step < first else k + 1)     # all three frames of a clip at first, then one
         patch_loss, right = covers(torch.cat([looked_at(x["source"])[part] for x in some[:8]]),
                                    torch.cat([torch.from_numpy(x["labels"])[part] for x in some[:8]]))
         if step < first:
-            return patch_loss, {"patches_right": right.item(), "text_loss": nan, "verdict_loss": nan, "verdicts_right": nan}
+            return patch_loss, {"patches_right": right.item(), "text_loss": nan, "verdict_loss": nan, "yes_right": nan,
+                                "no_right": nan}
         if step >= args.steps // 2 and not estimates:
-            estimates.extend(draft_estimates(lessons, vlm.tokenizer, args))
+            estimates.extend(draft_estimates(lessons, args))
 
         shown = [an_answer(x, i % 8, rng) for i, x in enumerate(some)]
         source = vlm.see(torch.stack([looked_at(x["source"]) for x, *_ in shown]))
@@ -484,33 +500,39 @@ def stage_vlm(args) -> UnifiedModel:
         rows = []
         for i, (x, _, seen, y) in enumerate(shown):
             think = ("expect", "expect", "full", "none")[int(rng.integers(4))]
-            rows.append(verdict_row(think, source[i], edited[i], x["instruction"], x["thought"], seen) if i % 8 else
-                        [*((part, False) for part in chat(SYSTEM, [source[i], DESCRIBE])), (x["caption"] + "<|eot_id|>", True)])
+            rows.append(verdict_row(think, source[i], edited[i], x["instruction"], x["thought"], seen, y) if i % 8 else
+                        [*((part, "given") for part in chat(SYSTEM, [source[i], DESCRIBE])),
+                         (x["caption"] + "<|eot_id|>", "learn")])
         answers = torch.tensor([y for *_, y in shown])
         text, verdict, margin = teach(vlm, rows, answers)
-        sure = (answers < .3) | (answers > .7)
         return .3 * patch_loss + text + 2 * verdict, {
             "patches_right": right.item(), "text_loss": text.item(), "verdict_loss": verdict.item(),
-            "verdicts_right": ((margin > 0) == (answers > .5))[sure].float().mean().item()}
+            "yes_right": (margin[answers > .7] > 0).float().mean().item(),
+            "no_right": (margin[answers < .3] < 0).float().mean().item()}
 
     fit(params, loss_at, args.out, steps=args.steps, lr=args.lr, clip=1., weight_decay=.01,
-        save_every=args.save_every, name="vlm")
+        save_every=args.save_every, name="vlm", record=args.record)
     return model
 
 
-def verdict_row(think, source, edited, instruction, thought, seen):
-    """One training row of the critic's chat, in the form that `critic.Critic` asks in; (part, learn it?)."""
-    turn = "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
-    head, *middle, tail = chat(SYSTEM, [SOURCE, source, f" {instruction}\n"])
-    asked = [(part, False) for part in (head, *middle)]
+def verdict_row(think, source, edited, instruction, thought, seen, y):
+    """One training row of the critic's chat, in the form that `critic.Critic` asks in; what was seen is told, too:
+    before the verdict in "full", after it in the others, where the verdict cannot read it but the eyes learn from it."""
+    turn, eot = "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n", "<|eot_id|>"
+    *asked, tail = chat(SYSTEM, [SOURCE, source, f" {instruction}\n"])
+    asked, word = [(part, "given") for part in asked], ("Yes" if y > .5 else "No", "verdict")
+    told = [(f" , {seen}{eot}", "learn")] if seen else []
+    if think == "full" and seen:
+        return [*asked, (EDITED, "given"), (edited, "given"), (turn, "given"), (f"{thought} . {seen} . ", "learn"),
+                (VERDICT, "learn"), word]
     if think == "expect":
-        return [*asked, (tail, False), (f"{thought} .<|eot_id|>", True),
-                (f"<|start_header_id|>user<|end_header_id|>\n\n{EDITED}", False), (edited, False), (turn + VERDICT, False)]
-    told = [(f"{thought} . {seen} . ", True)] if think == "full" and seen else []
-    return [*asked, (EDITED, False), (edited, False), (turn, False), *told, (VERDICT, bool(told))]
+        return [*asked, (tail, "given"), (f"{thought} .{eot}", "learn"),
+                (f"<|start_header_id|>user<|end_header_id|>\n\n{EDITED}", "given"), (edited, "given"),
+                (turn + VERDICT, "given"), word, *told]
+    return [*asked, (EDITED, "given"), (edited, "given"), (turn + VERDICT, "given"), word, *told]
 
 
-def draft_estimates(lessons, tokenizer, args) -> list[tuple]:
+def draft_estimates(lessons, args) -> list[tuple]:
     """What a half-trained generator makes: one-step estimates at every t and finished edits, (lesson, frames, grade).
 
     The generator knows text and source but no VLM (that is not there yet); it is thrown away afterwards. Estimates start
@@ -518,8 +540,7 @@ def draft_estimates(lessons, tokenizer, args) -> list[tuple]:
     """
     file = args.out / "estimates.safetensors"
     if not file.exists():
-        draft = load_model(args.weights, "tiny").requires_grad_(False)
-        draft.text_tokenizer = draft.vlm.tokenizer = tokenizer
+        draft = model_with_vae(args)
         params = new_generator(draft, args.seed)
         some = lessons[:args.draft_items]
         source, target, wrong = (encode_all(draft, [from_bytes(torch.from_numpy(x)) for x in clips], "encoding clips")
@@ -527,33 +548,40 @@ def draft_estimates(lessons, tokenizer, args) -> list[tuple]:
         words, h = [x["instruction"] for x in some], draft.unconditional()[0]
         fit(params, plain_flow(draft, source, target, [h] * len(some), words, args.batch, args.seed, 0.),
             args.out / "draft", steps=args.draft_steps, lr=1e-3, clip=1., weight_decay=1e-4, name="draft")
-        which, frames, grades, g = [], [], [], torch.Generator().manual_seed(args.seed)
-
-        def keep(rows, latents):
-            for i, video in zip(rows, draft.decode_video(latents)):
-                triplet = world.make_triplet(some[i]["index"] // 2, ("rave", "icvg")[some[i]["index"] % 2], "train")
-                which.append(i), frames.append(to_bytes(video[::4])), grades.append(grade(world.judge(triplet, video)))
-
-        with torch.no_grad():
-            for i in tqdm(range(0, len(some), 8), desc="estimates"):
-                rows = list(range(i, min(i + 8, len(some))))
-                src, noise = source[rows], torch.randn(source[rows].shape, generator=g)
-                c = draft.context(src, draft.bridge([h] * len(rows)), draft.encode_text([words[k] for k in rows]))
-                for x0 in (target[rows], wrong[rows]):
-                    t = torch.rand(len(rows), generator=g) * .85 + .02
-                    x_t = add_noise(x0, noise, t)
-                    keep(rows, clean_estimate(x_t, draft.velocity(x_t, t, c, src), t))
-                    if i % 3 == 0:
-                        keep(rows, x0)                    # the decoder's own blur
-                if i % 4 == 0:                            # finished edits, 8 steps
-                    ts = [3 * u / (1 + 2 * u) for u in np.linspace(1, 0, 9).tolist()]
-                    for t, t_next in zip(ts[:-1], ts[1:]):
-                        noise = noise + (t_next - t) * draft.velocity(noise, torch.full((len(rows),), t), c, src)
-                    keep(rows, noise)
-        with replacing(file) as temporary:
-            save_file({"which": torch.tensor(which), "frames": torch.stack(frames), "grades": torch.tensor(grades)}, temporary)
+        with first_rank_first():
+            if not file.exists():
+                write_estimates(file, draft, some, h, source, target, wrong, args.seed)
     held = load_file(file)
     return list(zip(held["which"].tolist(), held["frames"].numpy(), held["grades"].tolist()))
+
+
+@torch.no_grad()
+def write_estimates(file, draft, lessons, h, source, target, wrong, seed):
+    """Make, judge and keep the draft's estimates and edits of `lessons`; source, target, wrong are their latents."""
+    which, frames, grades, g = [], [], [], torch.Generator().manual_seed(seed)
+
+    def keep(rows, latents):
+        for i, video in zip(rows, draft.decode_video(latents)):
+            triplet = world.make_triplet(lessons[i]["index"] // 2, ("rave", "icvg")[lessons[i]["index"] % 2], "train")
+            which.append(i), frames.append(to_bytes(video[::4])), grades.append(grade(world.judge(triplet, video)))
+
+    for i in tqdm(range(0, len(lessons), 8), desc="estimates"):
+        rows = list(range(i, min(i + 8, len(lessons))))
+        src, noise = source[rows], torch.randn(source[rows].shape, generator=g)
+        c = draft.context(src, draft.bridge([h] * len(rows)), draft.encode_text([lessons[k]["instruction"] for k in rows]))
+        for x0 in (target[rows], wrong[rows]):
+            t = torch.rand(len(rows), generator=g) * .85 + .02
+            x_t = add_noise(x0, noise, t)
+            keep(rows, clean_estimate(x_t, draft.velocity(x_t, t, c, src), t))
+            if i % 3 == 0:
+                keep(rows, x0)                            # the decoder's own blur
+        if i % 4 == 0:                                    # finished edits, 8 steps
+            ts = [3 * u / (1 + 2 * u) for u in np.linspace(1, 0, 9).tolist()]
+            for t, t_next in zip(ts[:-1], ts[1:]):
+                noise = noise + (t_next - t) * draft.velocity(noise, torch.full((len(rows),), t), c, src)
+            keep(rows, noise)
+    with replacing(file) as temporary:
+        save_file({"which": torch.tensor(which), "frames": torch.stack(frames), "grades": torch.tensor(grades)}, temporary)
 
 
 def encode_all(model, videos: list[torch.Tensor], title: str) -> torch.Tensor:
@@ -576,8 +604,8 @@ def plain_flow(model, source, target, h, words, batch, seed, drop):
     nothing = model.unconditional()[0]
 
     def loss_at(step):
-        picked = batch_indices(len(source), batch, step, seed)
-        t, noise, u = draws(step, seed, batch, model.preset.latent_shape, 3.0)
+        picked = batch_indices(len(source), batch, step, seed)[RANK::WORLD]
+        t, noise, u = (x[RANK::WORLD] for x in draws(step, seed, batch, model.preset.latent_shape, 3.0))
         dropped = (u < drop).tolist()
         text = model.encode_text(["<pad>" if d else words[i] for i, d in zip(picked, dropped)])
         bridged = model.bridge([nothing if d else h[i] for i, d in zip(picked, dropped)])
@@ -589,7 +617,7 @@ def plain_flow(model, source, target, h, words, batch, seed, drop):
 
 def stage_base(args) -> UnifiedModel:
     """The base generator and connector: literal edits and plain generation, no implicit instruction (the paper's baseline)."""
-    model = load_model(args.weights, "tiny").requires_grad_(False)
+    model = load_model(args.weights or "out/vlm/model", "tiny").requires_grad_(False)
     params = new_generator(model, args.seed)
     items = world_items(("rave", "icvg"), "train", args.items, literal=True)
     sources, targets, words = [], [], []
@@ -605,13 +633,13 @@ def stage_base(args) -> UnifiedModel:
          for row in model.encode_vlm(torch.stack(sources[i:i + 16]), words[i:i + 16])]
     source, target = encode_all(model, sources, "encoding sources"), encode_all(model, targets, "encoding targets")
     fit(params, plain_flow(model, source, target, h, words, args.batch, args.seed, args.drop), args.out,
-        steps=args.steps, lr=args.lr, clip=1., weight_decay=1e-4, save_every=args.save_every, name="base")
+        steps=args.steps, lr=args.lr, clip=1., weight_decay=1e-4, save_every=args.save_every, name="base", record=args.record)
     return model
 
 
 STAGES = {"vae": stage_vae, "vlm": stage_vlm, "base": stage_base}
 DEFAULTS = {                                              # what the flags mean where they are not given
-    "vae": dict(steps=5000, batch=8, lr=1e-3, items=1500),
+    "vae": dict(steps=4500, batch=8, lr=1e-3, items=1500),
     "vlm": dict(steps=3000, batch=16, lr=1e-3, items=6000),
     "base": dict(steps=4000, batch=16, lr=1e-3, items=4000),
     "finetune": dict(steps=500, batch=8, lr=2e-4, items=1200)}
@@ -621,7 +649,7 @@ DEFAULTS = {                                              # what the flags mean 
 
 def settings(args) -> dict:
     """What must be equal for a run to be the same run."""
-    skip = ("resume", "out", "cache", "save_every", "eval_items", "skip_bad")
+    skip = ("resume", "out", "cache", "save_every", "eval_items", "skip_bad", "argv", "record")
     return {k: v if isinstance(v, (int, float, str, bool, type(None))) else str(v) for k, v in vars(args).items() if k not in skip}
 
 
@@ -647,7 +675,7 @@ def parse(argv=None):
     a("--objective", choices=("uso", "sft", "rwr"), default="uso", help="Eq. 5, plain flow matching, or reward-weighted")
     a("--stage", choices=STAGES, help="make a tiny frozen part instead: vae, then vlm, then base")
     a("--preset", choices=PRESETS, default="tiny", help="size of the model")
-    a("--weights", help="model folder to start from (default: weights/<preset>)")
+    a("--weights", help="model folder to start from (default: weights/<preset>; for a stage, what the one before wrote)")
     a("--data", help="manifest of your own triplets, JSON lines (default: the tiny world)")
     a("--skip-bad", action="store_true", help="go on without the manifest's bad triplets")
     a("--items", type=positive, help="how many tiny-world triplets to train on")
@@ -675,25 +703,26 @@ def parse(argv=None):
     a("--cache", type=Path, default=Path("out/cache"), help="latents, encoded once")
     a("--save-every", type=positive, default=100, help="steps between checkpoints")
     a("--eval-items", type=int, default=42, help="val samples for the scores before and after; 0: none")
+    argv = sys.argv[1:] if argv is None else list(argv)
     args = parser.parse_args(argv)
     if args.resume:
         file = args.resume / "run.json"
         if not file.is_file():
             raise BadInput(f"--resume {args.resume}: no run.json there; pass the folder of a run")
-        run = args.resume
-        args = parser.parse_args(json.loads(file.read_text())["argv"])
+        argv, run = json.loads(file.read_text())["argv"], args.resume
+        args = parser.parse_args(argv)
         args.out = run
     for key, value in DEFAULTS[args.stage or "finetune"].items():
         if getattr(args, key) is None:
             setattr(args, key, value)
-    args.out = args.out or Path("out") / (args.stage or args.objective)
+    args.out, args.argv = args.out or Path("out") / (args.stage or args.objective), argv
     if args.batch % WORLD:
         raise BadInput(f"--batch {args.batch} does not divide among {WORLD} ranks: pass a multiple of {WORLD}")
     return args
 
 
-def open_run(args, argv) -> None:
-    """Make the run folder, or recognise it: the same settings go on, others are refused and nothing is lost."""
+def recognise(args) -> dict:
+    """What `fit` will write to run.json; BadInput where the run folder holds a run with other settings: nothing is lost."""
     file, now = args.out / "run.json", settings(args)
     if file.is_file():
         then = json.loads(file.read_text())["settings"]
@@ -701,23 +730,20 @@ def open_run(args, argv) -> None:
         if other:
             raise BadInput(f"{args.out} holds a run with another --{other[0].replace('lam', 'lambda').replace('_', '-')} "
                            f"({then.get(other[0])}, not {now[other[0]]}): choose another --out, or delete it")
-    elif RANK == 0:
-        args.out.mkdir(parents=True, exist_ok=True)
-        atomic_write(file, json.dumps({"argv": argv, "settings": now}, indent=1))
+    return {"argv": args.argv, "settings": now}
 
 
 def main():
     args = parse()
-    argv = sys.argv[1:]
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // WORLD))
     if WORLD > 1:
         dist.init_process_group("gloo")
-    if not args.resume:
-        open_run(args, argv)
+    args.record = recognise(args)
     if args.stage:
         model = STAGES[args.stage](args)
-        model.eval().save_pretrained(args.out / "model", dtype=torch.float16)
-        print(f"wrote {args.out / 'model'}")
+        if RANK == 0:
+            model.eval().save_pretrained(args.out / "model", dtype=torch.float16, parts=("vae",) if args.stage == "vae" else None)
+            print(f"wrote {args.out / 'model'}")
     else:
         finetune(args)
     if WORLD > 1:

@@ -544,55 +544,56 @@ def make_triplet(index: int, subset: str = "rave", split: str = "test") -> Tripl
 MISSES = ("nothing", "half", "wrong object", "wrong effect", "over-done", "noise", "flicker")
 
 def near_miss(triplet: Triplet, kind: str, rng: np.random.Generator) -> tuple[torch.Tensor, str]:
-    """A wrong answer to `triplet`, and a few words on what is wrong with it.
+    """A wrong answer to `triplet`, and in plain words what was done to the source in it.
 
     kind is one of MISSES; the video is (F, 3, H, W) in [-1, 1]. What a critic must have seen to be worth asking.
+    Raises ValueError for another kind.
     """
     start = triplet.before if triplet.subset == "rave" else triplet.before.later()
-    e, n = triplet.edit, len(start.things)
+    e, n, things = triplet.edit, len(start.things), start.things
+    pick = lambda options: options[int(rng.integers(len(options)))]
+    other = {"paint": lambda: pick([c for c in PALETTE if c not in (e.value, things[e.i].colour)]),
+             "move": lambda: pick([k for k in range(3) if k not in (e.value, things[e.i].slot)]),
+             "time": lambda: pick([c for c in SKIES if c not in (e.value, start.time)]),
+             "ground": lambda: pick([g for g in GROUNDS if g not in (e.value, start.ground)]),
+             "pan": lambda: -e.value, "go": lambda: -e.value}.get(e.op)
 
-    def other_edit(avoid_thing=False):
-        ops = [Edit("remove", i) for i in range(n)] + [Edit("paint", i, str(rng.choice(list(PALETTE)))) for i in range(n)]
-        ops += [Edit("move", i, k) for i in range(n) for k in range(3) if _free(start, k)]
-        ops += [Edit("time", value=TIME_NEXT[start.time]), Edit("ground", value=str(rng.choice(list(GROUNDS))))]
+    def another_edit():
+        edits = [Edit("remove", i) for i in range(n)] + [Edit("move", i, k) for i in range(n) for k in range(3) if _free(start, k)]
+        edits += [Edit("paint", i, pick([c for c in PALETTE if c != things[i].colour])) for i in range(n)]
+        edits += [Edit("time", value=TIME_NEXT[start.time]), Edit("ground", value=pick([g for g in GROUNDS if g != start.ground]))]
         if triplet.subset == "icvg":
-            ops += [Edit("go", i, w) for i in range(n) for w in (-1, 1)] + [Edit("jump", i) for i in range(n)]
-            ops += [Edit("pan", value=-1), Edit("pan", value=1)] + [Edit("zoom", i) for i in range(n)]
-        ops = [o for o in ops if o[:2] != e[:2] and not (avoid_thing and o.i == e.i)]
-        return ops[int(rng.integers(len(ops)))]
+            edits += [Edit(op, i) for i in range(n) for op in ("jump", "zoom")] + [Edit("pan", value=w) for w in (-1, 1)]
+            edits += [Edit("go", i, w) for i in range(n) for w in (-1, 1)]
+        return pick([o for o in edits if o[:2] != e[:2] and (kind != "over-done" or o.i != e.i)])
 
     if kind == "nothing":
         return triplet.source.clone(), "nothing has changed"
     if kind == "half":
         a = float(rng.uniform(.25, .75))
-        return triplet.source * (1 - a) + triplet.target * a, "it is only half done"
-    if kind == "wrong object":
-        others = [k for k in range(n) if k != e.i]
-        wrong = e._replace(i=int(rng.choice(others))) if e.i >= 0 and e.op != "swap" else other_edit()
-        if wrong.op == "push": wrong = Edit("go", e.i, 1)
-        return render(apply(start, wrong)), "another one was edited"
-    if kind == "wrong effect":
-        value = {"paint": lambda: str(rng.choice([c for c in PALETTE if c != e.value])),
-                 "move": lambda: int(rng.choice([k for k in range(3) if k != e.value])),
-                 "time": lambda: str(rng.choice([c for c in SKIES if c != e.value])),
-                 "ground": lambda: str(rng.choice([g for g in GROUNDS if g != e.value])),
-                 "pan": lambda: -e.value, "go": lambda: -e.value}.get(e.op)
-        wrong = e._replace(value=value()) if value else other_edit()
-        return render(apply(start, wrong)), "the effect is wrong"
-    if kind == "over-done":
-        extra = other_edit(avoid_thing=True)
-        scene = apply(start, extra)
-        shift = int(extra.op == "remove" and 0 <= extra.i < e.i)                 # removing renumbers the things after
-        if extra.op == "remove" and e.op in ("swap", "push"):
-            scene, shift = replace(start, time=TIME_NEXT[start.time]), 0
-        return render(apply(scene, e._replace(i=e.i - shift) if e.i >= 0 else e)), "more than that was changed"
+        return triplet.source * (1 - a) + triplet.target * a, f"half of : {triplet.literal}"
     if kind == "noise":
         noise = torch.from_numpy(rng.normal(0, rng.uniform(.05, .5), triplet.target.shape).astype(np.float32))
-        return (triplet.target + noise).clamp(-1, 1), "it is full of noise"
+        return (triplet.target + noise).clamp(-1, 1), f"{triplet.literal} , and there is noise"
     if kind == "flicker":
         light = torch.from_numpy(rng.uniform(-.5, .5, (FRAMES, 1, 1, 1)).astype(np.float32))
-        return (triplet.target + light - light.mean()).clamp(-1, 1), "it flickers"
-    raise ValueError(f"unknown miss {kind!r}: choose one of {', '.join(MISSES)}")
+        return (triplet.target + light - light.mean()).clamp(-1, 1), f"{triplet.literal} , and it flickers"
+    if kind == "over-done":
+        extra = another_edit()
+        if extra.op == "remove" and e.op in ("swap", "push"):                    # these would lose their second thing
+            extra = Edit("time", value=TIME_NEXT[start.time])
+        moved = int(extra.op == "remove" and 0 <= extra.i < e.i)                 # removing renumbers the things after
+        scene = apply(apply(start, extra), e._replace(i=e.i - moved) if e.i >= 0 else e)
+        return render(scene), f"{triplet.literal} , and {literal(start, extra)}"
+    if kind == "wrong object" and e.i >= 0 and e.op not in ("swap", "push"):
+        wrong = e._replace(i=pick([k for k in range(n) if k != e.i]))
+    elif kind == "wrong effect" and other:
+        wrong = e._replace(value=other())
+    elif kind in ("wrong object", "wrong effect"):
+        wrong = another_edit()
+    else:
+        raise ValueError(f"unknown miss {kind!r}: choose one of {', '.join(MISSES)}")
+    return render(apply(start, wrong)), literal(start, wrong)
 
 
 # --------------------------------------------------------------------------------------------------- the oracle
@@ -658,7 +659,7 @@ def all_texts() -> list[str]:
             texts += [t.instruction, t.literal, t.thought, caption(t.before)]
     words = [*PALETTE, *COLOUR_WORDS.values(), *SHAPES, *SIDES, *PLACES, *GROUNDS, *SKIES]
     rng = np.random.default_rng(0)
-    notes = ["it is done and the rest is kept"] + [near_miss(make_triplet(0, "rave", "train"), m, rng)[1] for m in MISSES]
+    notes = [near_miss(make_triplet(0, "rave", "train"), m, rng)[1] for m in MISSES]
     return texts + 50 * words + 50 * notes
 
 

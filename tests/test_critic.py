@@ -1,15 +1,16 @@
-"""The critic against independent sums: equations 3 to 5, the margin without its cache, its gradient, and where it goes."""
+"""The critic against independent sums: equations 3 to 5, the margin without its cache, the way of its gradient."""
 
 import copy
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import world
-from critic import (DECODE, EDITED, SOURCE, SYSTEM, THINK, VERDICT, Critic, clean_estimate, decode_frames, flow_loss, gate,
-                    load_model, reason_loss, rwr_weights, uso_loss)
+from critic import (DECODE, EDITED, SOURCE, SYSTEM, THINK, VERDICT, Critic, clean_estimate, decode_frames, flow_loss,
+                    gate, load_model, reason_loss, rwr_weights, uso_loss)
 from data import BadInput
 from model import PRESETS, TRAINED, UnifiedModel, add_noise, velocity_target
 
@@ -211,11 +212,12 @@ def plain_margin(model, think, source, edited, words, thoughts):
     head = f"<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n{SYSTEM}<|eot_id|>{user}{SOURCE}"
     yes, no = (vlm.tokenizer(word, add_special_tokens=False).input_ids for word in ("Yes", "No"))
     for s, e, text, thought in zip(vlm.see(source), vlm.see(edited), words, thoughts):
-        said = Critic(model, think).verdict(thought)     # one text or several: tests/test_train.py says where it may be cut
+        said = Critic(model, think).verdict(thought)     # one text or several; test_train.py knows where it may be cut
         said = [said] if isinstance(said, str) else said
         assert "".join(said) == TURN + (f"{thought} . " if think == "full" else "") + VERDICT
-        before = [head, s, f" {text}\n"] + {"expect": [TURN, f"{thought} .<|eot_id|>{user}{EDITED}"]}.get(think, [EDITED])
-        row = torch.cat([vlm.words(part) if isinstance(part, str) else part for part in [*before, e, *said]])[None]
+        before = [TURN, f"{thought} .<|eot_id|>{user}{EDITED}"] if think == "expect" else [EDITED]
+        row = torch.cat([vlm.words(part) if isinstance(part, str) else part for part in
+                         [head, s, f" {text}\n", *before, e, *said]])[None]
         logits = vlm.read(row, torch.ones(row.shape[:2], dtype=torch.long)).logits[0, -1]
         values.append(logits[yes[0]] - logits[no[0]])
     return torch.stack(values)
@@ -277,8 +279,8 @@ def test_baseline_is_the_margin_of_doing_nothing(tiny, sources):
 def test_finite_differences(tiny, sources, edits, think, monkeypatch):
     """d margin / d pixels along a random direction, in float64."""
     model = copy.deepcopy(tiny).double()
-    for norm in [x for x in model.vlm.llm.modules() if type(x).__name__ == "LlamaRMSNorm"]:   # its own goes by float32
-        norm.forward = lambda x, norm=norm: norm.weight * x / (x.square().mean(-1, keepdim=True) + norm.variance_epsilon).sqrt()
+    for norm in [x for x in model.vlm.llm.modules() if type(x).__name__ == "LlamaRMSNorm"]:
+        norm.forward = lambda x, n=norm: n.weight * F.rms_norm(x, x.shape[-1:], eps=n.variance_epsilon)    # not float32
     source, x, thoughts = sources[:1].double(), edits[:1].double().requires_grad_(True), ["the ball"]
     direction = torch.randn(x.shape, dtype=x.dtype, generator=torch.Generator().manual_seed(0))
     asked = Critic(model, think)
@@ -334,7 +336,8 @@ def test_a_step_of_descent_makes_the_critic_say_yes(tiny, sources, edits):
     before = asked.margin(sources, x, WORDS)
     gradient, = torch.autograd.grad(reason_loss(before, torch.zeros(2)).sum(), x)
     with torch.no_grad():
-        after = asked.margin(sources, x - .01 * gradient / gradient.square().sum((1, 2, 3, 4), keepdim=True).sqrt(), WORDS)
+        step = .01 * F.normalize(gradient.flatten(1)).view_as(x)
+        after = asked.margin(sources, x - step, WORDS)
     assert (after > before).all()
 
 

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 
 import model as m
 import world
-from model import (FROZEN, GENERATE, LIBRARY, OURS, PRESETS, TRAINED, DownsampleProjector, UnifiedModel, add_noise, chat,
-                   sample_timesteps, velocity_target)
+from model import (FROZEN, GENERATE, LIBRARY, OURS, PRESETS, TRAINED, DownsampleProjector, UnifiedModel, add_noise,
+                   chat, sample_timesteps, velocity_target)
 
 TINY = PRESETS["tiny"]
 SHORT, LONG = "wait", "a hard frost came overnight and the whole place is different now"
@@ -36,7 +36,7 @@ def test_trigger_rates_of_table_6():
     t = sample_timesteps(n, generator=torch.Generator().manual_seed(1))
     for tau, rate in ((.1, .035), (.3, .125), (.5, .25), (.7, .437), (.9, .75)):
         p = tau / (3 - 2 * tau)
-        assert p == pytest.approx(rate, abs=1e-3)                                          # the measured ones printed there
+        assert p == pytest.approx(rate, abs=1e-3)        # what the paper measured
         assert (t < tau).float().mean().item() == pytest.approx(p, abs=4 * (p * (1 - p) / n) ** .5)
 
 
@@ -199,7 +199,8 @@ def test_vlm_is_causal_and_sees_only_picked_frames(tiny, clips):
     assert torch.equal(tiny.encode_vlm(blind, [SHORT])[0], h)
 
 
-@pytest.mark.parametrize("frames, of, want", [(3, 9, [0, 4, 8]), (3, 2, [0, 1]), (3, 1, [0]), (8, 17, None), (1, 9, [0])])
+@pytest.mark.parametrize("frames, of, want", [(3, 9, [0, 4, 8]), (3, 2, [0, 1]), (3, 1, [0]), (8, 17, None),
+                                              (1, 9, [0])])
 def test_picked_frames(tiny, monkeypatch, frames, of, want):
     monkeypatch.setattr(tiny.vlm, "frames", frames)
     got = tiny.vlm.pick(torch.arange(of).float().view(1, of, 1, 1, 1)).flatten().tolist()
