@@ -80,6 +80,14 @@ def decode_frames(model: UnifiedModel, latents: torch.Tensor, how: str = "exact"
 
 # --------------------------------------------------------------------------------------------------- the critic
 
+def opening(seen: torch.Tensor, instruction: str) -> list:
+    """How every question begins, as a row for `VILA.join`: system prompt, instruction, source tokens (T, D).
+
+    The source comes last: whatever is edited follows it at the same distance, and is easier to compare with it.
+    """
+    return chat(SYSTEM, [f"{instruction}\n{SOURCE}", seen])
+
+
 class Critic:
     """Asks the model's own frozen VLM: does this edit satisfy the instruction?"""
 
@@ -91,8 +99,8 @@ class Critic:
         self.yes, self.no = ids
 
     def question(self, seen: torch.Tensor, instruction: str, thought: str = "") -> list:
-        """The row before the edited frames: system prompt, source tokens (T, D), instruction, and in "expect" the thought."""
-        row = chat(SYSTEM, [SOURCE, seen, f" {instruction}\n"])
+        """The row before the edited frames: the opening, and in "expect" the thought."""
+        row = opening(seen, instruction)
         if self.think == "expect":
             return [*row, f"{thought} .<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n{EDITED}"]
         return [*row[:-1], EDITED]
@@ -112,7 +120,7 @@ class Critic:
         if self.think == "none":
             return [""] * len(instructions)
         seen = self.vlm.see(source)
-        rows = [chat(SYSTEM, [SOURCE, s, f" {text}\n"]) for s, text in zip(seen, instructions)]
+        rows = [opening(*row) for row in zip(seen, instructions)]
         if self.think == "full":
             rows = [[*row[:-1], EDITED, e, row[-1]] for row, e in zip(rows, self.vlm.see(edited))]
         embeddings, mask = self.vlm.join(rows)

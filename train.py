@@ -39,7 +39,7 @@ from tqdm import tqdm
 
 import world
 from critic import (DECODE, EDITED, SOURCE, SYSTEM, THINK, VERDICT, Critic, clean_estimate, decode_frames, flow_loss, gate,
-                    load_model, reason_loss, rwr_weights, uso_loss)
+                    load_model, opening, reason_loss, rwr_weights, uso_loss)
 from data import (BadInput, Latents, Parser, atomic_write, batch_indices, from_bytes, manifest_items, replacing, to_bytes,
                   world_items)
 from evaluate import generate_and_judge, overall
@@ -519,7 +519,7 @@ def verdict_row(think, source, edited, instruction, thought, seen, y):
     """One training row of the critic's chat, in the form that `critic.Critic` asks in; what was seen is told, too:
     before the verdict in "full", after it in the others, where the verdict cannot read it but the eyes learn from it."""
     turn, eot = "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n", "<|eot_id|>"
-    *asked, tail = chat(SYSTEM, [SOURCE, source, f" {instruction}\n"])
+    *asked, tail = opening(source, instruction)
     asked, word = [(part, "given") for part in asked], ("Yes" if y > .5 else "No", "verdict")
     told = [(f" , {seen}{eot}", "learn")] if seen else []
     if think == "full" and seen:
