@@ -105,10 +105,10 @@ class Critic:
             return [*row, f"{thought} .<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n{EDITED}"]
         return [*row[:-1], EDITED]
 
-    def verdict(self, thought: str = "") -> str:
-        """The text after the edited frames, up to where Yes or No comes next."""
+    def verdict(self, thought: str = "") -> list[str]:
+        """The texts after the edited frames, up to where Yes or No comes next; cut where training cuts them."""
         turn = "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
-        return turn + (f"{thought} . " if self.think == "full" else "") + VERDICT
+        return [turn, f"{thought} . ", VERDICT] if self.think == "full" and thought else [turn + VERDICT]
 
     @torch.no_grad()
     def thoughts(self, source: torch.Tensor, instructions: list[str], edited: torch.Tensor | None = None,
@@ -155,7 +155,7 @@ class Critic:
             seen = self.vlm.see(source)
             before, mask = self.vlm.join([self.question(*row) for row in zip(seen, instructions, thoughts)])
             self.vlm.read(before, mask, cache)
-        after, after_mask = self.vlm.join([[tokens, self.verdict(thought)]
+        after, after_mask = self.vlm.join([[tokens, *self.verdict(thought)]
                                            for tokens, thought in zip(self.vlm.see(edited), thoughts)])
         logits = self.vlm.read(after, torch.cat([mask, after_mask], 1), cache).logits[:, -1]    # (B, vocabulary)
         return logits[:, self.yes] - logits[:, self.no]

@@ -16,6 +16,7 @@ Axis letters: B batch, F frames, C channels, H W pixels, f h w latent frames and
 """
 
 import argparse
+import copy
 import json
 import os
 import shutil
@@ -469,12 +470,22 @@ class UnifiedModel(nn.Module):
         model = cls(PRESETS[record["preset"]])
         model.look(record.get("vlm_frames"), record.get("vlm_pool"))
         frozen = folder / record["frozen"] if record["frozen"] else folder                 # a run keeps only G
+        parts = {"tokenizer": frozen, "text_tokenizer": frozen}
+        parts |= {name if name in LIBRARY else f"{name}.safetensors": folder if name in TRAINED else frozen
+                  for name in (*LIBRARY, *OURS)}
+        for name, home in parts.items():                         # else the libraries look for it on the hub
+            if not (home / name).exists():
+                raise FileNotFoundError(f"{home / name} is missing: {folder} cannot be used without it")
         model.vlm.tokenizer = AutoTokenizer.from_pretrained(frozen / "tokenizer")
         model.text_tokenizer = AutoTokenizer.from_pretrained(frozen / "text_tokenizer")
         for name in (*LIBRARY, *OURS):
             home = folder if name in TRAINED else frozen
             if name in LIBRARY:
-                part = LIBRARY[name].from_pretrained(home / name, torch_dtype=torch.float32)
+                part, info = LIBRARY[name].from_pretrained(home / name, torch_dtype=torch.float32,
+                                                           output_loading_info=True, ignore_mismatched_sizes=True)
+                wrong = {k: [x if isinstance(x, str) else x[0] for x in v] for k, v in info.items() if v}
+                if wrong:
+                    raise ValueError(f"{home / name} does not fit preset {record['preset']!r}: {wrong}")
                 parent, _, child = name.rpartition(".")
                 setattr(model.get_submodule(parent), child, part)
             else:
@@ -490,28 +501,30 @@ class UnifiedModel(nn.Module):
         parts: write these and no tokenizer; such a folder is not loaded whole.
         """
         folder, temporary = Path(folder), Path(f"{folder}.tmp{os.getpid()}")
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        for name in parts or (TRAINED if frozen else (*LIBRARY, *OURS)):
-            part = self.get_submodule(name)
-            if name in LIBRARY:
-                part.to(dtype).save_pretrained(temporary / name)
-                part.float()
-            else:
-                save_file({k: v.to(dtype).contiguous() for k, v in part.state_dict().items()},
-                          temporary / f"{name}.safetensors")
-        if not (frozen or parts):
-            self.vlm.tokenizer.save_pretrained(temporary / "tokenizer")
-            self.text_tokenizer.save_pretrained(temporary / "text_tokenizer")
-        frozen = os.path.relpath(Path(frozen).resolve(), folder.resolve()) if frozen else None
-        (temporary / "model.json").write_text(json.dumps(
-            {"preset": self.preset.name, "frozen": frozen, "vlm_frames": self.preset.vlm_frames,
-             "vlm_pool": self.preset.vlm_pool}) + "\n")
-        old = Path(f"{folder}.old{os.getpid()}")
-        if folder.exists():
-            folder.rename(old)
-        temporary.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
+        try:
+            temporary.mkdir(parents=True)
+            for name in parts or (TRAINED if frozen else (*LIBRARY, *OURS)):
+                part = self.get_submodule(name)
+                if name in LIBRARY:
+                    part = part if dtype == torch.float32 else copy.deepcopy(part).to(dtype)
+                    part.save_pretrained(temporary / name)
+                else:
+                    save_file({k: v.to(dtype).contiguous() for k, v in part.state_dict().items()},
+                              temporary / f"{name}.safetensors")
+            if not (frozen or parts):
+                self.vlm.tokenizer.save_pretrained(temporary / "tokenizer")
+                self.text_tokenizer.save_pretrained(temporary / "text_tokenizer")
+            frozen = os.path.relpath(Path(frozen).resolve(), folder.resolve()) if frozen else None
+            (temporary / "model.json").write_text(json.dumps(
+                {"preset": self.preset.name, "frozen": frozen, "vlm_frames": self.preset.vlm_frames,
+                 "vlm_pool": self.preset.vlm_pool}) + "\n")
+            old = Path(f"{folder}.old{os.getpid()}")
+            if folder.exists():
+                folder.rename(old)
+            temporary.rename(folder)
+            shutil.rmtree(old, ignore_errors=True)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 if __name__ == "__main__":

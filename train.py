@@ -17,6 +17,7 @@ Axis letters: B batch, K frames seen by the critic, C f h w latents, T tokens.
 
 import argparse
 import csv
+import hashlib
 import io
 import json
 import math
@@ -24,7 +25,7 @@ import os
 import signal
 import sys
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -34,6 +35,7 @@ import torch.distributed as dist
 import torch.nn as nn
 import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
@@ -121,7 +123,10 @@ def fit(params: dict[str, nn.Parameter], loss_at, out: Path, *, steps: int, lr: 
             if WORLD > 1:
                 average_gradients(leaves)
             norm = nn.utils.clip_grad_norm_(leaves, clip)
-            if torch.isfinite(loss) and torch.isfinite(norm):
+            finite = (torch.isfinite(loss) & torch.isfinite(norm)).float()
+            if WORLD > 1:                                # all ranks take the step or none does
+                dist.all_reduce(finite, dist.ReduceOp.MIN)
+            if finite:
                 optimizer.step()
             else:
                 skipped += 1
@@ -141,6 +146,8 @@ def fit(params: dict[str, nn.Parameter], loss_at, out: Path, *, steps: int, lr: 
     finally:
         signal.signal(signal.SIGINT, before)
     save(steps)
+    if stopped:
+        raise KeyboardInterrupt
     if RANK == 0:
         text = io.StringIO()
         writer = csv.DictWriter(text, log[-1].keys())
@@ -182,7 +189,7 @@ def draws(step: int, seed: int, batch: int, shape: tuple, shift: float) -> tuple
 def reflections(critic: Critic, latents: Latents, folder: Path, fresh_every: int = 16) -> list[tuple[str, float]]:
     """(thought, m_0) of every training sample: asked once, kept in a file, in batches of a fixed order (Sec. 4.2.3)."""
     file = folder / f"reflections-{critic.think}-{latents.key}.json"
-    if file.exists():
+    with suppress(OSError, ValueError):                  # it is not there, or broken
         return [tuple(row) for row in json.loads(file.read_text())]
     answers = []
     for i in tqdm(range(0, len(latents), fresh_every), desc="asking the critic about the sources", disable=RANK > 0):
@@ -238,10 +245,13 @@ def objective(model: UnifiedModel, latents: Latents, args):
             flow = flow.clone()
             flow[gated] = flow[gated] * rwr_weights(margin, baseline)
         loss = uso_loss(flow, reason if lam else reason[:0], lam, count.item() / WORLD)              # Eq. 5
-        nan = float("nan")
-        return loss, {"flow_loss": flow.mean().item(), "reason_loss": reason.mean().item() if len(reason) else nan,
-                      "trigger_rate": gate(t, args.tau).float().mean().item(),
-                      "p_yes": torch.sigmoid(margin).mean().item() if len(margin) else nan}
+        told = torch.stack([loss.detach(), flow.detach().mean(), gate(t, args.tau).float().mean(),
+                            reason.detach().sum() / max(1, count), torch.sigmoid(margin.detach()).sum() / max(1, count)])
+        if WORLD > 1:                                                         # the log tells of the whole batch
+            dist.all_reduce(told)
+            told[:3] /= WORLD
+        told = dict(zip(("loss", "flow_loss", "trigger_rate", "reason_loss", "p_yes"), told.tolist()))
+        return loss, told if count else {**told, "reason_loss": float("nan"), "p_yes": float("nan")}
     return loss_at
 
 
@@ -650,13 +660,24 @@ DEFAULTS = {                                              # what the flags mean 
 def settings(args) -> dict:
     """What must be equal for a run to be the same run."""
     skip = ("resume", "out", "cache", "save_every", "eval_items", "skip_bad", "argv", "record")
-    return {k: v if isinstance(v, (int, float, str, bool, type(None))) else str(v) for k, v in vars(args).items() if k not in skip}
+    same = {k: v if isinstance(v, (int, float, str, bool, type(None))) else str(v) for k, v in vars(args).items()
+            if k not in skip}
+    if args.data and Path(args.data).is_file():          # another manifest under the same name is another run
+        same["data"] += " " + hashlib.sha256(Path(args.data).read_bytes()).hexdigest()[:16]
+    return same
 
 
 def positive(text):
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
+    return value
+
+
+def at_least_0(text):
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must not be negative, but is {value}")
     return value
 
 
@@ -694,7 +715,7 @@ def parse(argv=None):
     a("--lr", type=between(0, 1), help="peak learning rate of AdamW")
     a("--weight-decay", type=between(0, 1), default=1e-4, help="of AdamW")
     a("--clip", type=between(0, 1e6, True), default=1.0, help="gradient norm above which it is scaled down")
-    a("--seed", type=int, default=0, help="of everything random")
+    a("--seed", type=at_least_0, default=0, help="of everything random")
     a("--draft-items", type=positive, default=1200, help="stage vlm: triplets for the half-trained generator")
     a("--draft-steps", type=positive, default=1200, help="stage vlm: its steps")
     a = parser.add_argument_group("files").add_argument
@@ -702,14 +723,14 @@ def parse(argv=None):
     a("--resume", type=Path, metavar="RUN", help="run folder to go on with; all other flags come from it")
     a("--cache", type=Path, default=Path("out/cache"), help="latents, encoded once")
     a("--save-every", type=positive, default=100, help="steps between checkpoints")
-    a("--eval-items", type=int, default=42, help="val samples for the scores before and after; 0: none")
+    a("--eval-items", type=at_least_0, default=42, help="val samples for the scores before and after; 0: none")
     argv = sys.argv[1:] if argv is None else list(argv)
     args = parser.parse_args(argv)
     if args.resume:
         file = args.resume / "run.json"
         if not file.is_file():
             raise BadInput(f"--resume {args.resume}: no run.json there; pass the folder of a run")
-        argv, run = json.loads(file.read_text())["argv"], args.resume
+        argv, run = read_run(args.resume)["argv"], args.resume
         args = parser.parse_args(argv)
         args.out = run
     for key, value in DEFAULTS[args.stage or "finetune"].items():
@@ -721,11 +742,20 @@ def parse(argv=None):
     return args
 
 
+def read_run(run: Path) -> dict:
+    """run.json of a run's folder: argv and settings. Raises BadInput where it is broken."""
+    try:
+        record = json.loads((run / "run.json").read_text())
+        return {"argv": record["argv"], "settings": record["settings"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"{run}/run.json: is broken ({error}); delete the folder, or choose another") from error
+
+
 def recognise(args) -> dict:
     """What `fit` will write to run.json; BadInput where the run folder holds a run with other settings: nothing is lost."""
     file, now = args.out / "run.json", settings(args)
     if file.is_file():
-        then = json.loads(file.read_text())["settings"]
+        then = read_run(args.out)["settings"]
         other = [k for k in now if then.get(k) != now[k]]
         if other:
             raise BadInput(f"{args.out} holds a run with another --{other[0].replace('lam', 'lambda').replace('_', '-')} "
@@ -757,6 +787,6 @@ if __name__ == "__main__":
     except KeyboardInterrupt:
         print("\ntrain.py: stopped and saved; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
-    except (BadInput, OSError) as error:
+    except (BadInput, OSError, SafetensorError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         sys.exit(2)
