@@ -209,7 +209,7 @@ def plain_margin(model, think, source, edited, words, thoughts):
     """The margin of each row by one forward pass over its whole chat, written out here; no cache, no padding."""
     vlm, values = model.vlm, []
     user = "<|start_header_id|>user<|end_header_id|>\n\n"
-    head = f"<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n{SYSTEM}<|eot_id|>{user}{SOURCE}"
+    head = f"<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n{SYSTEM}<|eot_id|>{user}"
     yes, no = (vlm.tokenizer(word, add_special_tokens=False).input_ids for word in ("Yes", "No"))
     for s, e, text, thought in zip(vlm.see(source), vlm.see(edited), words, thoughts):
         said = Critic(model, think).verdict(thought)     # one text or several; test_train.py knows where it may be cut
@@ -217,7 +217,7 @@ def plain_margin(model, think, source, edited, words, thoughts):
         assert "".join(said) == TURN + (f"{thought} . " if think == "full" else "") + VERDICT
         before = [TURN, f"{thought} .<|eot_id|>{user}{EDITED}"] if think == "expect" else [EDITED]
         row = torch.cat([vlm.words(part) if isinstance(part, str) else part for part in
-                         [head, s, f" {text}\n", *before, e, *said]])[None]
+                         [head, f"{text}\n{SOURCE}", s, *before, e, *said]])[None]
         logits = vlm.read(row, torch.ones(row.shape[:2], dtype=torch.long)).logits[0, -1]
         values.append(logits[yes[0]] - logits[no[0]])
     return torch.stack(values)
