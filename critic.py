@@ -1,6 +1,6 @@
 """The self-reflective critic: how a frozen VLM gives a gradient to a video generator (Sec. 4.2).
 
-    python critic.py                             # measure two choices: single-latent decode, and the chain of thought
+    python evaluate.py --critic                  # is it right, and what do its choices do to the gradient?
 
 Eq. 3   x0_hat = x_t - t v_theta(x_t, t, c)                      clean_estimate
 gate    only samples with t < tau are shown to the critic        gate
