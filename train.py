@@ -649,7 +649,7 @@ def stage_base(args) -> UnifiedModel:
 
 STAGES = {"vae": stage_vae, "vlm": stage_vlm, "base": stage_base}
 DEFAULTS = {                                              # what the flags mean where they are not given
-    "vae": dict(steps=4500, batch=8, lr=1e-3, items=1500),
+    "vae": dict(steps=5800, batch=8, lr=1e-3, items=4000),
     "vlm": dict(steps=3000, batch=16, lr=1e-3, items=6000),
     "base": dict(steps=4000, batch=16, lr=1e-3, items=4000),
     "finetune": dict(steps=500, batch=8, lr=2e-4, items=1200)}
@@ -704,7 +704,7 @@ def parse(argv=None):
     a("--lambda", dest="lam", type=between(0, 1e6), default=0.25, help="weight of the reason loss, Eq. 5")
     a("--tau", type=between(0, 1, True), default=0.5, help="the critic is asked where t < tau")
     a("--think", choices=THINK, default="expect", help="chain of thought: before the edit is seen, in full after it, none")
-    a("--decode", choices=DECODE, default="exact", help="decode the whole clip, or single latent frames alone")
+    a("--decode", choices=DECODE, help="single latent frames alone, or the exact whole clip (default: the preset's)")
     a("--vlm-frames", type=positive, help="K, how many frames of a clip the VLM looks at (default: the preset's)")
     a("--vlm-pool", type=positive, help="average its tokens of a frame over squares of this side (default: the preset's)")
     a("--shift", type=between(.01, 100), default=3.0, help="flow shift of the noise levels")
@@ -736,6 +736,7 @@ def parse(argv=None):
     for key, value in DEFAULTS[args.stage or "finetune"].items():
         if getattr(args, key) is None:
             setattr(args, key, value)
+    args.decode = args.decode or PRESETS[args.preset].decode
     args.out, args.argv = args.out or Path("out") / (args.stage or args.objective), argv
     if args.batch % WORLD:
         raise BadInput(f"--batch {args.batch} does not divide among {WORLD} ranks: pass a multiple of {WORLD}")
