@@ -388,9 +388,14 @@ def looked_at(clip: np.ndarray) -> torch.Tensor:
     return from_bytes(torch.from_numpy(clip)[::4])
 
 
+def lesson_triplet(index: int) -> world.Triplet:
+    """The triplet that lesson number `index` is about: the subsets in turn."""
+    return world.make_triplet(index // 2, ("rave", "icvg")[index % 2], "train")
+
+
 def _lesson(index: int):
     """All that the VLM learns from one triplet: clips, texts, what covers each patch, wrong answers and their grades."""
-    triplet = world.make_triplet(index // 2, ("rave", "icvg")[index % 2], "train")
+    triplet = lesson_triplet(index)
     rng = np.random.default_rng([7, index])
     labels = world.paint(triplet.before)[1][::4, 1::2, 1::2]                               # (K, 16, 16)
     answers = []
@@ -572,7 +577,7 @@ def write_estimates(file, draft, lessons, h, source, target, wrong, seed):
 
     def keep(rows, latents):
         for i, video in zip(rows, draft.decode_video(latents)):
-            triplet = world.make_triplet(lessons[i]["index"] // 2, ("rave", "icvg")[lessons[i]["index"] % 2], "train")
+            triplet = lesson_triplet(lessons[i]["index"])
             which.append(i), frames.append(to_bytes(video[::4])), grades.append(grade(world.judge(triplet, video)))
 
     for i in tqdm(range(0, len(lessons), 8), desc="estimates"):
