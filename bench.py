@@ -45,7 +45,7 @@ from tqdm import tqdm
 import world
 from critic import (DECODE, SYSTEM, THINK, Critic, clean_estimate, decode_frames, flow_loss, gate, load_model,
                     reason_loss, uso_loss)
-from data import BadInput, Parser, atomic_write, replacing
+from data import BadInput, Parser, atomic_write, markdown, replacing, run_script
 from model import PRESETS, UnifiedModel, add_noise, make_tokenizer, velocity_target
 
 TAUS, TAU, GOAL = (.1, .3, .5, .7, .9), .5, 1.4          # Table 6's columns, the paper's choice, USO / SFT at most
@@ -222,14 +222,6 @@ def measure(model: UnifiedModel, batch: int, repeats: int) -> dict:
 
 # -------------------------------------------------------------------------------------------------- the reporting
 
-def table(lines: list[list[str]]) -> str:
-    """A Markdown table with aligned columns; the first line is its head."""
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    lines = [lines[0], ["-" * widths[0]] + ["-" * (w - 1) + ":" for w in widths[1:]], *lines[1:]]
-    cells = [[f"{cell:{'>' if k else '<'}{w}}" for k, (cell, w) in enumerate(zip(line, widths))] for line in lines]
-    return "".join(f"| {' | '.join(line)} |\n" for line in cells)
-
-
 def report(result: dict) -> str:
     """The tables, and whether the goal is met."""
     steps, goal, flops = result["steps"], result["goal"], result["flops"]
@@ -240,10 +232,10 @@ def report(result: dict) -> str:
                  for tau, x in own["tau"].items()]
     return "\n".join([
         f"The mean step, {DEFAULT}, whatever lambda is\n",
-        table([["", "trigger rate", "ms", "above SFT", "USO / SFT [lowest, highest]", "in FLOPs"],
+        markdown([["", "trigger rate", "ms", "above SFT", "USO / SFT [lowest, highest]", "in FLOPs"],
                ["SFT", "0.0%", f"{plain:.1f}", "0.0", "1", "1"], *amortised]),
         f"Where the milliseconds of a step go at tau {TAU}, for each --decode/--think\n",
-        table([["", *steps], *[[part, *[f"{x['parts'][part]:.1f}" for x in shown]] for part in PARTS],
+        markdown([["", *steps], *[[part, *[f"{x['parts'][part]:.1f}" for x in shown]] for part in PARTS],
                ["all", *[f"{x['ms']:.1f}" for x in shown]], ["USO / SFT", *[f"{x['ratio']:.2f}" for x in shown]],
                ["peak MiB, all gated", *[f"{x['peak_mib_all_gated']:.0f}" for x in steps.values()]],
                ["m_0 and thought, once a sample", *[f"{x['once_a_sample_ms']:.1f}" for x in steps.values()]]]),
@@ -334,10 +326,4 @@ def main(argv=None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (BadInput, OSError) as error:
-        print(f"bench.py: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run_script(main, "stopped; nothing was written")

@@ -70,10 +70,13 @@ def decode_frames(model: UnifiedModel, latents: torch.Tensor, how: str = "exact"
     "exact" decodes the whole clip, as the causal VAE needs, and picks K frames. "alone" picks K latent frames and
     decodes each as if it were a clip of its own: a third of the work in the tiny preset, whose VAE has learnt to do so
     (33 dB against the exact decode); another VAE is right only for the first of them (11 dB before ours had learnt it).
+    Raises ValueError where "alone" is asked for more frames than there are latent ones.
     """
     if how == "exact":
         return model.vlm.pick(model.decode_video(latents))
-    f, k = latents.shape[2], min(model.vlm.frames, latents.shape[2])
+    f, k = latents.shape[2], model.vlm.frames
+    if k > f:
+        raise ValueError(f"{k} frames cannot be decoded alone: a clip has {f} latent frames; decode exactly, or look at fewer")
     picked = latents[:, :, torch.linspace(0, f - 1, k).round().long()]                     # (B, C, K, h, w)
     singles = picked.transpose(1, 2).flatten(0, 1)[:, :, None]                             # (B*K, C, 1, h, w)
     return model.decode_video(singles)[:, 0].unflatten(0, (len(latents), k))
@@ -84,9 +87,17 @@ def decode_frames(model: UnifiedModel, latents: torch.Tensor, how: str = "exact"
 def opening(seen: torch.Tensor, instruction: str) -> list:
     """How every question begins, as a row for `VILA.join`: system prompt, instruction, source tokens (T, D).
 
-    The source comes last: whatever is edited follows it at the same distance, and is easier to compare with it.
+    The source comes last, so that without a thought whatever is edited follows it at the same distance.
     """
     return chat(SYSTEM, [f"{instruction}\n{SOURCE}", seen])
+
+
+def pairs(source: torch.Tensor, edited: torch.Tensor) -> torch.Tensor:
+    """Tokens of source and edit in turn, (T, D) both -> (2T, D): what is there comes right after what was there.
+
+    A VLM of a few layers, taught in an hour, learns to compare neighbours, but not tokens that are fifty apart.
+    """
+    return torch.stack([source, edited], 1).flatten(0, 1)
 
 
 class Critic:
@@ -96,6 +107,7 @@ class Critic:
         if think not in THINK:
             raise ValueError(f"unknown chain of thought {think!r}: choose one of {', '.join(THINK)}")
         self.vlm, self.think = model.vlm, think
+        self.shown = pairs if model.preset.paired else lambda source, edited: edited
         ids = [self.vlm.tokenizer.convert_tokens_to_ids(word) for word in ("Yes", "No")]
         self.yes, self.no = ids
 
@@ -123,7 +135,7 @@ class Critic:
         seen = self.vlm.see(source)
         rows = [opening(*row) for row in zip(seen, instructions)]
         if self.think == "full":
-            rows = [[*row[:-1], EDITED, e, row[-1]] for row, e in zip(rows, self.vlm.see(edited))]
+            rows = [[*row[:-1], EDITED, self.shown(s, e), row[-1]] for row, s, e in zip(rows, seen, self.vlm.see(edited))]
         embeddings, mask = self.vlm.join(rows)
         cache, done, written = DynamicCache(), torch.zeros(len(rows), dtype=torch.bool, device=mask.device), []
         stop = self.vlm.tokenizer.convert_tokens_to_ids(["<|eot_id|>"])[0]
@@ -156,8 +168,8 @@ class Critic:
             seen = self.vlm.see(source)
             before, mask = self.vlm.join([self.question(*row) for row in zip(seen, instructions, thoughts)])
             self.vlm.read(before, mask, cache)
-        after, after_mask = self.vlm.join([[tokens, *self.verdict(thought)]
-                                           for tokens, thought in zip(self.vlm.see(edited), thoughts)])
+        after, after_mask = self.vlm.join([[self.shown(s, e), *self.verdict(thought)]
+                                           for s, e, thought in zip(seen, self.vlm.see(edited), thoughts)])
         logits = self.vlm.read(after, torch.cat([mask, after_mask], 1), cache).logits[:, -1]    # (B, vocabulary)
         return logits[:, self.yes] - logits[:, self.no]
 

@@ -18,6 +18,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ import imageio.v3 as iio
 import imageio_ffmpeg
 import numpy as np
 import torch
+import torch.distributed as dist
 from PIL import Image, ImageOps
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
@@ -35,8 +37,24 @@ from tqdm import tqdm
 import world
 
 
+RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))         # set by torchrun
+
+
 class BadInput(ValueError):
     """What the user gave cannot be used. One line: the file, line or flag, what is wrong, and how to mend it."""
+
+
+def run_script(main: Callable[[], None], stopped: str = "stopped; the same command goes on from here") -> None:
+    """Run a script's `main`: what the user can mend becomes one line and exit code 2, Ctrl-C exit code 130."""
+    name = Path(sys.argv[0]).name
+    try:
+        main()
+    except (BadInput, OSError, SafetensorError) as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"\n{name}: {stopped}", file=sys.stderr)
+        sys.exit(130)
 
 
 class Parser(argparse.ArgumentParser):
@@ -79,6 +97,14 @@ def replacing(path: str | Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def markdown(lines: list[list[str]]) -> str:
+    """A Markdown table with aligned columns, numbers to the right; the first line is its head."""
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    lines = [lines[0], ["-" * widths[0]] + ["-" * (w - 1) + ":" for w in widths[1:]], *lines[1:]]
+    cells = [[f"{cell:{'>' if k else '<'}{w}}" for k, (cell, w) in enumerate(zip(line, widths))] for line in lines]
+    return "".join(f"| {' | '.join(line)} |\n" for line in cells)
 
 
 def atomic_write(path: str | Path, content: bytes | str) -> None:
@@ -203,14 +229,14 @@ def world_items(subsets: tuple[str, ...] = ("rave", "icvg"), split: str = "train
 
     Raises ValueError for an unknown subset or split.
     """
-    code = hashlib.sha256(Path(world.__file__).read_bytes()).hexdigest()
 
     def item(index, subset):
         def load():
             again = world.make_triplet(index, subset, split)
             return again.source, again.target
         t = world.make_triplet(index, subset, split)
-        return Item(_sha(code, split, subset, index, literal), t.literal if literal else t.instruction, t.type, subset,
+        return Item(_sha(world.VERSION, split, subset, index, literal), t.literal if literal else t.instruction, t.type,
+                    subset,
                     load, index)
     return [item(k // len(subsets), subsets[k % len(subsets)]) for k in range(n)]
 
@@ -283,12 +309,22 @@ TENSORS = {"source", "target", "bridged", "text", "frames"}
 BATCH = 8                                                # clips encoded at a time
 
 
-def fingerprint(model) -> str:
-    """sha256 of all that encoding depends on: the frozen weights, the tokenizers, the VAE's scale, the preset."""
+@contextmanager
+def first_rank_first():
+    """What fills a cache on disk: rank 0 does it, then the others find it done."""
+    if RANK > 0:
+        dist.barrier()
+    yield
+    if RANK == 0 and WORLD > 1:
+        dist.barrier()
+
+
+def fingerprint(model, parts: tuple[str, ...] = FROZEN) -> str:
+    """sha256 of all that encoding depends on: the frozen weights (or other `parts`), tokenizers, VAE's scale, preset."""
     sha = hashlib.sha256(repr((model.preset, model.vae.config.latents_mean, model.vae.config.latents_std)).encode())
     for tokenizer in (model.vlm.tokenizer, model.text_tokenizer):
         sha.update(repr(sorted(tokenizer.get_vocab().items())).encode())
-    for part in FROZEN:
+    for part in parts:
         for name, tensor in sorted(getattr(model, part).state_dict().items()):
             sha.update(f"{part}.{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
             sha.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())

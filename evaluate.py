@@ -15,10 +15,8 @@ Axis letters: B batch, F frames, H W pixels.
 """
 
 import argparse
-import hashlib
 import json
 import math
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +26,8 @@ from tqdm import tqdm
 
 import world
 from critic import THINK, Critic, decode_frames, load_model
-from data import BadInput, Parser, atomic_write, fingerprint, replacing
-from model import TRAINED
+from data import BadInput, Parser, atomic_write, fingerprint, markdown, replacing, run_script
+from model import FROZEN, TRAINED
 
 COLUMNS = ("EA", "PC", "GN", "GR", "Overall", "Geometric mean")
 STRIPS = 12                                              # how many samples strips.png shows
@@ -119,10 +117,7 @@ def table(rows: list[dict]) -> str:
             mean, low, high = interval([r[column] for r in scored if r[column] is not None])
             lines[-1].append("-" if math.isnan(mean) else f"{mean:.2f}" if math.isnan(low) else
                              f"{mean:.2f} [{low:.2f}, {high:.2f}]")
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    lines.insert(1, ["-" * widths[0]] + ["-" * (w - 1) + ":" for w in widths[1:]])
-    lines = [[f"{cell:{'>' if k else '<'}{w}}" for k, (cell, w) in enumerate(zip(line, widths))] for line in lines]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return markdown(lines)
 
 
 # ----------------------------------------------------------------------------- is the critic right? (Sec. 4.2.2)
@@ -180,10 +175,11 @@ def check_critic(model, n: int = 200, split: str = "test", seed: int = 0, batch:
             generated.append(m.detach())
         g = torch.cat(gradients)
         ok = {"edit": margins["edit"] > 0, "miss": margins["miss"] < 0}
+        kind_of = {kind: [k == kind for k in kinds] for kind in dict.fromkeys(kinds)}
         result[think] = {
             "right": float(torch.cat(list(ok.values())).float().mean()),
             "by_kind": {"edit": float(ok["edit"].float().mean()),
-                        **{kind: float(ok["miss"][[k == kind for k in kinds]].float().mean()) for kind in dict.fromkeys(kinds)}},
+                        **{kind: float(ok["miss"][these].float().mean()) for kind, these in kind_of.items()}},
             "spearman": float(spearmanr(torch.cat(generated), oracle).statistic),
             "gradient": float(g.flatten(1).norm(dim=1).mean()),
             "inside": float((g.abs() * region).flatten(1).sum(1).div(g.abs().flatten(1).sum(1)).mean())}
@@ -218,16 +214,6 @@ def parse(argv=None) -> argparse.Namespace:
     return args
 
 
-def weights_hash(model) -> str:
-    """sha256 of all weights and tokenizers of a model, wherever its folder is."""
-    sha = hashlib.sha256(fingerprint(model).encode())                                      # the frozen parts
-    for part in TRAINED:
-        for name, tensor in sorted(getattr(model, part).state_dict().items()):
-            sha.update(f"{part}.{name} {tuple(tensor.shape)}".encode())
-            sha.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return sha.hexdigest()
-
-
 def resume(folder: Path, settings: dict) -> dict[int, dict]:
     """The rows, by index, that an earlier run with the same settings left in `folder`; other ones are cleared away."""
     record = folder / "settings.json"
@@ -257,16 +243,15 @@ def main(argv=None) -> None:
               f"against the exact decode: {', '.join(f'{x:.1f}' for x in result['alone_psnr'])} dB")
         for think in THINK:
             r = result[think]
-            print(f"{think:7s} verdicts right {r['right']:.1%} ({', '.join(f'{k} {v:.0%}' for k, v in r['by_kind'].items())}); "
-                  f"Spearman with EA {r['spearman']:.3f}; |d margin / d pixels| {r['gradient']:.3f}, "
+            kinds = ", ".join(f"{kind} {right:.0%}" for kind, right in r["by_kind"].items())
+            print(f"{think:7s} verdicts right {r['right']:.1%} ({kinds}); Spearman with EA {r['spearman']:.3f}; |d margin / d pixels| {r['gradient']:.3f}, "
                   f"{r['inside']:.0%} of it on the {result['area']:.0%} of pixels that should change")
         return
     name = Path(args.checkpoint).resolve() if args.checkpoint else Path(model.preset.name)
     name = name.parent.name if name.name == "model" else name.name                         # out/run/model is out/run
     folder = Path(args.out) / f"{name}-{args.subset}-{args.split}"
     how = {k: getattr(args, k) for k in ("subset", "split", "steps", "guidance", "seed")}
-    oracle = hashlib.sha256(Path(world.__file__).read_bytes()).hexdigest()                 # another one, other scores
-    settings = {**how, "checkpoint": weights_hash(model), "world": oracle}
+    settings = {**how, "checkpoint": fingerprint(model, (*FROZEN, *TRAINED)), "world": world.VERSION}
     rows, clips, strips = resume(folder, settings), {}, folder / "strips.png"
 
     def keep(row, video):
@@ -295,11 +280,4 @@ def main(argv=None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (BadInput, OSError) as error:
-        print(f"evaluate.py: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("evaluate.py: stopped; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+    run_script(main)

@@ -72,7 +72,9 @@ class Preset:
     vlm_pool: int = 1                   # the VLM's tokens of a frame are averaged over squares of this side
     use_visual_as_input: bool = False   # source latents beside x_t on the channel axis (the authors' switch; off there)
     visual_position: bool = False       # a learned position for each visual token (the authors' adapter has none)
+    use_vlm: bool = True                # off: the VLM's states are zeros; the generator reads only T5 (an ablation)
     shift: float = 3.0                  # flow shift at inference
+    paired: bool = False                # what the critic is shown: each token of the edit right after the source's
     decode: str = "exact"               # how the critic's K frames are decoded; see critic.decode_frames
 
     @property
@@ -87,7 +89,7 @@ PRESETS = {
         name="tiny", frames=9, height=32, width=32, vlm_frames=3, vlm_size=32,
         siglip=dict(hidden_size=128, intermediate_size=256, num_hidden_layers=4, num_attention_heads=4,
                     image_size=32, patch_size=4, vision_use_head=False),
-        llama=dict(hidden_size=128, intermediate_size=352, num_hidden_layers=4, num_attention_heads=4,
+        llama=dict(hidden_size=128, intermediate_size=256, num_hidden_layers=5, num_attention_heads=4,
                    num_key_value_heads=4, max_position_embeddings=512, vocab_size=1024, tie_word_embeddings=True),
         t5=dict(d_model=128, d_kv=32, d_ff=256, num_layers=2, num_heads=4, vocab_size=1024, dropout_rate=0.0),
         vae=dict(base_dim=16, z_dim=16, dim_mult=[1, 2, 4], num_res_blocks=1, temperal_downsample=[True, True],
@@ -95,9 +97,9 @@ PRESETS = {
                  latents_mean=[0.] * 16, latents_std=[1.] * 16),
         dit=dict(patch_size=(1, 2, 2), num_attention_heads=4, attention_head_dim=48, in_channels=32, out_channels=16,
                  text_dim=128, freq_dim=128, ffn_dim=512, num_layers=5),
-        ar_width=96, ar_layers=1, ar_heads=4, adapter_layers=1, adapter_heads=4, adapter_queries=4,
+        ar_width=64, ar_layers=1, ar_heads=4, adapter_layers=1, adapter_heads=4, adapter_queries=4,
         visual_kernel=2, visual_width=128, context_length=128, text_length=48,
-        use_visual_as_input=True, visual_position=True, decode="alone"),
+        use_visual_as_input=True, visual_position=True, paired=True, decode="alone"),
     "wan1.3b": Preset(
         name="wan1.3b", frames=17, height=352, width=640, vlm_frames=8, vlm_size=384,
         siglip=dict(hidden_size=1152, intermediate_size=4304, num_hidden_layers=27, num_attention_heads=16,
@@ -125,7 +127,11 @@ def sample_timesteps(n: int, shift: float = 3.0, generator: torch.Generator | No
     """
     if shift <= 0:
         raise ValueError(f"the flow shift must be positive, not {shift}")
-    u = 1 - torch.rand(n, generator=generator)                                             # (0, 1]
+    return shifted(1 - torch.rand(n, generator=generator), shift)                          # u in (0, 1]
+
+
+def shifted(u: torch.Tensor, shift: float) -> torch.Tensor:
+    """Noise levels t of uniform u in [0, 1], any shape: the flow shift spends more of them on much noise."""
     return shift * u / (1 + (shift - 1) * u)
 
 
@@ -138,6 +144,12 @@ def add_noise(x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.T
 def velocity_target(x0: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     """Eq. 2: the velocity eps - x_0 that v_theta is trained to predict; shapes as given."""
     return noise - x0
+
+
+def draws(step: int, seed: int, batch: int, shape: tuple, shift: float) -> tuple:
+    """What is random in a step, from (seed, step) alone: t (B,), noise (B, C, f, h, w), condition dropout u (B,)."""
+    g = torch.Generator().manual_seed(seed * 1_000_003 + step)
+    return sample_timesteps(batch, shift, g), torch.randn(batch, *shape, generator=g), torch.rand(batch, generator=g)
 
 
 # ------------------------------------------------------------------------------------------------------- the VLM
@@ -335,6 +347,13 @@ class UnifiedModel(nn.Module):
         self.preset = replace(self.preset, vlm_frames=frames, vlm_pool=pool)
         self.vlm.frames, self.vlm.pool = frames, pool
 
+    def without(self, parts: list[str]) -> None:
+        """Switch parts off, for ablations: "vlm" (its states are zeros) or "position" (of the visual context adapter)."""
+        if "position" in parts and hasattr(self.visual_context_adapter, "position"):
+            del self.visual_context_adapter.position
+        self.preset = replace(self.preset, use_vlm=self.preset.use_vlm and "vlm" not in parts,
+                              visual_position=self.preset.visual_position and "position" not in parts)
+
     def freeze(self) -> list[nn.Parameter]:
         """Freeze everything but G and the visual context adapter; returns the parameters to train (Sec. 5.1)."""
         self.requires_grad_(False)
@@ -373,7 +392,7 @@ class UnifiedModel(nn.Module):
         rows = [chat(GENERATE, [seen[i], text], "[GEN_VID]") for i, text in enumerate(instructions)]
         embeddings, mask = self.vlm.join(rows)
         h = self.vlm.read(embeddings, mask, hidden=True).hidden_states[-1]                 # (B, T, D)
-        return [row[m.bool()] for row, m in zip(h, mask)]
+        return [row[m.bool()] * self.preset.use_vlm for row, m in zip(h, mask)]
 
     def encode_text(self, instructions: list[str]) -> list[torch.Tensor]:
         """T5(I): one (T, D) for each row, padding taken off. Raises ValueError where a text is longer than the preset's."""
@@ -436,8 +455,7 @@ class UnifiedModel(nn.Module):
             c = torch.cat([c, self.context(latents, self.bridge([h]).expand(n, -1, -1), [s] * n)])
         x = torch.stack([torch.randn(latents.shape[1:], generator=torch.Generator().manual_seed(seed + i))
                          for i in range(len(latents))]).to(latents)
-        u = torch.linspace(1, 0, steps + 1)
-        ts = (self.preset.shift * u / (1 + (self.preset.shift - 1) * u)).tolist()
+        ts = shifted(torch.linspace(1, 0, steps + 1), self.preset.shift).tolist()
         for t, t_next in progress(list(zip(ts[:-1], ts[1:]))):
             k = 2 if guidance else 1
             v = self.velocity(x.repeat(k, 1, 1, 1, 1), x.new_full((k * len(x),), t), c, latents.repeat(k, 1, 1, 1, 1))
@@ -456,7 +474,8 @@ class UnifiedModel(nn.Module):
             raise ValueError(f"unknown preset {name!r}: choose one of {', '.join(PRESETS)}")
         model = cls.from_pretrained(weights or Path(__file__).parent / "weights" / name)
         if model.preset.name != name:
-            raise ValueError(f"{weights} holds preset {model.preset.name!r}, not {name!r}: pass --preset {model.preset.name}")
+            raise ValueError(f"{weights} holds preset {model.preset.name!r}, not {name!r}: "
+                             f"pass --preset {model.preset.name}")
         return model
 
     @classmethod
@@ -470,6 +489,7 @@ class UnifiedModel(nn.Module):
             raise ValueError(f"{folder}/model.json names preset {record.get('preset')!r}: known are {', '.join(PRESETS)}")
         model = cls(PRESETS[record["preset"]])
         model.look(record.get("vlm_frames"), record.get("vlm_pool"))
+        model.without(record.get("without", []))
         frozen = folder / record["frozen"] if record["frozen"] else folder                 # a run keeps only G
         parts = {"tokenizer": frozen, "text_tokenizer": frozen}
         parts |= {name if name in LIBRARY else f"{name}.safetensors": folder if name in TRAINED else frozen
@@ -516,9 +536,11 @@ class UnifiedModel(nn.Module):
                 self.vlm.tokenizer.save_pretrained(temporary / "tokenizer")
                 self.text_tokenizer.save_pretrained(temporary / "text_tokenizer")
             frozen = os.path.relpath(Path(frozen).resolve(), folder.resolve()) if frozen else None
+            off = ["vlm"] * (not self.preset.use_vlm)
+            off += ["position"] * (PRESETS[self.preset.name].visual_position and not self.preset.visual_position)
             (temporary / "model.json").write_text(json.dumps(
                 {"preset": self.preset.name, "frozen": frozen, "vlm_frames": self.preset.vlm_frames,
-                 "vlm_pool": self.preset.vlm_pool}) + "\n")
+                 "vlm_pool": self.preset.vlm_pool, "without": off}) + "\n")
             old = Path(f"{folder}.old{os.getpid()}")
             if folder.exists():
                 folder.rename(old)

@@ -12,7 +12,6 @@ Left out: longer clips than the preset's, in pieces; sound.
 
 import argparse
 import os
-import sys
 from pathlib import Path
 
 import torch
@@ -20,7 +19,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from critic import load_model
-from data import BadInput, Parser, read_video, video_plugin, write_video
+from data import BadInput, Parser, read_video, run_script, video_plugin, write_video
 from model import PRESETS
 
 
@@ -71,8 +70,4 @@ def main(argv=None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (BadInput, OSError) as error:
-        print(f"sample.py: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_script(main, "stopped; nothing was written")

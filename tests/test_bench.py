@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 import bench
-from bench import DEFAULT, PARTS, TAUS, count_flops, expected_cost, peak_memory, table, timed, trigger_rate
+from bench import DEFAULT, PARTS, TAUS, count_flops, expected_cost, peak_memory, timed, trigger_rate
 from critic import Critic
 
 SCRIPT = Path(bench.__file__)
@@ -82,11 +82,6 @@ def test_timed_names_the_parts_in_order():
         mark("one"), mark("two")
     parts = timed(step, CPU)
     assert list(parts) == ["one", "two"] and min(parts.values()) >= 0
-
-
-def test_table_is_aligned():
-    text = table([["", "ms"], ["SFT", "1"], ["USO", "100"]])
-    assert text.splitlines() == ["|     |  ms |", "| --- | --: |", "| SFT |   1 |", "| USO | 100 |"]
 
 
 # ------------------------------------------------------------------------------------------------------- the step

@@ -15,11 +15,12 @@ from safetensors.torch import save_file
 
 import data
 import model
+import scene
 import world
 from data import BadInput
 
 TINY = model.PRESETS["tiny"]
-SIZE = (9, world.SIZE, world.SIZE)
+SIZE = (9, scene.SIZE, scene.SIZE)
 SMALL = SimpleNamespace(frames=5, height=16, width=24)             # a preset of which data.py needs three numbers
 TYPE = "Temporal Reasoning"
 
@@ -77,7 +78,7 @@ def test_what_is_written_is_read_again(tmp_path, clip, name, least):
 def test_write_video_enlarges_by_nearest_neighbour(tmp_path, clip):
     data.write_video(tmp_path / "a.mp4", clip, fps=5, scale=4)
     meta = iio.immeta(tmp_path / "a.mp4", plugin="FFMPEG")
-    assert meta["size"] == (4 * world.SIZE, 4 * world.SIZE) and meta["fps"] == 5
+    assert meta["size"] == (4 * scene.SIZE, 4 * scene.SIZE) and meta["fps"] == 5
     frames = torch.from_numpy(iio.imread(tmp_path / "a.mp4", plugin="FFMPEG")).permute(0, 3, 1, 2) / 127.5 - 1
     assert psnr(frames, F.interpolate(clip, scale_factor=4.)) > 33                             # default mode: nearest
 
@@ -421,3 +422,8 @@ def test_batch_indices_have_no_state():
     shuffled = {step: data.batch_indices(50, 8, step, seed=1) for step in reversed(range(20))}
     assert [shuffled[step] for step in range(20)] == want
     assert want != [data.batch_indices(50, 8, step, seed=2) for step in range(20)]
+
+
+def test_markdown_is_aligned():
+    text = data.markdown([["", "ms"], ["SFT", "1"], ["USO", "100"]])
+    assert text.splitlines() == ["|     |  ms |", "| --- | --: |", "| SFT |   1 |", "| USO | 100 |"]

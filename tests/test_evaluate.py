@@ -128,8 +128,8 @@ def test_generate_and_judge(subset):
 # ---------------------------------------------------------------------------------------------------- the command
 
 def test_the_command(tiny_dir, tmp_path):
-    run = subprocess.run([sys.executable, SCRIPT, "--subset", "icvg", "--checkpoint", tiny_dir, "--n", "4", "--steps",
-                          "2", "--out", tmp_path], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    run = subprocess.run([sys.executable, SCRIPT, "--subset", "icvg", "--checkpoint", tiny_dir, "--n", "4", "--steps", "2",
+                          "--out", tmp_path], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert run.returncode == 0, run.stderr
     folder = tmp_path / "tiny-icvg-test"
     assert {p.name for p in folder.iterdir()} == {"settings.json", "scores.jsonl", "table.md", "strips.png"}

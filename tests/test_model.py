@@ -240,6 +240,24 @@ def test_look(tiny_dir, tmp_path, clips):
             model.look(**wrong)
 
 
+def test_without(tiny_dir, tmp_path, clips):
+    """Ablations are kept in the folder; without the VLM the generator still reads the instruction, through T5."""
+    model, words = UnifiedModel.from_pretrained(tiny_dir), ["now it rains", "the sun is out"]
+    latents, whole = model.encode_video(clips), model.encode_vlm(clips, words)
+    zeroed = UnifiedModel.from_pretrained(tiny_dir).visual_context_adapter
+    zeroed.position.data.zero_()
+    model.without(["vlm", "position"])
+    h = model.encode_vlm(clips, words)
+    assert [row.shape for row in h] == [row.shape for row in whole] and not any(row.any() for row in h)
+    assert torch.equal(model.visual_context_adapter(latents), zeroed(latents))
+    model.save_pretrained(tmp_path / "m", frozen=tiny_dir)
+    again = UnifiedModel.from_pretrained(tmp_path / "m")
+    assert again.preset == model.preset and not again.preset.use_vlm and not again.preset.visual_position
+    edits = model.sample(clips, words, steps=2)
+    assert torch.equal(again.sample(clips, words, steps=2), edits)
+    assert not torch.equal(model.sample(clips, words[::-1], steps=2), edits)
+
+
 def test_join_pads_on_the_left(tiny):
     width = TINY.llama["hidden_size"]
     embeddings, mask = tiny.vlm.join([[torch.ones(2, width)], [torch.ones(3, width), SHORT]])
@@ -335,7 +353,7 @@ def test_round_trip_in_float32_is_exact(tiny, tiny_dir, clips):
     assert again.vlm.tokenizer.get_vocab() == tiny.vlm.tokenizer.get_vocab()
     assert torch.equal(again.sample(clips[:1], [SHORT], steps=1), tiny.sample(clips[:1], [SHORT], steps=1))
     assert json.loads((tiny_dir / "model.json").read_text()) == {"preset": "tiny", "frozen": None, "vlm_frames": 3,
-                                                                   "vlm_pool": 1}
+                                                                   "vlm_pool": 1, "without": []}
 
 
 def test_round_trip_in_float16_is_close_and_leaves_the_model_alone(tiny, tiny_dir, tmp_path):

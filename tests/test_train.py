@@ -19,12 +19,13 @@ import torch.nn as nn
 from safetensors.torch import load_file
 
 import data
+import pretrain
 import train
 import world
 from critic import Critic, load_model
 from data import BadInput, Latents, batch_indices, world_items
-from model import PRESETS, TRAINED
-from train import draws, fit, learning_rate
+from model import PRESETS, TRAINED, draws
+from train import fit, learning_rate
 
 SCRIPT = Path(train.__file__)
 TINY = PRESETS["tiny"]
@@ -351,7 +352,7 @@ def test_only_gated_samples_cost_anything(encoded, common, monkeypatch):
 def test_reflections_are_asked_once_and_kept(encoded, common, tmp_path, monkeypatch):
     model, latents = encoded
     asked = Critic(model)
-    first = train.reflections(asked, latents, tmp_path, fresh_every=4)
+    first = train.reflections(asked, latents, tmp_path, batch=4)
     for i, (thought, m0) in enumerate(first):
         seen, words = latents[i]["frames"][None], [latents.items[i].instruction]
         assert asked.thoughts(seen, words) == [thought]
@@ -412,7 +413,7 @@ def test_no_part_of_the_critic_moves(finetune, tiny, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("flags", [("--objective", "rwr", "--tau", "1"), ("--think", "full", "--tau", "1"),
                                    ("--think", "none", "--tau", "1"), ("--decode", "exact", "--tau", "1"),
-                                   ("--vlm-frames", "5", "--vlm-pool", "2", "--tau", "1")])
+                                   ("--vlm-frames", "5", "--vlm-pool", "2", "--decode", "exact", "--tau", "1")])
 def test_each_way_runs(finetune, uso, sft, tmp_path, flags):
     run = finetune(tmp_path / "run", *flags, "--steps", "1")
     row, = read_log(run)
@@ -424,6 +425,29 @@ def test_each_way_runs(finetune, uso, sft, tmp_path, flags):
     else:                                                # the VLM's eyes are part of the condition, too
         assert (row["flow_loss"] == pytest.approx(first["flow_loss"], abs=1e-5)) == (flags[0] != "--vlm-frames")
         assert row["reason_loss"] != first["reason_loss"]
+
+
+def test_what_is_switched_off_is_off(finetune, uso, tiny_dir, tmp_path):
+    first = read_log(uso)[0]
+    flags = ("--tau", "1", "--steps", "1", "--without")
+    row, = read_log(finetune(tmp_path / "baseline", *flags, "baseline"))
+    assert row["flow_loss"] == first["flow_loss"] and row["p_yes"] == first["p_yes"]
+    assert row["reason_loss"] >= -math.log(first["p_yes"]) - 1e-5                          # Jensen: m_0 = 0
+    row, = read_log(finetune(tmp_path / "flow", *flags, "flow"))
+    assert row["flow_loss"] == 0 and row["loss"] == pytest.approx(.25 * first["reason_loss"], abs=1e-5)
+    run = finetune(tmp_path / "vlm", *flags, "vlm", "position")
+    assert json.loads((run / "model" / "model.json").read_text())["without"] == ["vlm", "position"]
+    model = load_model(run)
+    assert not model.preset.use_vlm and not hasattr(model.visual_context_adapter, "position")
+
+
+def test_copies_on_the_way(finetune, tiny, uso, tmp_path):
+    run = finetune(tmp_path / "run", "--tau", "1", "--keep-every", "2")
+    assert sorted(p.name for p in run.glob("model*")) == ["model", "model-0", "model-2"]
+    assert weights(run) == weights(uso)                  # and nothing else is changed by it
+    start, way, end = (load_model(str(run / name)).get_parameter("transformer.proj_out.weight")
+                       for name in ("model-0", "model-2", "model"))
+    assert torch.equal(start, tiny.transformer.proj_out.weight) and not torch.equal(start, way) and not torch.equal(way, end)
 
 
 def stop_at(monkeypatch, step):
@@ -525,20 +549,20 @@ def small_world(monkeypatch):
     monkeypatch.setattr(world, "all_texts", lambda: phrases)
 
     def render(indices, what):
-        done = [{"clips": train._clips, "lessons": train._lesson}[what](i) for i in indices]
+        done = [{"clips": pretrain._clips, "lessons": pretrain._lesson}[what](i) for i in indices]
         return torch.stack([torch.as_tensor(x) for x in done]) if what == "clips" else done
-    monkeypatch.setattr(train, "render_pool", render)
+    monkeypatch.setattr(pretrain, "render_pool", render)
 
 
 @pytest.mark.parametrize("seen", ["", "it is done and the rest is kept"])
 @pytest.mark.parametrize("think", train.THINK)
 def test_what_is_taught_is_what_is_asked(tiny, small_world, monkeypatch, think, seen):
     """Token by token: the same text, cut at another place, can be other tokens."""
-    monkeypatch.setattr(tiny.vlm, "tokenizer", train.world_tokenizer())
+    monkeypatch.setattr(tiny.vlm, "tokenizer", pretrain.world_tokenizer())
     width, instruction = TINY.llama["hidden_size"], "a hard frost came"
-    source, edited = torch.full((1, 2, width), 1.), torch.full((1, 3, width), 2.)
+    source, edited = torch.full((1, 3, width), 1.), torch.full((1, 3, width), 2.)
     thought = "the water turns to ice"
-    row = train.verdict_row(think, source[0], edited[0], instruction, thought, seen, 1.)
+    row = pretrain.verdict_row(think, source[0], edited[0], instruction, thought, seen, 1.)
     verdict, = [k for k, (_, role) in enumerate(row) if role == "verdict"]
     taught, _ = tiny.vlm.join([[part for part, _ in row[:verdict]]])
     asked, join = [], tiny.vlm.join
@@ -557,7 +581,7 @@ def test_stages_follow_each_other(small_world, tmp_path, capfd):
                                                             "--draft-steps", "1"]), ("base", ["--items", "8"])):
         args = opened(["--stage", stage, "--steps", "3", "--batch", "2", "--out", str(tmp_path / stage), *more,
                        *(["--weights", base] if base else [])])
-        model = train.STAGES[stage](args).eval()
+        model = pretrain.STAGES[stage](args, fit).eval()
         assert all(math.isfinite(row["loss"]) for row in read_log(args.out))
         base = str(tmp_path / stage / "model")
         model.save_pretrained(base, dtype=torch.float16, parts=("vae",) if stage == "vae" else None)
@@ -645,7 +669,7 @@ def refused(monkeypatch, capfd, folder, words, *args):
     (["--steps", "0"], "--steps"), (["--batch", "0"], "--batch"), (["--items", "many"], "--items"),
     (["--drop", "2"], "--drop"), (["--lr", "nan"], "--lr"), (["--clip", "0"], "--clip"), (["--seed", "-1"], "--seed"),
     (["--eval-items", "-1"], "--eval-items"), (["--think", "aloud"], "--think"), (["--decode", "none"], "--decode"),
-    (["--vlm-frames", "10"], "--vlm-frames 10"), (["--vlm-pool", "0"], "--vlm-pool"),
+    (["--vlm-frames", "10"], "--vlm-frames 10"), (["--vlm-frames", "5"], "--vlm-frames 5: a clip has 3"), (["--vlm-pool", "0"], "--vlm-pool"),
     (["--resume", "nowhere"], "--resume nowhere: no run.json"), (["--resume", "broken"], "broken"),
     (["--out", "broken"], "broken"), (["--out", "file"], "cannot be written"),
     (["--out", "file/run"], "cannot be written"), (["--cache", "file"], "cannot be written"),
@@ -660,7 +684,7 @@ def test_bad_flags(common, tmp_path, monkeypatch, capfd, flags, words):
 
 
 def test_the_batch_must_divide_among_ranks(common, tmp_path, monkeypatch, capfd):
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(data, "WORLD", 2)
     refused(monkeypatch, capfd, tmp_path, "--batch 3 does not divide among 2 ranks: pass a multiple of 2",
             *common, "--out", tmp_path / "new", "--batch", "3")
 

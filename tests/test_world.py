@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 import world
+from scene import SIZE
 from world import (MISSES, PLACES, RULES, SPLITS, SUBSETS, TYPES, apply, judge, literal, make_triplet, random_scene,
                    render)
 
@@ -64,7 +65,7 @@ def test_a_triplet_depends_on_split_subset_and_index_and_on_nothing_else():
 def test_a_video_is_as_promised(triplets):
     for t in triplets:
         for video in (t.source, t.target):
-            assert video.shape == (world.FRAMES, 3, world.SIZE, world.SIZE) and video.dtype == torch.float32
+            assert video.shape == (world.FRAMES, 3, SIZE, SIZE) and video.dtype == torch.float32
             assert video.min() >= -1 and video.max() <= 1
         assert torch.equal(t.source, render(t.before)) and torch.equal(t.target, render(t.after))
 
