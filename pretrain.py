@@ -139,8 +139,8 @@ def teach(vlm, rows: list[list[tuple]], answers: torch.Tensor) -> tuple:
 
     rows: lists of (text or vision tokens, role): "learn", "verdict" (the one token Yes or No), "asked" (pairs that are asked
     the dense questions) or "given". answers: (B,) share of Yes, NaN where a row has no verdict. Returns text loss, verdict
-    loss, margin (B,) and of the pairs that are asked the third layer from above of what was there, (B', T, D), and the
-    second of what is there: what the verdict can read.
+    loss, margin (B,) and, of the pairs that are asked, what was there after the first layer, (B', T, D), what was there in
+    the third layer from above and what is there in the second: what the verdict can read.
     """
     embeddings, mask = vlm.join([[part for part, _ in row] for row in rows])
     labels, at, asked = torch.full(mask.shape, -100), torch.full((len(rows),), -1), []
@@ -161,8 +161,9 @@ def teach(vlm, rows: list[list[tuple]], answers: torch.Tensor) -> tuple:
     yes, no = vlm.tokenizer.convert_tokens_to_ids(["Yes", "No"])
     said, has, y = out.logits[torch.arange(len(rows)), at].log_softmax(-1), ~answers.isnan(), answers.nan_to_num()
     verdict = (-(y * said[:, yes] + (1 - y) * said[:, no]) * has).sum() / has.sum().clamp_min(1)
-    was, now = ([out.hidden_states[k - 3][r, start + k:end:2] for r, start, end in asked] for k in (0, 1))
-    return text, verdict, said[:, yes] - said[:, no], was, now
+    hidden = [[out.hidden_states[layer][r, start + k:end:2] for r, start, end in asked]
+              for layer, k in ((1, 0), (-3, 0), (-2, 1))]
+    return text, verdict, said[:, yes] - said[:, no], *hidden
 
 
 def model_with_vae(args) -> UnifiedModel:
@@ -209,17 +210,19 @@ def stage_vlm(args, fit) -> UnifiedModel:
         loss, share = loss.flatten(1), share.flatten(1)
         return sum(((loss * w).sum(1) / w.sum(1).clamp_min(1)).mean() for w in (share, 1 - share)) / 2
 
-    def expects(hidden, lessons):
-        """At each token of the source, once the thought is known: what should be there in the edit?
+    def expects(first, late, lessons):
+        """At each token of the source: what is there? And later, once the thought is known: what should be in the edit?
 
-        hidden: (B, K*16, D). Returns the loss, and the share of right guesses where the edit is to change something.
+        One head is asked both, so that they speak one language and can be compared. first, late: (B, K*16, D). Returns
+        the loss, and the share of right guesses where the edit is to change something.
         """
         before, after = (torch.from_numpy(np.stack([x[key] for x in lessons]))[..., 1::2, 1::2].unflatten(-1, (4, 2))
                          .unflatten(-3, (4, 2)).transpose(-3, -2).reshape(len(lessons), -1, 4).long()
                          for key in ("labels", "wanted"))                                  # (B, K*16, 4)
-        guess, change = mind(hidden)[..., 1:].unflatten(-1, (4, points)), (before != after).float()
-        loss = F.cross_entropy(guess.flatten(0, 2), after.flatten(), reduction="none").view(after.shape)
-        return halves(loss, change), (guess.argmax(-1) == after)[before != after].float().mean()
+        is_there, should_be = (mind(h)[..., 1:].unflatten(-1, (4, points)) for h in (first, late))
+        loss = F.cross_entropy(should_be.flatten(0, 2), after.flatten(), reduction="none").view(after.shape)
+        loss = halves(loss, (before != after).float()) + F.cross_entropy(is_there.flatten(0, 2), before.flatten())
+        return loss, (should_be.argmax(-1) == after)[before != after].float().mean()
 
     def compares(hidden, frames, lessons):
         """At each token of an edit: is it another than it should be? hidden: (B, K*16, D); frames: (B, K, 3, H, W)."""
@@ -268,8 +271,8 @@ def stage_vlm(args, fit) -> UnifiedModel:
         answers = torch.tensor([y for *_, y in shown])
         text, verdict, margin, *hidden = teach(vlm, rows, answers)
         asked = [shown[i][0] for i in dense]
-        was, now = map(torch.stack, hidden)
-        (expect, right), wrong = expects(was, asked), compares(now, frames[dense], asked)
+        first, late, now = map(torch.stack, hidden)
+        (expect, right), wrong = expects(first, late, asked), compares(now, frames[dense], asked)
         yes, no = (margin[answers > .7] > 0).float().mean(), (margin[answers < .3] < 0).float().mean()
         return text + 2 * (verdict + expect + wrong), [text, right, wrong, verdict, yes, no]
 
