@@ -386,6 +386,11 @@ def test_a_run_keeps_only_the_trained_parts(tiny, tiny_dir, tmp_path):
         UnifiedModel.from_pretrained(run)
 
 
+def test_no_path_of_this_machine_is_saved(tiny_dir, tmp_path):
+    UnifiedModel.from_pretrained(tiny_dir).save_pretrained(tmp_path / "again")
+    assert not [file for file in (tmp_path / "again").rglob("*.json") if str(tiny_dir) in file.read_text()]
+
+
 def test_saving_replaces_what_was_there(tiny, tiny_dir, tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(tiny_dir, folder)
