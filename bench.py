@@ -233,12 +233,12 @@ def report(result: dict) -> str:
     return "\n".join([
         f"The mean step, {DEFAULT}, whatever lambda is\n",
         markdown([["", "trigger rate", "ms", "above SFT", "USO / SFT [lowest, highest]", "in FLOPs"],
-               ["SFT", "0.0%", f"{plain:.1f}", "0.0", "1", "1"], *amortised]),
+                  ["SFT", "0.0%", f"{plain:.1f}", "0.0", "1", "1"], *amortised]),
         f"Where the milliseconds of a step go at tau {TAU}, for each --decode/--think\n",
         markdown([["", *steps], *[[part, *[f"{x['parts'][part]:.1f}" for x in shown]] for part in PARTS],
-               ["all", *[f"{x['ms']:.1f}" for x in shown]], ["USO / SFT", *[f"{x['ratio']:.2f}" for x in shown]],
-               ["peak MiB, all gated", *[f"{x['peak_mib_all_gated']:.0f}" for x in steps.values()]],
-               ["m_0 and thought, once a sample", *[f"{x['once_a_sample_ms']:.1f}" for x in steps.values()]]]),
+                  ["all", *[f"{x['ms']:.1f}" for x in shown]], ["USO / SFT", *[f"{x['ratio']:.2f}" for x in shown]],
+                  ["peak MiB, all gated", *[f"{x['peak_mib_all_gated']:.0f}" for x in steps.values()]],
+                  ["m_0 and thought, once a sample", *[f"{x['once_a_sample_ms']:.1f}" for x in steps.values()]]]),
         f"Inference: {flops['one DiT call'] / 1e9:.3f} GFLOPs a clip and DiT call, for base, SFT and USO alike",
         f"Goal: USO / SFT at most {GOAL} at tau {TAU}: {goal['ratio']:.2f}, {'met' if goal['met'] else 'NOT met'}"])
 

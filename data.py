@@ -236,8 +236,7 @@ def world_items(subsets: tuple[str, ...] = ("rave", "icvg"), split: str = "train
             return again.source, again.target
         t = world.make_triplet(index, subset, split)
         return Item(_sha(world.VERSION, split, subset, index, literal), t.literal if literal else t.instruction, t.type,
-                    subset,
-                    load, index)
+                    subset, load, index)
     return [item(k // len(subsets), subsets[k % len(subsets)]) for k in range(n)]
 
 

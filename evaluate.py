@@ -244,7 +244,8 @@ def main(argv=None) -> None:
         for think in THINK:
             r = result[think]
             kinds = ", ".join(f"{kind} {right:.0%}" for kind, right in r["by_kind"].items())
-            print(f"{think:7s} verdicts right {r['right']:.1%} ({kinds}); Spearman with EA {r['spearman']:.3f}; |d margin / d pixels| {r['gradient']:.3f}, "
+            print(f"{think:7s} verdicts right {r['right']:.1%} ({kinds}); "
+                  f"Spearman with EA {r['spearman']:.3f}; |d margin / d pixels| {r['gradient']:.3f}, "
                   f"{r['inside']:.0%} of it on the {result['area']:.0%} of pixels that should change")
         return
     name = Path(args.checkpoint).resolve() if args.checkpoint else Path(model.preset.name)

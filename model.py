@@ -530,7 +530,8 @@ class UnifiedModel(nn.Module):
                     part = part if dtype == torch.float32 else copy.deepcopy(part).to(dtype)
                     part.save_pretrained(temporary / name)
                     config = temporary / name / "config.json"
-                    kept = {k: v for k, v in json.loads(config.read_text()).items() if k != "_name_or_path"}     # of this machine
+                    kept = json.loads(config.read_text())
+                    kept.pop("_name_or_path", None)      # a path of this machine
                     config.write_text(json.dumps(kept, indent=2) + "\n")
                 else:
                     save_file({k: v.to(dtype).contiguous() for k, v in part.state_dict().items()},

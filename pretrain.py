@@ -61,7 +61,7 @@ def stage_vae(args, fit) -> UnifiedModel:
         picked = clips[torch.randint(len(clips), (n,), generator=g), torch.randint(2, (n,), generator=g)]
         if single:
             picked = picked[torch.arange(n), torch.randint(picked.shape[1], (n,), generator=g)][:, None]
-        x = (picked.float() / 127.5 - 1).transpose(1, 2)                                   # (B, 3, F, H, W)
+        x = from_bytes(picked).transpose(1, 2)                                             # (B, 3, F, H, W)
         z = vae.encode(x).latent_dist.mode()
         noisy = z + .05 * torch.randn(z.shape, generator=g)         # a little noise makes the latents smooth
         raw.clear()
@@ -80,7 +80,7 @@ def stage_vae(args, fit) -> UnifiedModel:
         weight_decay=1e-4, save_every=args.save_every, name="vae", record=args.record)
     hook.remove()
     with torch.no_grad():                                 # the DiT wants latents of mean 0 and deviation 1
-        z = torch.cat([vae.encode((clips[i:i + 8, 1].float() / 127.5 - 1).transpose(1, 2)).latent_dist.mode()
+        z = torch.cat([vae.encode(from_bytes(clips[i:i + 8, 1]).transpose(1, 2)).latent_dist.mode()
                        for i in range(0, min(256, len(clips)), 8)])
     vae.register_to_config(latents_mean=z.mean((0, 2, 3, 4)).tolist(), latents_std=z.std((0, 2, 3, 4)).tolist())
     return model
@@ -132,6 +132,11 @@ def render_pool(indices, what: str):
     with ProcessPoolExecutor(WORKERS, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
         done = list(tqdm(pool.map(work, indices, chunksize=16), total=len(indices), desc=f"rendering {what}"))
     return torch.from_numpy(np.stack(done)) if what == "clips" else done
+
+
+def by_cell(labels: torch.Tensor) -> torch.Tensor:
+    """Labels of points (..., S, S) -> (..., (S/2)^2, 4): the four points of each cell, cells in reading order."""
+    return labels.unflatten(-1, (-1, 2)).unflatten(-3, (-1, 2)).transpose(-3, -2).flatten(-2).flatten(-3, -2).long()
 
 
 def teach(vlm, rows: list[list[tuple]], answers: torch.Tensor) -> tuple:
@@ -201,7 +206,7 @@ def stage_vlm(args, fit) -> UnifiedModel:
 
     def covers(frames, labels):
         """Does the eye tell what covers each point? (N, 3, H, W), (N, 16, 16) -> loss, share of points that are right."""
-        labels = labels.view(-1, 8, 2, 8, 2).transpose(2, 3).reshape(-1, 64, 4).long()
+        labels = by_cell(labels)                                                           # (N, 64, 4)
         guess = eye(vlm.patches(frames)).view(*labels.shape, points)
         return F.cross_entropy(guess.flatten(0, 2), labels.flatten()), (guess.argmax(-1) == labels).float().mean()
 
@@ -216,8 +221,7 @@ def stage_vlm(args, fit) -> UnifiedModel:
         One head is asked both, so that they speak one language and can be compared. first, late: (B, K*16, D). Returns
         the loss, and the share of right guesses where the edit is to change something.
         """
-        before, after = (torch.from_numpy(np.stack([x[key] for x in lessons]))[..., 1::2, 1::2].unflatten(-1, (4, 2))
-                         .unflatten(-3, (4, 2)).transpose(-3, -2).reshape(len(lessons), -1, 4).long()
+        before, after = (by_cell(torch.from_numpy(np.stack([x[key] for x in lessons]))[..., 1::2, 1::2]).flatten(1, 2)
                          for key in ("labels", "wanted"))                                  # (B, K*16, 4)
         is_there, should_be = (mind(h)[..., 1:].unflatten(-1, (4, points)) for h in (first, late))
         loss = F.cross_entropy(should_be.flatten(0, 2), after.flatten(), reduction="none").view(after.shape)
@@ -291,8 +295,8 @@ def stage_vlm(args, fit) -> UnifiedModel:
         else:
             if step >= estimates_from and not estimates:
                 estimates.extend(draft_estimates(lessons, args, fit))
-            loss, told = verdicts(some, rng)
-            loss, told = loss + .3 * eyes, [right, *told]
+            judged, told = verdicts(some, rng)
+            loss, told = .3 * eyes + judged, [right, *told]
         told = [x.item() for x in told]
         return loss, dict(zip(logged, told + [math.nan] * (len(logged) - len(told))))
 

@@ -241,8 +241,8 @@ def finetune(args) -> None:
     except ValueError as error:
         raise BadInput(f"--vlm-frames {args.vlm_frames}: {error}") from error
     if args.decode == "alone" and model.vlm.frames > model.preset.latent_shape[1]:
-        raise BadInput(f"--vlm-frames {model.vlm.frames}: a clip has {model.preset.latent_shape[1]} latent frames to be decoded "
-                       f"alone; pass --decode exact, or fewer frames")
+        raise BadInput(f"--vlm-frames {model.vlm.frames}: a clip has {model.preset.latent_shape[1]} latent frames to be "
+                       f"decoded alone; pass --decode exact, or fewer frames")
     model.without(args.without)
     trained = model.freeze()
     if args.data:
