@@ -70,13 +70,13 @@ def decode_frames(model: UnifiedModel, latents: torch.Tensor, how: str = "exact"
     "exact" decodes the whole clip, as the causal VAE needs, and picks K frames. "alone" picks K latent frames and
     decodes each as if it were a clip of its own: a third of the work in the tiny preset, whose VAE has learnt to do so
     (33 dB against the exact decode); another VAE is right only for the first of them (11 dB before ours had learnt it).
-    Raises ValueError where "alone" is asked for more frames than there are latent ones.
+    Raises BadInput where "alone" is asked for more frames than there are latent ones.
     """
     if how == "exact":
         return model.vlm.pick(model.decode_video(latents))
     f, k = latents.shape[2], model.vlm.frames
     if k > f:
-        raise ValueError(f"{k} frames cannot be decoded alone: a clip has {f} latent frames; decode exactly, or look at fewer")
+        raise BadInput(f"{k} frames cannot be decoded alone: a clip has {f} latent frames; decode exactly, or look at fewer")
     picked = latents[:, :, torch.linspace(0, f - 1, k).round().long()]                     # (B, C, K, h, w)
     singles = picked.transpose(1, 2).flatten(0, 1)[:, :, None]                             # (B*K, C, 1, h, w)
     return model.decode_video(singles)[:, 0].unflatten(0, (len(latents), k))

@@ -116,6 +116,13 @@ def test_alone_is_exact_for_the_first_frame_only(tiny, latents):
     assert torch.allclose(alone[:, -1], single, atol=1e-5)
 
 
+def test_no_more_frames_alone_than_there_are_latent_ones(tiny, latents, monkeypatch):
+    monkeypatch.setattr(tiny.vlm, "frames", 5)
+    with pytest.raises(BadInput, match="5 frames cannot be decoded alone: a clip has 3 latent frames"):
+        decode_frames(tiny, latents, "alone")
+    assert decode_frames(tiny, latents, "exact").shape[1] == 5
+
+
 def test_the_decoder_is_causal(tiny, latents):
     other = latents.clone()
     other[:, :, -1] += 1
