@@ -71,12 +71,14 @@ def paired_difference(a, b) -> tuple[float, float, float]:
 # ------------------------------------------------------------------------------------------- generate and judge
 
 def generate_and_judge(model, subset: str, split: str, n: int, steps: int = 12, guidance: float = 1.0, seed: int = 0,
-                       batch: int = 20, progress: bool = True, keep=None, done: dict | None = None) -> list[dict]:
+                       batch: int = 20, progress: bool = True, keep=None, done: dict | None = None,
+                       critic: Critic | None = None) -> list[dict]:
     """Edit the first `n` triplets of the tiny world and judge each; returns a row for each sample, in order.
 
     A row has id, index, subset, type, rule, instruction, failed (None or why) and the COLUMNS; PC is None on ICVG, and
     every score is None where the sample failed: a video that is not finite is counted, never scored. Sample i's noise
-    comes from seed + i, whatever the batch. keep(row, video (F, 3, H, W)) is called for each new row; `done` holds rows
+    comes from seed + i, whatever the batch. With a critic, its margin is in the row, too, beside the oracle's scores and
+    in none of them. keep(row, video (F, 3, H, W)) is called for each new row; `done` holds rows
     by index that need not be made again.
     """
     rows = dict(done or {})
@@ -88,9 +90,14 @@ def generate_and_judge(model, subset: str, split: str, n: int, steps: int = 12, 
             triplets = [world.make_triplet(i, subset, split) for i in now]
             source = torch.stack([t.source for t in triplets]).to(model.device)            # (B, F, 3, H, W)
             edits = model.sample(source, [t.instruction for t in triplets], steps, guidance, seed + now[0]).cpu()
-            for i, triplet, video in zip(now, triplets, edits):
+            told = [{}] * len(now)
+            if critic:
+                with torch.no_grad():
+                    margin = critic.margin(source, edits, [t.instruction for t in triplets])
+                told = [{"margin": m} for m in margin.tolist()]
+            for i, triplet, video, more in zip(now, triplets, edits, told):
                 rows[i] = {"id": f"{subset}-{split}-{i}", "index": i, "subset": subset, "type": triplet.type,
-                           "rule": triplet.rule, "instruction": triplet.instruction, **_scores(triplet, video)}
+                           "rule": triplet.rule, "instruction": triplet.instruction, **_scores(triplet, video), **more}
                 if keep:
                     keep(rows[i], video)
             bar.update(len(now))
@@ -194,6 +201,7 @@ def parse(argv=None) -> argparse.Namespace:
     parser.add_argument("--subset", default="rave", help=f"one of {', '.join(world.SUBSETS)}")
     parser.add_argument("--split", default="test", help=f"one of {', '.join(world.SPLITS)}")
     parser.add_argument("--checkpoint", help="a run's folder")
+    parser.add_argument("--margin", action="store_true", help="keep the critic's margin in scores.jsonl, too")
     parser.add_argument("--n", type=int, default=200, help="how many samples")
     parser.add_argument("--steps", type=int, default=12, help="Euler steps from noise to clip")
     parser.add_argument("--guidance", type=float, default=1.0, help="c + g (c - uncond); 0 is none")
@@ -249,10 +257,12 @@ def main(argv=None) -> None:
                   f"{r['inside']:.0%} of it on the {result['area']:.0%} of pixels that should change")
         return
     name = Path(args.checkpoint).resolve() if args.checkpoint else Path(model.preset.name)
-    name = name.parent.name if name.name == "model" else name.name                         # out/run/model is out/run
-    folder = Path(args.out) / f"{name}-{args.subset}-{args.split}"
+    if name.name.startswith("model"):                    # out/run/model is out/run, out/run/model-300 its copy of step 300
+        name = Path(name.parent.name + name.name.removeprefix("model"))
+    folder = Path(args.out) / f"{name.name}-{args.subset}-{args.split}"
     how = {k: getattr(args, k) for k in ("subset", "split", "steps", "guidance", "seed")}
-    settings = {**how, "checkpoint": fingerprint(model, (*FROZEN, *TRAINED)), "world": world.VERSION}
+    settings = {**how, "checkpoint": fingerprint(model, (*FROZEN, *TRAINED)), "world": world.VERSION,
+                "margin": args.margin}
     rows, clips, strips = resume(folder, settings), {}, folder / "strips.png"
 
     def keep(row, video):
@@ -261,7 +271,8 @@ def main(argv=None) -> None:
         if row["index"] < STRIPS:
             clips[row["index"]] = video
 
-    result = generate_and_judge(model, n=args.n, **how, batch=args.batch, keep=keep, done=rows)
+    result = generate_and_judge(model, n=args.n, **how, batch=args.batch, keep=keep, done=rows,
+                                critic=Critic(model) if args.margin else None)
     if clips or not strips.exists():
         first = range(min(args.n, STRIPS))
         if len(clips) < len(first):                      # before a stop only scores were kept: the same clips once more

@@ -40,6 +40,9 @@ transformers.utils.logging.disable_progress_bar()        # loading and saving ar
 transformers.utils.logging.set_verbosity_error()
 diffusers.utils.logging.set_verbosity_error()
 diffusers.utils.logging.disable_progress_bar()
+if not torch.cuda.is_available():                        # the faster kernels of a CPU: 1.5 times as many steps
+    torch.set_float32_matmul_precision("medium")         # oneDNN's matrix products
+    torch.backends.cuda.enable_flash_sdp(False)          # this switch is not CUDA's alone
 
 
 # -------------------------------------------------------------------------------------------------------- presets
@@ -89,14 +92,14 @@ PRESETS = {
         name="tiny", frames=9, height=32, width=32, vlm_frames=3, vlm_size=32,
         siglip=dict(hidden_size=128, intermediate_size=256, num_hidden_layers=4, num_attention_heads=4,
                     image_size=32, patch_size=4, vision_use_head=False),
-        llama=dict(hidden_size=128, intermediate_size=256, num_hidden_layers=5, num_attention_heads=4,
+        llama=dict(hidden_size=128, intermediate_size=256, num_hidden_layers=6, num_attention_heads=4,
                    num_key_value_heads=4, max_position_embeddings=512, vocab_size=1024, tie_word_embeddings=True),
         t5=dict(d_model=128, d_kv=32, d_ff=256, num_layers=2, num_heads=4, vocab_size=1024, dropout_rate=0.0),
         vae=dict(base_dim=16, z_dim=16, dim_mult=[1, 2, 4], num_res_blocks=1, temperal_downsample=[True, True],
                  scale_factor_spatial=4,
                  latents_mean=[0.] * 16, latents_std=[1.] * 16),
         dit=dict(patch_size=(1, 2, 2), num_attention_heads=4, attention_head_dim=48, in_channels=32, out_channels=16,
-                 text_dim=128, freq_dim=128, ffn_dim=512, num_layers=5),
+                 text_dim=128, freq_dim=128, ffn_dim=384, num_layers=5),
         ar_width=64, ar_layers=1, ar_heads=4, adapter_layers=1, adapter_heads=4, adapter_queries=4,
         visual_kernel=2, visual_width=128, context_length=128, text_length=48,
         use_visual_as_input=True, visual_position=True, paired=True, decode="alone"),

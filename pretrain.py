@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn as nn
 import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
@@ -112,13 +113,14 @@ def _lesson(index: int):
     answers = []
     for kind in rng.choice(world.MISSES, 3, replace=False, p=MISS_SHARE):
         video, seen = world.near_miss(triplet, str(kind), rng)
-        answers.append((to_bytes(video).numpy(), seen, grade(world.judge(triplet, video))))
+        answers.append((to_bytes(video[::4]).numpy(), seen, grade(world.judge(triplet, video))))
     return dict(index=index, instruction=triplet.instruction, thought=triplet.thought, literal=triplet.literal,
                 caption=scene.caption(triplet.before), labels=labels, wanted=wanted,         # labels (K, 16, 16)
-                source=to_bytes(triplet.source).numpy(), target=to_bytes(triplet.target).numpy(), misses=answers)
+                source=to_bytes(triplet.source).numpy(), target=to_bytes(triplet.target).numpy(), misses=answers,
+                wrong=to_bytes(video).numpy())              # the last of them, whole
 
 
-MISS_SHARE = [.14, .10, .22, .22, .18, .08, .06]                          # of world.MISSES: mostly the hard ones
+MISS_SHARE = [.10, .08, .26, .28, .16, .06, .06]                          # of world.MISSES: mostly the hard ones
 
 
 def grade(scores: dict) -> float:
@@ -127,10 +129,14 @@ def grade(scores: dict) -> float:
 
 
 def render_pool(indices, what: str):
-    """Render triplets on all cores, with a progress bar."""
-    work = {"clips": _clips, "lessons": _lesson}[what]
+    """Render triplets on all cores, with a progress bar; each rank makes its share, and all get the whole."""
+    work, mine, shares = {"clips": _clips, "lessons": _lesson}[what], indices[RANK::WORLD], [None] * WORLD
     with ProcessPoolExecutor(WORKERS, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-        done = list(tqdm(pool.map(work, indices, chunksize=16), total=len(indices), desc=f"rendering {what}"))
+        shares[RANK] = list(tqdm(pool.map(work, mine, chunksize=16), total=len(mine), desc=f"rendering {what}",
+                                 disable=RANK > 0))
+    if WORLD > 1:
+        dist.all_gather_object(shares, shares[RANK])
+    done = [shares[k % WORLD][k // WORLD] for k in range(len(indices))]
     return torch.from_numpy(np.stack(done)) if what == "clips" else done
 
 
@@ -184,25 +190,26 @@ def model_with_vae(args) -> UnifiedModel:
 
 
 def stage_vlm(args, fit) -> UnifiedModel:
-    """The VLM, from scratch: an eighth of the steps for the eyes (what covers this patch?), two for the words (captions,
-    chains of thought), the rest for verdicts; at last also on what it will have to judge, the decoded one-step estimates
-    and edits of a half-trained generator, with the oracle's grade.
+    """The VLM, from scratch: a tenth of the steps for the eyes (what covers this patch?), two for the words (captions,
+    chains of thought), four for verdicts, three for those also on what it will have to judge, the decoded one-step
+    estimates and edits of a half-trained generator, with the oracle's grade.
 
     A verdict is one bit, too little to learn to compare from: beside it, each token of the source, once the thought is
     known, is asked what should be there, and each of the edit whether it is. Without that the model learns the words and
-    says Yes to all.
+    says Yes to all. Answers come in twos, to the same instruction: what tells them apart is only whether it is done.
     """
     model = model_with_vae(args)
     vlm, points = model.vlm, len(scene.LABELS)
     lessons = render_pool(range(args.items), "lessons")
-    estimates = []                                                                         # (lesson, frames, grade)
+    estimates = []                                        # (lesson, its answers), an answer is (K frames, seen, grade)
     eye = nn.Linear(vlm.vision_tower.config.hidden_size, 4 * points)                       # what covers 4 points of a patch?
     mind = nn.Linear(vlm.llm.config.hidden_size, 4 * points + 1)                           # what should? is it another?
     vlm.requires_grad_(True)
     params = {f"{name}.{k}": p for name, part in (("vlm", vlm), ("eye", eye), ("mind", mind))
               for k, p in part.named_parameters()}
-    words_from, verdicts_from, estimates_from = (args.steps * k // 8 for k in (1, 3, 6))
-    logged = ("patches_right", "text_loss", "expected_right", "wrong_loss", "verdict_loss", "yes_right", "no_right")
+    words_from, verdicts_from, estimates_from = (args.steps * k // 10 for k in (1, 3, 7))
+    logged = ("patches_right", "text_loss", "expected_right", "wrong_loss", "verdict_loss", "yes_right", "no_right",
+              "order_right")
 
     def covers(frames, labels):
         """Does the eye tell what covers each point? (N, 3, H, W), (N, 16, 16) -> loss, share of points that are right."""
@@ -245,40 +252,42 @@ def stage_vlm(args, fit) -> UnifiedModel:
             rows += [caption_row(seen, x), thought]
         return teach(vlm, rows, torch.full((len(rows),), math.nan))[0]
 
-    def an_answer(x, kind, rng):
-        """Of lesson x (or another): (lesson, K frames to be judged, what is to be seen in them, share of Yes)."""
-        u = rng.random()
-        if estimates and u < .6:
-            which, frames, y = estimates[int(rng.integers(len(estimates)))]
-            answer = lessons[which], from_bytes(torch.from_numpy(frames)), "", y
-        elif kind < 4:
-            answer = x, looked_at(x["target"]), x["literal"], 1.
+    def two_answers(x, rng):
+        """Of lesson x (or another): it, and two answers to it, a right and a wrong one or two of the draft's."""
+        if estimates and rng.random() < .6:
+            x, made = estimates[int(rng.integers(len(estimates)))]
+            answers = [made[int(k)] for k in rng.choice(len(made), 2, replace=False)]
         else:
-            video, seen, y = x["misses"][int(rng.integers(3))]
-            answer = x, looked_at(video), seen, y
-        x, frames, seen, y = answer
-        if rng.random() < .3:                             # a little grain alone is no reason for No
-            frames = frames + .05 * rng.random() * torch.from_numpy(rng.normal(size=frames.shape).astype(np.float32))
-        return x, frames, seen, float(np.clip(y, .05, .95))
+            answers = [(x["target"][::4], x["literal"], 1.), x["misses"][int(rng.integers(3))]]
+        for frames, seen, y in answers:
+            frames = from_bytes(torch.from_numpy(frames))
+            if rng.random() < .3:                         # a little grain alone is no reason for No
+                frames = frames + .05 * rng.random() * torch.from_numpy(rng.normal(size=frames.shape).astype(np.float32))
+            yield x, frames, seen, float(np.clip(y, .05, .95))
 
     def verdicts(some, rng):
         """Is it done, and what has been done? The losses of texts, verdicts and the dense questions."""
-        shown = [an_answer(x, i % 8, rng) for i, x in enumerate(some)]
+        shown = [answer for x in some[::2] for answer in two_answers(x, rng)]
         frames = torch.stack([frames for _, frames, _, _ in shown])
-        source, edited = vlm.see(torch.stack([looked_at(x["source"]) for x, *_ in shown])), vlm.see(frames)
+        source, edited = vlm.see(torch.stack([looked_at(x["source"]) for x, *_ in shown[::2]])), vlm.see(frames)
         rows, dense = [], []                              # the dense questions are asked where the thought comes first
         for i, (x, _, seen, y) in enumerate(shown):
-            think = str(rng.choice(THINK, p=(.8, .1, .1))) if i else "expect"
-            said = x["instruction" if rng.random() < .8 else "literal"]
+            if i % 2 == 0:
+                think = str(rng.choice(THINK, p=(.8, .1, .1))) if i else "expect"
+                said = x["instruction" if rng.random() < .8 else "literal"]
             dense += [i] * (think == "expect")
-            rows.append(verdict_row(think, source[i], edited[i], said, x["thought"], seen, y))
+            rows.append(verdict_row(think, source[i // 2], edited[i], said, x["thought"], seen, y))
         answers = torch.tensor([y for *_, y in shown])
         text, verdict, margin, *hidden = teach(vlm, rows, answers)
         asked = [shown[i][0] for i in dense]
         first, late, now = map(torch.stack, hidden)
         (expect, right), wrong = expects(first, late, asked), compares(now, frames[dense], asked)
+        better = (answers[0::2] - answers[1::2]).where(abs(answers[0::2] - answers[1::2]) > .2, torch.zeros(()))
+        ahead = (margin[0::2] - margin[1::2]) * better.sign()              # of the better of two answers, where one is
+        order = F.softplus(-ahead[better != 0]).sum() / len(ahead)
         yes, no = (margin[answers > .7] > 0).float().mean(), (margin[answers < .3] < 0).float().mean()
-        return text + 2 * (verdict + expect + wrong), [text, right, wrong, verdict, yes, no]
+        in_order = (ahead[better != 0] > 0).float().mean()
+        return text + 2 * (verdict + order + expect + wrong), [text, right, wrong, verdict, yes, no, in_order]
 
     def loss_at(step):
         rng = np.random.default_rng([args.seed, step, RANK])
@@ -329,7 +338,7 @@ def verdict_row(think, source, edited, instruction, thought, seen, y):
 
 
 def draft_estimates(lessons, args, fit) -> list[tuple]:
-    """What a half-trained generator makes: one-step estimates at every t and finished edits, (lesson, frames, grade).
+    """What a half-trained generator makes: one-step estimates at every t and finished edits, (lesson, [answer, ...]).
 
     Its own VLM is untrained; it is thrown away afterwards. Estimates start from noised targets and, just as often, from
     noised wrong answers: at small t, x_t itself shows what it was made of.
@@ -338,7 +347,7 @@ def draft_estimates(lessons, args, fit) -> list[tuple]:
     if not file.exists():
         draft, some = model_with_vae(args), lessons[:args.draft_items]
         clips = [[from_bytes(torch.from_numpy(x)) for x in column]
-                 for column in zip(*((x["source"], x["target"], x["misses"][0][0]) for x in some))]
+                 for column in zip(*((x["source"], x["target"], x["wrong"]) for x in some))]
         source, target, wrong = (encode_all(draft, column, "encoding clips") for column in clips)
         words, videos = [x["instruction"] for x in some], torch.stack(clips[0])
         h = read_all(draft, videos, words)
@@ -347,8 +356,10 @@ def draft_estimates(lessons, args, fit) -> list[tuple]:
         with first_rank_first():
             if not file.exists():
                 write_estimates(file, draft, some, videos, (source, target, wrong), h, args.seed)
-    held = load_file(file)
-    return list(zip(held["which"].tolist(), held["frames"].numpy(), held["grades"].tolist()))
+    held, made = load_file(file), {}
+    for which, frames, y in zip(held["which"].tolist(), held["frames"].numpy(), held["grades"].tolist()):
+        made.setdefault(which, []).append((frames, "", y))
+    return [(lessons[which], answers) for which, answers in made.items()]
 
 
 @torch.no_grad()

@@ -312,7 +312,7 @@ def report_on_manifest(base, model, latents, args):
 
 DEFAULTS = {                                              # what the flags mean where they are not given
     "vae": dict(steps=5800, batch=8, lr=1e-3, items=4000),
-    "vlm": dict(steps=16000, batch=16, lr=1e-3, items=6000),
+    "vlm": dict(steps=10000, batch=16, lr=1e-3, items=24000),
     "base": dict(steps=3000, batch=16, lr=1e-3, items=4000),
     "finetune": dict(steps=500, batch=8, lr=2e-4, items=1200)}
 
