@@ -29,7 +29,7 @@ from tqdm import tqdm
 import scene
 import world
 from critic import EDITED, SOURCE, SYSTEM, THINK, VERDICT, clean_estimate, flow_loss, load_model, opening, pairs
-from data import RANK, WORLD, BadInput, batch_indices, first_rank_first, from_bytes, replacing, to_bytes, world_items
+from data import RANK, WORLD, BadInput, batch_indices, first_rank_first, from_bytes, replacing, to_bytes
 from evaluate import overall
 from model import GENERATE, PRESETS, TRAINED, UnifiedModel, add_noise, chat, draws, make_tokenizer, velocity_target
 
@@ -87,6 +87,15 @@ def stage_vae(args, fit) -> UnifiedModel:
     return model
 
 
+def _edit(index: int):
+    """Source and target, and the edit in plain words; every eighth is plain generation: from nothing, by its caption."""
+    t = lesson_triplet(index)
+    clips, text = (t.source, t.target), t.literal
+    if index % 8 == 7:
+        clips, text = (torch.zeros_like(t.source), t.source), scene.caption(t.before)
+    return to_bytes(torch.stack(clips)).numpy(), text
+
+
 WORKERS = max(1, len(os.sched_getaffinity(0)) // WORLD)
 
 
@@ -128,15 +137,20 @@ def grade(scores: dict) -> float:
     return overall(scores["EA"], scores.get("PC"), scores["GN"], scores["GR"]) / 10
 
 
-def render_pool(indices, what: str):
-    """Render triplets on all cores, with a progress bar; each rank makes its share, and all get the whole."""
-    work, mine, shares = {"clips": _clips, "lessons": _lesson}[what], indices[RANK::WORLD], [None] * WORLD
-    with ProcessPoolExecutor(WORKERS, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-        shares[RANK] = list(tqdm(pool.map(work, mine, chunksize=16), total=len(mine), desc=f"rendering {what}",
-                                 disable=RANK > 0))
+def together(mine: list) -> list:
+    """What all ranks have made, in order: `mine` is every WORLD-th row, from RANK on."""
+    shares = [mine] * WORLD
     if WORLD > 1:
-        dist.all_gather_object(shares, shares[RANK])
-    done = [shares[k % WORLD][k // WORLD] for k in range(len(indices))]
+        dist.all_gather_object(shares, mine)
+    return [shares[k % WORLD][k // WORLD] for k in range(sum(map(len, shares)))]
+
+
+def render_pool(indices, what: str):
+    """Render triplets on all cores, with a progress bar."""
+    work, mine = {"clips": _clips, "lessons": _lesson, "edits": _edit}[what], indices[RANK::WORLD]
+    with ProcessPoolExecutor(WORKERS, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        done = together(list(tqdm(pool.map(work, mine, chunksize=16), total=len(mine), desc=f"rendering {what}",
+                                  disable=RANK > 0)))
     return torch.from_numpy(np.stack(done)) if what == "clips" else done
 
 
@@ -349,13 +363,13 @@ def draft_estimates(lessons, args, fit) -> list[tuple]:
         clips = [[from_bytes(torch.from_numpy(x)) for x in column]
                  for column in zip(*((x["source"], x["target"], x["wrong"]) for x in some))]
         source, target, wrong = (encode_all(draft, column, "encoding clips") for column in clips)
-        words, videos = [x["instruction"] for x in some], torch.stack(clips[0])
-        h = read_all(draft, videos, words)
+        words = [x["instruction"] for x in some]
+        h = read_all(draft, clips[0], words)
         fit(new_generator(draft, args.seed), plain_flow(draft, source, target, h, words, args.batch, args.seed, 0.),
             args.out / "draft", steps=args.draft_steps, lr=1e-3, clip=1., weight_decay=1e-4, name="draft")
         with first_rank_first():
             if not file.exists():
-                write_estimates(file, draft, some, videos, (source, target, wrong), h, args.seed)
+                write_estimates(file, draft, some, torch.stack(clips[0]), (source, target, wrong), h, args.seed)
     held, made = load_file(file), {}
     for which, frames, y in zip(held["which"].tolist(), held["frames"].numpy(), held["grades"].tolist()):
         made.setdefault(which, []).append((frames, "", y))
@@ -389,16 +403,18 @@ def write_estimates(file, draft, lessons, videos, latents, h, seed):
         save_file({"which": torch.tensor(which), "frames": torch.stack(frames), "grades": torch.tensor(grades)}, temporary)
 
 
-def read_all(model, videos: torch.Tensor, words: list[str]) -> list[torch.Tensor]:
+def read_all(model, videos: list[torch.Tensor], words: list[str]) -> list[torch.Tensor]:
     """h = U(V_src, I) of all rows."""
-    return [row for i in tqdm(range(0, len(videos), 16), desc="reading", disable=RANK > 0)
-            for row in model.encode_vlm(videos[i:i + 16], words[i:i + 16])]
+    videos, words = videos[RANK::WORLD], words[RANK::WORLD]
+    return together([row for i in tqdm(range(0, len(videos), 16), desc="reading", disable=RANK > 0)
+                     for row in model.encode_vlm(torch.stack(videos[i:i + 16]), words[i:i + 16])])
 
 
 def encode_all(model, videos: list[torch.Tensor], title: str) -> torch.Tensor:
     """Latents of all clips."""
-    return torch.cat([model.encode_video(torch.stack(videos[i:i + 8]))
-                      for i in tqdm(range(0, len(videos), 8), desc=title, disable=RANK > 0)])
+    videos = videos[RANK::WORLD]
+    return torch.stack(together([row for i in tqdm(range(0, len(videos), 8), desc=title, disable=RANK > 0)
+                                 for row in model.encode_video(torch.stack(videos[i:i + 8]))]))
 
 
 def new_generator(model, seed: int) -> dict[str, nn.Parameter]:
@@ -432,17 +448,9 @@ def stage_base(args, fit) -> UnifiedModel:
     """The base generator and connector: literal edits and plain generation, nothing implicit (the paper's baseline)."""
     model = load_model(args.weights or "out/vlm/model", "tiny").requires_grad_(False)
     params = new_generator(model, args.seed)
-    items = world_items(("rave", "icvg"), "train", args.items, literal=True)
-    sources, targets, words = [], [], []
-    for k, item in enumerate(tqdm(items, desc="rendering")):
-        source, target = item.load()
-        if k % 8 == 7:                                    # plain generation: from nothing, by its caption
-            triplet = world.make_triplet(item.index, item.subset, "train")
-            source, target, text = torch.zeros_like(source), source, scene.caption(triplet.before)
-        else:
-            text = item.instruction
-        sources.append(source), targets.append(target), words.append(text)
-    h = read_all(model, torch.stack(sources), words)
+    clips, words = zip(*render_pool(range(args.items), "edits"))
+    sources, targets = ([from_bytes(torch.from_numpy(x[k])) for x in clips] for k in (0, 1))
+    h = read_all(model, sources, words)
     source, target = encode_all(model, sources, "encoding sources"), encode_all(model, targets, "encoding targets")
     fit(params, plain_flow(model, source, target, h, words, args.batch, args.seed, args.drop), args.out,
         steps=args.steps, lr=args.lr, clip=1., weight_decay=1e-4, save_every=args.save_every, name="base",

@@ -41,6 +41,7 @@ from data import (RANK, WORLD, BadInput, Latents, Parser, atomic_write, batch_in
 from evaluate import generate_and_judge
 from model import PRESETS, TRAINED, UnifiedModel, add_noise, draws, velocity_target
 from pretrain import STAGES
+from rivals import group_loss, refl_estimate
 
 
 # ------------------------------------------------------------------------------------------------------- the loop
@@ -180,7 +181,7 @@ def reflections(critic: Critic, latents: Latents, folder: Path, batch: int = 16)
 
 def objective(model: UnifiedModel, latents: Latents, args):
     """loss_at(step) of SFT, RWR or USO. With lambda 0, USO is SFT bit for bit: the critic is not even asked."""
-    lam = {"sft": 0., "rwr": 0., "uso": args.lam}[args.objective]
+    lam = {"sft": 0., "rwr": 0.}.get(args.objective, args.lam)
     ask = lam > 0 or args.objective == "rwr"
     critic = Critic(model, args.think)
     # one chain of thought a sample; "full" has to see the edit first, so it is written anew in every step
@@ -199,7 +200,8 @@ def objective(model: UnifiedModel, latents: Latents, args):
         text = [empty if d else row["text"] for row, d in zip(rows, drop)]
 
         x_t = add_noise(x0, noise, t)                                                                # Eq. 2
-        v = model.velocity(x_t, t, model.context(source, bridged, text), source)
+        c = model.context(source, bridged, text)
+        v = model.velocity(x_t, t, c, source)
         flow = flow_loss(v, velocity_target(x0, noise))                                              # (B,)
 
         gated = gate(t, args.tau) if ask else torch.zeros_like(t, dtype=torch.bool)
@@ -209,14 +211,22 @@ def objective(model: UnifiedModel, latents: Latents, args):
         reason, margin, baseline = flow.new_zeros(0), flow.new_zeros(0), flow.new_zeros(0)
         if gated.any():
             at = gated.nonzero()[:, 0].tolist()
-            x0_hat = clean_estimate(x_t[gated], v[gated], t[gated])                                  # Eq. 3
-            with torch.set_grad_enabled(args.objective == "uso"):
-                frames = decode_frames(model, x0_hat, args.decode)                                   # (gated, K, 3, H, W)
-                thoughts = None if args.think == "full" else [asked[picked[i]][0] for i in at]
-                margin = critic.margin(torch.stack([rows[i]["frames"] for i in at]), frames,
-                                       [latents.items[picked[i]].instruction for i in at], thoughts)
             baseline = torch.tensor([asked[picked[i]][1] * ("baseline" not in args.without) for i in at])
-            reason = reason_loss(margin, baseline)                                                   # Eq. 4
+
+            def margin_of(estimate, copies=1):            # (gated * copies, C, f, h, w), copies of a row side by side
+                who = [i for i in at for _ in range(copies)]
+                return critic.margin(torch.stack([rows[i]["frames"] for i in who]),
+                                     decode_frames(model, estimate, args.decode),                # (len(who), K, 3, H, W)
+                                     [latents.items[picked[i]].instruction for i in who],
+                                     None if args.think == "full" else [asked[picked[i]][0] for i in who])
+            if args.objective == "grpo":
+                reason, margin = group_loss(model, c[gated], source[gated], margin_of, args.seed * 1_000_003 + step * WORLD + RANK)
+            else:
+                x0_hat = (clean_estimate(x_t[gated], v[gated], t[gated]) if args.objective != "refl" else    # Eq. 3
+                          refl_estimate(model, noise[gated], t[gated], c[gated], source[gated]))
+                with torch.set_grad_enabled(args.objective != "rwr"):
+                    margin = margin_of(x0_hat)
+                reason = reason_loss(margin, baseline)                                           # Eq. 4
         if args.objective == "rwr" and len(margin):
             flow = flow.clone()
             flow[gated] = flow[gated] * rwr_weights(margin, baseline)
@@ -313,7 +323,7 @@ def report_on_manifest(base, model, latents, args):
 DEFAULTS = {                                              # what the flags mean where they are not given
     "vae": dict(steps=5800, batch=8, lr=1e-3, items=4000),
     "vlm": dict(steps=10000, batch=16, lr=1e-3, items=24000),
-    "base": dict(steps=3000, batch=16, lr=1e-3, items=4000),
+    "base": dict(steps=8000, batch=16, lr=1e-3, items=8000),
     "finetune": dict(steps=500, batch=8, lr=2e-4, items=1200)}
 
 
@@ -353,7 +363,8 @@ def between(low, high, open_low=False):
 def parse(argv=None):
     parser = Parser(description=__doc__.split("\n\n")[0])
     a = parser.add_argument_group("what to train").add_argument
-    a("--objective", choices=("uso", "sft", "rwr"), default="uso", help="Eq. 5, plain flow matching, or reward-weighted")
+    a("--objective", choices=("uso", "sft", "rwr", "refl", "grpo"), default="uso",
+      help="Eq. 5, plain flow matching, reward-weighted, or the other two ways to learn from a reward, see rivals.py")
     a("--stage", choices=STAGES, help="make a tiny frozen part instead: vae, then vlm, then base")
     a("--preset", choices=PRESETS, default="tiny", help="size of the model")
     a("--weights", help="model folder to start from (default: weights/<preset>; for a stage, what the one before wrote)")

@@ -549,7 +549,7 @@ def small_world(monkeypatch):
     monkeypatch.setattr(world, "all_texts", lambda: phrases)
 
     def render(indices, what):
-        done = [{"clips": pretrain._clips, "lessons": pretrain._lesson}[what](i) for i in indices]
+        done = [{"clips": pretrain._clips, "lessons": pretrain._lesson, "edits": pretrain._edit}[what](i) for i in indices]
         return torch.stack([torch.as_tensor(x) for x in done]) if what == "clips" else done
     monkeypatch.setattr(pretrain, "render_pool", render)
 
