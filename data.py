@@ -223,20 +223,15 @@ def _sha(*parts) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def world_items(subsets: tuple[str, ...] = ("rave", "icvg"), split: str = "train", n: int = 1024,
-                literal: bool = False) -> list[Item]:
-    """`n` triplets of the tiny world, the subsets in turn; `literal`: with the edit in plain words as instruction.
-
-    Raises ValueError for an unknown subset or split.
-    """
+def world_items(subsets: tuple[str, ...] = ("rave", "icvg"), split: str = "train", n: int = 1024) -> list[Item]:
+    """`n` triplets of the tiny world, the subsets in turn. Raises ValueError for an unknown subset or split."""
 
     def item(index, subset):
         def load():
             again = world.make_triplet(index, subset, split)
             return again.source, again.target
         t = world.make_triplet(index, subset, split)
-        return Item(_sha(world.VERSION, split, subset, index, literal), t.literal if literal else t.instruction, t.type,
-                    subset, load, index)
+        return Item(_sha(world.VERSION, split, subset, index), t.instruction, t.type, subset, load, index)
     return [item(k // len(subsets), subsets[k % len(subsets)]) for k in range(n)]
 
 

@@ -94,7 +94,7 @@ def generate_and_judge(model, subset: str, split: str, n: int, steps: int = 12, 
             if critic:
                 with torch.no_grad():
                     margin = critic.margin(source, edits, [t.instruction for t in triplets])
-                told = [{"margin": m} for m in margin.tolist()]
+                told = [{"margin": m if math.isfinite(m) else None} for m in margin.tolist()]
             for i, triplet, video, more in zip(now, triplets, edits, told):
                 rows[i] = {"id": f"{subset}-{split}-{i}", "index": i, "subset": subset, "type": triplet.type,
                            "rule": triplet.rule, "instruction": triplet.instruction, **_scores(triplet, video), **more}

@@ -184,14 +184,13 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, clip, monkeypatch):
 
 def test_world_items():
     items = data.world_items(n=6)
-    plain = data.world_items(n=6, literal=True)
-    for k, (item, other) in enumerate(zip(items, plain)):
+    for k, item in enumerate(items):
         triplet = world.make_triplet(k // 2, ("rave", "icvg")[k % 2], "train")
         assert (item.subset, item.index, item.type) == (("rave", "icvg")[k % 2], k // 2, triplet.type)
-        assert (item.instruction, other.instruction) == (triplet.instruction, triplet.literal)
+        assert item.instruction == triplet.instruction
         assert all(torch.equal(a, b) for a, b in zip(item.load(), (triplet.source, triplet.target)))
-    keys = [i.key for i in items + plain + data.world_items(split="val", n=6) + data.world_items(("icvg",), n=6)]
-    assert len(set(keys)) == 21                                    # the three of ICVG, train, come twice
+    keys = [i.key for i in items + data.world_items(split="val", n=6) + data.world_items(("icvg",), n=6)]
+    assert len(set(keys)) == 15                                    # the three of ICVG, train, come twice
     assert [i.key for i in data.world_items(n=6)] == keys[:6]
     with pytest.raises(ValueError, match="unknown subset 'moon'"):
         data.world_items(("moon",), n=1)

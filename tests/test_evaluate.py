@@ -15,6 +15,7 @@ import torch
 
 import evaluate
 import world
+from critic import Critic
 from evaluate import COLUMNS, generate_and_judge, geometric_mean, interval, overall, paired_difference, table
 
 SCRIPT = Path(evaluate.__file__)
@@ -126,6 +127,19 @@ def test_generate_and_judge(subset):
 
 
 # ---------------------------------------------------------------------------------------------------- the command
+
+def test_the_margin_is_told_and_not_scored(tiny):
+    critic = Critic(tiny)
+    videos = []
+    plain = generate_and_judge(tiny, "rave", "val", 2, 2, 0, progress=False, keep=lambda row, video: videos.append(video))
+    rows = generate_and_judge(tiny, "rave", "val", 2, 2, 0, progress=False, critic=critic)
+    assert [{k: v for k, v in row.items() if k != "margin"} for row in rows] == plain
+    triplets = [world.make_triplet(i, "rave", "val") for i in range(2)]
+    with torch.no_grad():
+        margin = critic.margin(torch.stack([t.source for t in triplets]), torch.stack(videos),
+                               [t.instruction for t in triplets])
+    assert [row["margin"] for row in rows] == pytest.approx(margin.tolist(), abs=1e-4)
+
 
 def test_the_command(tiny_dir, tmp_path):
     run = subprocess.run([sys.executable, SCRIPT, "--subset", "icvg", "--checkpoint", tiny_dir, "--n", "4", "--steps", "2",
