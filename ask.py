@@ -1,29 +1,35 @@
-"""Asking a large vision-language model over the network: the judge of evaluate.py and the writer of curate.py.
+"""Ask a vision-language model behind an OpenAI-compatible endpoint, many times, paying for each answer once.
 
-    client = Client("gpt-4o", cache="out/asked.jsonl", price_in=2.5, price_out=10)
-    scores = client.ask([Question("judge-1", SYSTEM, (text, frame, frame), SCHEMA), ...], validate)
+    client = Client("out/replies.jsonl", model="gpt-4o", price_in=2.5, price_out=10)
+    question = Question("caption-1", "You describe videos.", ["What changes?", frame, frame], SCHEMA, validate)
+    values = client.ask([question, ...])         # a value of validate() for each, in order, or Missing(reason)
+    client.count([question, ...])                # the dry run: calls, tokens and money, without a call
 
-Any OpenAI-compatible endpoint will do (`base_url`). The key is OPENAI_API_KEY of the environment, and nothing else.
+Every reply goes as it came into an append-only file of JSON lines, under a hash of (model, prompt version, texts,
+images, schema), before anything is made of it. So a rerun, or a run after a crash, calls nobody for what is there.
+Questions may come from a generator: they are drawn as they are asked, and only some of them are in memory.
 
-Every reply is appended to a file of JSON lines the moment it comes, under a hash of model, prompt version and all that was
-shown. Asked again, after a crash or in a rerun, it is read from there and costs nothing. A reply that is no good (refused,
-cut off, no JSON, or not what `validate` takes) is asked again, up to `tries` times; then the answer is `Missing`, with the
-reason, for good. What never became a reply (time-outs, 429, 5xx: the library retries them with backoff) is not written:
-the next run asks again.
+What goes wrong is *missing*, with its reason, and never a made-up value:
+    429, 5xx, time-outs                      retried with backoff by the openai package, `tries` calls in all
+    refusals, truncated or malformed replies, and those that validate() refuses with ValueError: asked again, until
+                                             `tries` replies are in the file
+What would go wrong for each question (a refused key, an unknown model, no money, no endpoint) ends the run: BadInput.
+
+The key comes from the environment variable OPENAI_API_KEY and nowhere else.
 """
 
 import base64
+import fcntl
 import hashlib
 import io
 import json
-import math
 import os
 import re
-import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, NamedTuple
+from threading import Lock
+from typing import Any, Callable, Iterable
 
 import numpy as np
 import openai
@@ -32,184 +38,253 @@ from tqdm import tqdm
 
 from data import BadInput
 
-EXPECTED = 200                                           # tokens of an answer, for the estimate of what it will cost
-
 
 @dataclass(frozen=True)
 class Question:
-    """What is shown to the model: texts and frames (H, W, 3) uint8 in order, and the JSON schema of its answer.
+    """One question. prompt: the name and version of its wording ("judge-sc-1"), for the reader of the file.
 
-    version names the prompt: change it with the wording. repeat tells apart the times that the same is asked.
+    parts: texts and pictures (uint8 (H, W, 3)) in the order in which the model sees them. schema: a JSON schema of the
+    answer, or None for free text. validate(reply) -> the value, or ValueError saying what is wrong with the reply.
+    repeat: ask the same again (0, 1, ...): another entry in the file. label: whatever helps to find it there.
+    max_tokens: a longer reply is cut, and then missing. expected: tokens of a usual reply, for `Client.count`.
     """
-    version: str
+    prompt: str
     system: str
-    parts: tuple
-    schema: dict
+    parts: list[str | np.ndarray]
+    schema: dict | None
+    validate: Callable[[str], Any]
     repeat: int = 0
+    label: str = ""
+    max_tokens: int = 2048
+    expected: int = 150
+
+    def key(self, model: str) -> str:
+        """sha256 of all that the answer depends on."""
+        sha = hashlib.sha256(json.dumps([model, self.prompt, self.system, self.schema, self.repeat]).encode())
+        for part in self.parts:
+            head, body = ("text", part.encode()) if isinstance(part, str) else (list(part.shape), part.tobytes())
+            sha.update(json.dumps([head, len(body)]).encode() + body)
+        return sha.hexdigest()
+
+    def tokens(self) -> tuple[int, int]:
+        """(in, out), estimated: a token is four letters; a picture is what gpt-4o takes for it at high detail."""
+        texts = [self.system, json.dumps(self.schema), *(p for p in self.parts if isinstance(p, str))]
+        pictures = sum(image_tokens(*p.shape[:2]) for p in self.parts if not isinstance(p, str))
+        return -(-sum(map(len, texts)) // 4) + pictures, self.expected
 
 
-class Missing(NamedTuple):
-    """No answer, and why; never a number."""
-    why: str
+@dataclass(frozen=True)
+class Missing:
+    """There is no value, and why."""
+    reason: str
 
 
-class Estimate(NamedTuple):
-    """What questions will cost at the most: those already answered cost nothing."""
-    calls: int
-    tokens_in: int
-    tokens_out: int
-    cost: float
+def image_tokens(height: int, width: int) -> int:
+    """gpt-4o's price of a picture: shrunk into 2048 x 2048, then to a short side of 768; 85 + 170 a tile of 512 x 512."""
+    shrink = min(1, 2048 / max(height, width))
+    shrink *= min(1, 768 / (shrink * min(height, width)))
+    return 85 + 170 * int(np.ceil(height * shrink / 512) * np.ceil(width * shrink / 512))
+
+
+def data_url(picture: np.ndarray) -> str:
+    """A uint8 (H, W, 3) picture as a data URL: PNG when it is small, where JPEG would smear it, else JPEG."""
+    kind, buffer = "png" if max(picture.shape) <= 128 else "jpeg", io.BytesIO()
+    Image.fromarray(picture).save(buffer, kind, quality=95)
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def parse_json(reply: str) -> dict:
+    """The JSON object of a reply, bare or in a ``` fence. Raises ValueError where there is none."""
+    fenced = re.fullmatch(r"\s*```(?:json)?\s*(.*?)\s*```\s*", reply, re.DOTALL)
+    try:
+        found = json.loads(fenced[1] if fenced else reply)
+    except (ValueError, RecursionError) as error:
+        raise ValueError("the reply is not JSON") from error
+    if not isinstance(found, dict):
+        raise ValueError("the reply is no JSON object")
+    return found
 
 
 class Client:
-    """A model behind an OpenAI-compatible endpoint. Threads may share it.
+    """Asks `model` at `base_url` (None: OpenAI's). cache: the file of replies, held by one run at a time.
 
-    cache: the file of replies. price_in, price_out: money for a million tokens. workers: how many questions are asked at a
-    time. tries: replies that are no good before an answer is missing, and failed connections before a question is left.
-    timeout: seconds. Raises BadInput where there is no key for the public endpoint, or the cache cannot be read.
+    price_in, price_out: dollars a million tokens. workers: calls at a time. tries: see above. timeout: seconds a call.
+    spent: dollars paid by this object; calls: replies it got.
     """
 
-    def __init__(self, model: str = "gpt-4o", base_url: str | None = None, cache: str | Path = "out/asked.jsonl",
-                 price_in: float = 0., price_out: float = 0., workers: int = 8, tries: int = 4, timeout: float = 60.):
-        key = os.environ.get("OPENAI_API_KEY")
-        if not (key or base_url):
-            raise BadInput("OPENAI_API_KEY is not set: export it, or name an endpoint of your own with --base-url")
-        self.model, self.cache, self.workers, self.tries = model, Path(cache), workers, tries
-        self.prices, self.spent, self.calls = (price_in, price_out), 0., 0
-        self._api = openai.OpenAI(api_key=key or "none", base_url=base_url, max_retries=tries - 1, timeout=timeout)
-        self._lock, self._replies = threading.Lock(), {}
+    def __init__(self, cache: str | Path, model: str = "gpt-4o", base_url: str | None = None, price_in: float = 0.,
+                 price_out: float = 0., workers: int = 8, tries: int = 4, timeout: float = 120.):
+        self.cache, self.model, self.base_url = Path(cache), model, base_url or os.environ.get("OPENAI_BASE_URL")
+        self.prices, self.workers, self.tries, self.timeout = (price_in / 1e6, price_out / 1e6), workers, tries, timeout
+        self.spent, self.calls, self._file, self._api, self._lock = 0., 0, None, None, Lock()
+        self._opening = Lock()
+        self.replies: dict[str, list[dict]] = {}         # by key, as they are in the file
         self._read()
 
-    def _read(self) -> None:
-        """Take in the cache; a last line that a crash has cut off is cut away."""
+    # ---- the file
+
+    def _read(self) -> int:
+        """Take in the file; returns the length of its whole lines: the last one may be cut off, by a crash."""
+        content = self.cache.read_bytes() if self.cache.exists() else b""
+        whole = content.rfind(b"\n") + 1
+        self.replies = {}
+        for number, line in enumerate(content[:whole].splitlines(), 1):
+            try:
+                row = json.loads(line)
+                self.replies.setdefault(row["key"], []).append(row)
+            except (ValueError, KeyError, TypeError) as error:
+                raise BadInput(f"{self.cache}:{number}: is no reply of ours ({error}); take the line out") from error
+        return whole
+
+    def _open(self) -> None:
+        """Make ready to call: open the file for appending, for this run alone, and the connection."""
+        key = os.environ.get("OPENAI_API_KEY")
+        if not key and not self.base_url:
+            raise BadInput("OPENAI_API_KEY: is not set; export your key in it, or name a local endpoint with --base-url")
         try:
             self.cache.parent.mkdir(parents=True, exist_ok=True)
-            held = self.cache.read_bytes() if self.cache.exists() else b""
-            whole = held[:held.rfind(b"\n") + 1]
-            if whole != held:
-                os.truncate(self.cache, len(whole))
-            for number, line in enumerate(whole.splitlines(), 1):
-                row = json.loads(line)
-                self._replies.setdefault(row["key"], []).append(row)
+            file = open(self.cache, "ab")
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BadInput(f"{self.cache}: another run is writing it; wait for it, or choose another --out") from error
         except OSError as error:
-            raise BadInput(f"{self.cache}: cannot be used ({error.strerror}); choose another place") from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise BadInput(f"{self.cache}:{number}: is no reply ({error}); take the line away, or the file") from error
+            raise BadInput(f"{self.cache}: cannot be written ({error.strerror}); choose another --out") from error
+        file.truncate(self._read())                      # another run may have written since
+        self._file = file
+        self._api = openai.OpenAI(api_key=key or "none", base_url=self.base_url, timeout=self.timeout,
+                                  max_retries=self.tries - 1)
 
-    def key(self, question: Question) -> str:
-        """The hash of the model and of all that it is shown."""
-        head = self.model, question.version, question.repeat, question.system, question.schema
-        sha = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
-        for part in question.parts:
-            sha.update(part.encode() if isinstance(part, str) else repr(part.shape).encode() + part.tobytes())
-            sha.update(b"\0")
-        return sha.hexdigest()
-
-    def answer(self, question: Question, validate: Callable[[dict], Any]) -> Any:
-        """validate(the reply's JSON object), or Missing. validate raises ValueError for what it does not take.
-
-        Raises BadInput where the endpoint turns all questions away: a wrong key, model or address.
-        """
-        key = self.key(question)
+    def _keep(self, row: dict) -> None:
+        """One write of one whole line: what is paid for is in the file before anyone looks at it."""
         with self._lock:
-            replies = list(self._replies.get(key, []))
-        why = ""
-        for k in range(self.tries):
-            if k == len(replies):
-                try:
-                    replies.append(self._call(question, key))
-                except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
-                    raise BadInput(f"the endpoint refuses model {self.model!r} ({error.status_code}: {_short(error)}); "
-                                   f"check OPENAI_API_KEY, --base-url and the model's name") from error
-                except openai.OpenAIError as error:
-                    return Missing(f"{type(error).__name__}: {_short(error)}")
-            try:
-                return validate(_object(replies[k]))
-            except (ValueError, KeyError, TypeError) as error:
-                why = _short(error)
-        return Missing(why)
-
-    def ask(self, questions: list[Question], validate: Callable[[dict], Any], title: str = "asking") -> list:
-        """The answers to `questions`, in order, several asked at a time; a progress bar tells of the money."""
-        paid, calls = self.spent, self.calls
-        with tqdm(total=len(questions), desc=title, unit="question") as bar, ThreadPoolExecutor(self.workers) as pool:
-            def one(question):
-                answer = self.answer(question, validate)
-                with self._lock:
-                    bar.update()
-                    if any(self.prices):
-                        each = (self.spent - paid) / max(1, bar.n)
-                        bar.set_postfix_str(f"spent {self.spent:.2f}, left about {each * (bar.total - bar.n):.2f}")
-                return answer
-            asked = [pool.submit(one, question) for question in questions]
-            try:
-                return [future.result() for future in asked]
-            except BaseException:                        # one refusal of all, or Ctrl-C: what is on its way is kept
-                pool.shutdown(wait=True, cancel_futures=True)
-                raise
-
-    def estimate(self, questions: list[Question]) -> Estimate:
-        """About what the questions will cost that have no reply yet. A token is four letters; a picture as gpt-4o's."""
-        new = [question for question in questions if self.key(question) not in self._replies]
-        tokens_in = sum(_tokens(question) for question in new)
-        tokens_out = EXPECTED * len(new)
-        cost = (tokens_in * self.prices[0] + tokens_out * self.prices[1]) / 1e6
-        return Estimate(len(new), tokens_in, tokens_out, cost)
-
-    def _call(self, question: Question, key: str) -> dict:
-        """One request; its reply is in the cache before anything else is done with it."""
-        content = [{"type": "text", "text": part} if isinstance(part, str) else
-                   {"type": "image_url", "image_url": {"url": _data_url(part)}} for part in question.parts]
-        done = self._api.chat.completions.create(
-            model=self.model, temperature=0 if question.repeat == 0 else 1,
-            messages=[{"role": "system", "content": question.system}, {"role": "user", "content": content}],
-            response_format={"type": "json_schema",
-                             "json_schema": {"name": "answer", "strict": True, "schema": question.schema}})
-        choice, used = done.choices[0] if done.choices else None, done.usage
-        row = {"key": key, "model": self.model, "version": question.version,
-               "reply": choice and choice.message.content, "refusal": choice and getattr(choice.message, "refusal", None),
-               "finish": choice and choice.finish_reason, "tokens": [used.prompt_tokens, used.completion_tokens] if used
-               else [0, 0]}
-        with self._lock:
-            with self.cache.open("ab") as file:
-                file.write(json.dumps(row).encode() + b"\n")
-            self._replies.setdefault(key, []).append(row)
+            self._file.write(json.dumps(row).encode() + b"\n")
+            self._file.flush()
+            self.replies.setdefault(row["key"], []).append(row)
             self.calls += 1
-            self.spent += sum(n * price for n, price in zip(row["tokens"], self.prices)) / 1e6
-        return row
+            self.spent += sum(price * n for price, n in zip(self.prices, row["tokens"]))
 
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._file:
+            self._file.close()
+            self._file = self._api = None
 
-def _object(row: dict) -> dict:
-    """The JSON object of a reply. Raises ValueError where it is refused, cut off, or something else."""
-    if row["refusal"]:
-        raise ValueError(f"refused: {row['refusal']}")
-    if row["finish"] not in ("stop", None):
-        raise ValueError(f"not finished ({row['finish']})")
-    text = re.sub(r"^\s*```(?:json)?\s*|\s*```\s*$", "", row["reply"] or "")               # some fence it
-    try:
-        answer = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"no JSON: {text[:60]!r}") from error
-    if not isinstance(answer, dict):
-        raise ValueError(f"no JSON object: {text[:60]!r}")
-    return answer
+    # ---- asking
 
+    def recall(self, question: Question, key: str) -> Any:
+        """What the file says: the value, Missing when it was asked in vain `tries` times, or None: to be asked."""
+        problems = []
+        for row in self.replies.get(key, []):
+            try:
+                if row["problem"]:
+                    raise ValueError(row["problem"])
+                return question.validate(row["reply"])
+            except ValueError as error:
+                problems.append(str(error))
+        return Missing(problems[-1]) if len(problems) >= self.tries else None
 
-def _data_url(frame: np.ndarray) -> str:
-    file = io.BytesIO()
-    Image.fromarray(frame).save(file, "PNG")
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    def _call(self, question: Question, key: str) -> None:
+        """One call; what comes back is put into the file. Raises openai's errors."""
+        content = [{"type": "text", "text": part} if isinstance(part, str) else
+                   {"type": "image_url", "image_url": {"url": data_url(part), "detail": "high"}} for part in question.parts]
+        form = {} if question.schema is None else {"response_format": {
+            "type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": question.schema}}}
+        row = {"key": key, "model": self.model, "prompt": question.prompt, "repeat": question.repeat,
+               "label": question.label, "reply": None, "problem": None, "tokens": [0, 0]}
+        try:
+            answer = self._api.chat.completions.create(
+                model=self.model, max_completion_tokens=question.max_tokens, **form,
+                messages=[{"role": "system", "content": question.system}, {"role": "user", "content": content}])
+        except (openai.APIResponseValidationError, json.JSONDecodeError):
+            answer = None
+        try:
+            row["tokens"] = [answer.usage.prompt_tokens, answer.usage.completion_tokens] if answer.usage else [0, 0]
+            choice = answer.choices[0]
+            row["reply"] = choice.message.content
+            row["problem"] = (f"refused: {choice.message.refusal}" if choice.message.refusal else
+                              "refused by the content filter" if choice.finish_reason == "content_filter" else
+                              f"truncated at {question.max_tokens} tokens" if choice.finish_reason == "length" else
+                              None if isinstance(row["reply"], str) and row["reply"].strip() else "the reply is empty")
+        except (AttributeError, TypeError, LookupError):
+            row["problem"] = "the endpoint's answer is no chat completion"
+        self._keep(row)
 
+    def _answer(self, question: Question, key: str) -> Any:
+        """Call until there is a value, or `tries` replies; runs in a thread. Raises BadInput for what no retry mends."""
+        while (value := self.recall(question, key)) is None:
+            try:
+                self._call(question, key)
+            except openai.APITimeoutError:
+                return Missing(f"no answer within {self.timeout:g} s, {self.tries} times")
+            except openai.APIConnectionError as error:
+                raise BadInput(f"{self.base_url or 'api.openai.com'}: cannot be reached ({error.__cause__ or error}); "
+                               f"check --base-url and the network, the same command goes on") from error
+            except openai.APIStatusError as error:
+                message = f"{error.status_code}: {' '.join(str(error.message).split())[:200]}"
+                if error.status_code in (401, 403, 404) or getattr(error, "code", None) == "insufficient_quota":
+                    raise BadInput(f"the endpoint refuses: {message}; check OPENAI_API_KEY, --base-url, the model's name "
+                                   f"and the account, the same command goes on") from error
+                return Missing(f"error {message}")
+        return value
 
-def _tokens(question: Question) -> int:
-    total = len(question.system) / 4 + len(json.dumps(question.schema)) / 4
-    for part in question.parts:
-        if isinstance(part, str):
-            total += len(part) / 4
-        else:                                            # 85, and 170 for each tile of 512 x 512
-            total += 85 + 170 * math.prod(-(-side // 512) for side in part.shape[:2])
-    return round(total)
+    def one(self, question: Question) -> Any:
+        """`ask` of one question, from any thread and without a bar: for work whose next question depends on it."""
+        key = question.key(self.model)
+        value = self.recall(question, key)
+        if value is None:
+            with self._opening:
+                if not self._file:
+                    self._open()
+            value = self._answer(question, key)
+        return value
 
+    def ask(self, questions: Iterable[Question], total: int | None = None, desc: str = "ask") -> list[Any]:
+        """A value, or Missing, for each question, in order. total: how many there are, for the progress bar.
 
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+        The same question twice is one call. Raises BadInput where going on makes no sense; what was answered is kept.
+        """
+        keys, found, running = [], {}, {}                # running: future -> key
+
+        def settle(least):
+            while len(running) > least:
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    found[running.pop(future)] = future.result()
+                    left = self.spent / max(1, self.calls) * ((total or len(keys)) - len(keys) + len(running))
+                    bar.set_postfix_str(f"${self.spent:.4f} spent, about ${left:.4f} to go", refresh=False)
+                    bar.update()
+        with ThreadPoolExecutor(self.workers) as pool, tqdm(total=total, desc=desc, unit="question") as bar:
+            try:
+                for question in questions:
+                    key = question.key(self.model)
+                    keys.append(key)
+                    if key in found or key in running.values():
+                        bar.update()
+                        continue
+                    value = self.recall(question, key)
+                    if value is None and not self._file:
+                        self._open()
+                        value = self.recall(question, key)
+                    if value is not None:
+                        found[key] = value
+                        bar.update()
+                        continue
+                    running[pool.submit(self._answer, question, key)] = key
+                    settle(2 * self.workers)             # those in memory
+                settle(0)
+            finally:
+                pool.shutdown(cancel_futures=True)       # those under way are paid for: wait for them
+        return [found[key] for key in keys]
+
+    def count(self, questions: Iterable[Question]) -> dict:
+        """The dry run: how many `questions`, of these `calls` not in the file yet, their `tokens_in`, `tokens_out`, `cost`.
+
+        Tokens and dollars are estimates, see `Question.tokens`, for one reply to each call.
+        """
+        n, new, totals = 0, set(), [0, 0]
+        for n, question in enumerate(questions, 1):
+            key = question.key(self.model)
+            if key not in new and self.recall(question, key) is None:
+                new.add(key)
+                totals = [a + b for a, b in zip(totals, question.tokens())]
+        return {"questions": n, "calls": len(new), "tokens_in": totals[0], "tokens_out": totals[1],
+                "cost": sum(price * tokens for price, tokens in zip(self.prices, totals))}

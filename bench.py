@@ -2,6 +2,7 @@
 
     python bench.py                                     # the released weights; some minutes on two idle cores
     python bench.py --random --batch 2 --repeats 1      # quick, and needs no weights: does it run at all?
+    python bench.py --curate                            # curate.py instead: shots, embeddings, clusters of 1M shots
 
 Milliseconds a step of SFT and of USO at five tau, their ratio, where the time goes and peak memory, for each --decode
 and --think of train.py, on random data of the preset's shapes: printed, and bench.json and bench.png in --out.
@@ -26,6 +27,7 @@ import os
 import platform
 import re
 import resource
+import subprocess
 import sys
 import tempfile
 import time
@@ -37,6 +39,7 @@ from types import SimpleNamespace
 
 os.environ |= {"TORCH_CPP_LOG_LEVEL": "ERROR", "KINETO_LOG_LEVEL": "99"}                  # the profiler is talkative
 
+import numpy as np
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -45,7 +48,7 @@ from tqdm import tqdm
 import world
 from critic import (DECODE, SYSTEM, THINK, Critic, clean_estimate, decode_frames, flow_loss, gate, load_model,
                     reason_loss, uso_loss)
-from data import BadInput, Parser, atomic_write, markdown, replacing, run_script
+from data import BadInput, Parser, atomic_write, markdown, replacing, run_script, write_video
 from model import PRESETS, UnifiedModel, add_noise, make_tokenizer, velocity_target
 
 TAUS, TAU, GOAL = (.1, .3, .5, .7, .9), .5, 1.4          # Table 6's columns, the paper's choice, USO / SFT at most
@@ -267,6 +270,63 @@ def draw(result: dict, path: Path) -> None:
     plt.close(figure)
 
 
+# -------------------------------------------------------------------------------------------- curation (Sec. 3.1.2)
+
+def synthetic_shots(folder: Path, n: int, per_movie: int = 2000, width: int = 64) -> None:
+    """What `curate.embeddings` would leave of `n` shots: five places in turn in each window of 16, and some noise."""
+    import curate
+    rng = np.random.default_rng(0)
+    (folder / "embeddings").mkdir(parents=True)
+    with open(folder / "embeddings.jsonl", "w") as file:
+        for first in range(0, n, curate.CHUNK):
+            movie, at = divmod(first, per_movie // curate.CHUNK * curate.CHUNK)
+            k = np.arange(at, at + min(curate.CHUNK, n - first))
+            place = rng.normal(size=(5 * (curate.CHUNK // 16), width))[k % curate.CHUNK // 16 * 5 + k % 5]
+            image = place + .5 * rng.normal(size=place.shape)
+            image = (image / np.linalg.norm(image, axis=1, keepdims=True)).astype(np.float32)      # (64, D)
+            name = f"movie{movie:04d}-{at:06d}"
+            (folder / "embeddings" / f"{name}.safetensors").write_bytes(curate.save({"image": image, "text": image}))
+            members = [{"id": f"movie{movie:04d}#{i:05d}", "movie": f"movie{movie:04d}", "index": int(i),
+                        "clip": [int(50 * i), int(50 * i + 40)], "fps": 25., "caption": "what is seen"} for i in k]
+            line = {"id": name, "movie": members[0]["movie"], "chunk": at // curate.CHUNK, "members": members}
+            file.write(json.dumps(line) + "\n")
+
+
+def measure_curation(n: int, clips: int = 8) -> dict:
+    """Shots found a second, clips embedded a second by a SigLIP of base size, seconds and MiB to cluster n shots."""
+    import curate_demo
+    import film
+    from transformers import SiglipConfig, SiglipModel
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        shots = [curate_demo.shot(world.make_triplet(i, "icvg", "train").before, 6) for i in range(32)]
+        write_video(folder / "film.mp4", curate_demo.join(shots)[0], 24, 15)               # 480 x 480
+        begin = time.perf_counter()
+        cuts, frames, _ = film.find_cuts(folder / "film.mp4")
+        seconds = time.perf_counter() - begin
+        result = {"film": "480 x 480, 54 frames a shot", "shots_per_s": len(shots) / seconds,
+                  "frames_per_s": frames / seconds}
+        SiglipModel(SiglipConfig()).save_pretrained(folder / "siglip")                     # random weights cost as much
+        make_tokenizer(["a"], 300).save_pretrained(folder / "siglip")
+        image, _ = film.embedder(str(folder / "siglip"))
+        begin = time.perf_counter()
+        for k in range(clips):
+            film.clip_vectors(image, [film.read_frames(folder / "film.mp4", (54 * k, 54 * k + 54))])
+        result["clips_embedded_per_s"] = clips / (time.perf_counter() - begin)
+        synthetic_shots(folder / "shots", n)
+        code = ("import sys, curate; from pathlib import Path; curate.clusters(Path(sys.argv[1]), 16); "
+                "print(Path('/proc/self/status').read_text())")                            # ru_maxrss would be ours
+        begin = time.perf_counter()
+        told = subprocess.run([sys.executable, "-c", code, folder / "shots"], cwd=Path(__file__).parent, check=True,
+                              stdout=subprocess.PIPE, text=True).stdout
+        result |= {"clustered": n, "cluster_s": time.perf_counter() - begin,
+                   "cluster_mib": int(re.search(r"VmHWM:\s*(\d+) kB", told)[1]) / 2 ** 10}
+        found = json.loads((folder / "shots" / "clusters.json").read_text())
+        result |= {key: found[key] for key in ("threshold", "clusters", "alone")}
+    goal = {"cluster_s": 120, "cluster_mib": 2048}
+    return {**result, "goal": {**goal, "met": n >= 1e6 and all(result[k] <= most for k, most in goal.items())}}
+
+
 # ---------------------------------------------------------------------------------------------------- the command
 
 def random_model() -> UnifiedModel:
@@ -287,6 +347,8 @@ def parse(argv=None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("out/bench"), help="folder of the results")
     parser.add_argument("--weights", help="model folder, if not weights/tiny")
     parser.add_argument("--random", action="store_true", help="random weights instead, which need no files")
+    parser.add_argument("--curate", type=int, nargs="?", const=1_000_000, metavar="N",
+                        help="measure curate.py instead, its clustering on N synthetic shots (N: 1,000,000)")
     args = parser.parse_args(argv)
     for flag in ("batch", "repeats", "threads"):
         if getattr(args, flag) < 1:
@@ -304,6 +366,11 @@ def parse(argv=None) -> argparse.Namespace:
 def main(argv=None) -> None:
     args = parse(argv)
     torch.set_num_threads(args.threads)
+    if args.curate:
+        result = measure_curation(args.curate)
+        print("\n".join(f"{k}: {v:,.1f}" if isinstance(v, float) else f"{k}: {v}" for k, v in result.items()))
+        atomic_write(args.out / "curate.json", json.dumps(result, indent=1) + "\n")
+        return
     model = random_model() if args.random else load_model(args.weights, "tiny")
     if torch.cuda.is_available():
         model.cuda()

@@ -100,6 +100,27 @@ def pairs(source: torch.Tensor, edited: torch.Tensor) -> torch.Tensor:
     return torch.stack([source, edited], 1).flatten(0, 1)
 
 
+@torch.no_grad()
+def write(vlm, rows: list[list], limit: int) -> list[str]:
+    """What the VLM writes after each of the rows (see `VILA.join`), greedily, up to its end of turn or `limit` tokens."""
+    embeddings, mask = vlm.join(rows)
+    cache, done, written = DynamicCache(), torch.zeros(len(rows), dtype=torch.bool, device=mask.device), []
+    stop = vlm.tokenizer.convert_tokens_to_ids(["<|eot_id|>"])[0]
+    for _ in range(limit):
+        token = vlm.read(embeddings, mask, cache).logits[:, -1].argmax(-1)                 # (B,)
+        token = torch.where(done, stop, token)
+        done |= token == stop
+        if done.all():
+            break
+        written.append(token)
+        embeddings = vlm.llm.get_input_embeddings()(token[:, None])
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+    if not written:
+        return [""] * len(rows)
+    ids = torch.stack(written, 1).tolist()
+    return [vlm.tokenizer.decode(row[:row.index(stop)] if stop in row else row) for row in ids]
+
+
 class Critic:
     """Asks the model's own frozen VLM: does this edit satisfy the instruction?"""
 
@@ -136,22 +157,7 @@ class Critic:
         rows = [opening(*row) for row in zip(seen, instructions)]
         if self.think == "full":
             rows = [[*row[:-1], EDITED, self.shown(s, e), row[-1]] for row, s, e in zip(rows, seen, self.vlm.see(edited))]
-        embeddings, mask = self.vlm.join(rows)
-        cache, done, written = DynamicCache(), torch.zeros(len(rows), dtype=torch.bool, device=mask.device), []
-        stop = self.vlm.tokenizer.convert_tokens_to_ids(["<|eot_id|>"])[0]
-        for _ in range(limit):
-            token = self.vlm.read(embeddings, mask, cache).logits[:, -1].argmax(-1)        # (B,)
-            token = torch.where(done, stop, token)
-            done |= token == stop
-            if done.all():
-                break
-            written.append(token)
-            embeddings = self.vlm.llm.get_input_embeddings()(token[:, None])
-            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-        if not written:
-            return [""] * len(rows)
-        ids = torch.stack(written, 1).tolist()
-        texts = [self.vlm.tokenizer.decode(row[:row.index(stop)] if stop in row else row) for row in ids]
+        texts = write(self.vlm, rows, limit)
         return [text.split(VERDICT.strip())[0].strip().rstrip(".").strip() for text in texts]
 
     def margin(self, source: torch.Tensor, edited: torch.Tensor, instructions: list[str],

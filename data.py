@@ -6,7 +6,7 @@
 Whatever they come from, triplets become `Item`s, and `Latents` encodes each of them once, to a cache on disk: of the
 whole model, training then runs only the generator (and the critic). `batch_indices` says which of them come next.
 
-Left out of the paper: curation (scene cuts, similarity filters, GPT-4o's instructions), which is no part of training.
+Curation (scene cuts, similarity filters, a VLM's instructions) is curate.py's; what it writes is such a manifest.
 
 Axis letters: F frames, C channels, H W pixels, f h w latent frames and sides, T tokens, D width, K frames that U sees.
 A video is (F, 3, H, W), float32 in [-1, 1].
