@@ -3,6 +3,7 @@
     python bench.py                                     # the released weights; some minutes on two idle cores
     python bench.py --random --batch 2 --repeats 1      # quick, and needs no weights: does it run at all?
     python bench.py --curate                            # curate.py instead: shots, embeddings, clusters of 1M shots
+    python bench.py --preset wan1.3b --rivals --out results      # the real size, random weights; the tiny one without a GPU
 
 Milliseconds a step of SFT and of USO at five tau, their ratio, where the time goes and peak memory, for each --decode
 and --think of train.py, on random data of the preset's shapes: printed, and bench.json and bench.png in --out.
@@ -41,17 +42,23 @@ os.environ |= {"TORCH_CPP_LOG_LEVEL": "ERROR", "KINETO_LOG_LEVEL": "99"}        
 
 import numpy as np
 import torch
+from accelerate import init_empty_weights
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
+from transformers.initialization import no_init_weights
 
+import rivals
 import world
+from cost import PEAK, dit_flops, real_tokens, step_flops
 from critic import (DECODE, SYSTEM, THINK, Critic, clean_estimate, decode_frames, flow_loss, gate, load_model,
                     reason_loss, uso_loss)
 from data import BadInput, Parser, atomic_write, markdown, replacing, run_script, write_video
-from model import PRESETS, UnifiedModel, add_noise, make_tokenizer, velocity_target
+from model import LIBRARY, OURS, PRESETS, UnifiedModel, add_noise, make_tokenizer, shifted, velocity_target
+from scale import device as this_device, lean
 
 TAUS, TAU, GOAL = (.1, .3, .5, .7, .9), .5, 1.4          # Table 6's columns, the paper's choice, USO / SFT at most
+GOAL_AT_SIZE = 1.25
 DEFAULT = f"{DECODE[0]}/{THINK[0]}"                      # train.py's --decode / --think
 PARTS = ("DiT forward", "decode forward", "thought", "VLM forward", "VLM backward", "decode backward", "DiT backward",
          "optimizer")                                    # in the order in which a step does them
@@ -84,8 +91,9 @@ def random_data(model: UnifiedModel, batch: int) -> SimpleNamespace:
     torch.manual_seed(0)
     p, words = model.preset, [phrase for rules in world.RULES.values() for rule in rules for phrase in rule.phrases]
     instructions = [words[7 * i % len(words)].format(n="the red ball") for i in range(batch)]
-    with torch.no_grad():
-        text = model.encode_text(instructions)                                             # B of (T, D)
+    with torch.no_grad():                                                                  # B of (T, D)
+        text = model.encode_text(instructions) if p.name == "tiny" else \
+            list(torch.randn(batch, 64, p.dit["text_dim"], device=model.device))           # its T5 is not built
     source, x0, noise = torch.randn(3, batch, *p.latent_shape, device=model.device)        # (B, C, f, h, w)
     frames = torch.rand(batch, p.vlm_frames, 3, p.height, p.width, device=model.device) * 2 - 1      # (B, K, 3, H, W)
     bridged = torch.randn(batch, p.ar_queries * p.adapter_queries, p.dit["text_dim"], device=model.device)
@@ -105,6 +113,12 @@ def training_step(model, optimizer, data, critic, decode, asked, gated, mark=lam
     asked: from `reflect`. mark(part) is called when one of PARTS is done; in the backward pass by hooks, so that it is
     one pass still. Autograd takes the younger nodes first: all of the critic's before any of the DiT's.
     """
+    with model.precision():
+        loss = step_loss(model, data, critic, decode, asked, gated, mark)
+    descend(optimizer, loss, mark)
+
+
+def step_loss(model, data, critic, decode, asked, gated, mark) -> torch.Tensor:
     t = torch.where(torch.arange(data.batch, device=model.device) < gated, TAU / 2, (1 + TAU) / 2)
     x_t = add_noise(data.x0, data.noise, t)                                                # Eq. 2
     v = model.velocity(x_t, t, model.context(data.source, data.bridged, data.text), data.source)
@@ -123,7 +137,10 @@ def training_step(model, optimizer, data, critic, decode, asked, gated, mark=lam
             mark("thought")
         reason = reason_loss(critic.margin(source, frames, instructions, thoughts), asked[1][at])     # Eq. 4
         mark("VLM forward")
-    loss = uso_loss(flow, reason, 0.25)                                                    # Eq. 5
+    return uso_loss(flow, reason, 0.25)                                                    # Eq. 5
+
+
+def descend(optimizer, loss, mark) -> None:
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     mark("DiT backward")
@@ -131,6 +148,41 @@ def training_step(model, optimizer, data, critic, decode, asked, gated, mark=lam
     if torch.isfinite(loss) and torch.isfinite(norm):
         optimizer.step()
     mark("optimizer")
+
+
+def rollout_step(model, optimizer, data, critic, decode, asked, last: int, steps: int = 30, mark=lambda part: None) -> None:
+    """Reward backpropagated through the last `last` of a rollout's `steps` Euler steps; no flow matching.
+
+    1 is ReFL's and 5 VideoX-Fun's way. Every sample pays, for there is no gate.
+    """
+    ts = shifted(torch.linspace(1, 0, steps + 1), model.preset.shift).tolist()
+    with model.precision():
+        x = data.noise
+        for k, (t, to) in enumerate(zip(ts[:-1], ts[1:])):
+            with torch.set_grad_enabled(k >= steps - last):
+                c = model.context(data.source, data.bridged, data.text)
+                x = x + (to - t) * model.velocity(x, x.new_full((data.batch,), t), c, data.source)
+        margin = critic.margin(data.frames, decode_frames(model, x, decode), data.instructions, asked[0])
+        loss = reason_loss(margin, asked[1]).mean()
+    descend(optimizer, loss, mark)
+
+
+def policy_step(model, optimizer, data, critic, decode, asked, group: int, steps: int = 10, mark=lambda part: None) -> None:
+    """A step of rivals.group_loss, Flow-GRPO's policy gradient: groups of `group` rollouts of `steps` steps."""
+    kept = rivals.GROUP, rivals.STEPS
+    rivals.GROUP, rivals.STEPS = group, steps
+    many = lambda rows: [row for row in rows for _ in range(group)]
+
+    def reward(x, copies):
+        return critic.margin(data.frames.repeat_interleave(copies, 0), decode_frames(model, x, decode),
+                             many(data.instructions), many(asked[0]))
+    try:
+        with model.precision():
+            c = model.context(data.source, data.bridged, data.text)
+            loss = rivals.group_loss(model, c, data.source, reward, 0)[0].mean()
+        descend(optimizer, loss, mark)
+    finally:
+        rivals.GROUP, rivals.STEPS = kept
 
 
 # -------------------------------------------------------------------------------------------------- the measuring
@@ -177,25 +229,39 @@ def count_flops(step) -> int:
     return counter.get_total_flops()
 
 
-def measure(model: UnifiedModel, batch: int, repeats: int) -> dict:
-    """Milliseconds, MiB and FLOPs of SFT and of each way of USO, "decode/think", as they go to bench.json."""
+WAYS = [f"{decode}/{think}" for think in THINK for decode in DECODE]
+
+
+def measure(model: UnifiedModel, batch: int, repeats: int, ways: list[str] = WAYS, others: bool = False) -> dict:
+    """Milliseconds, MiB and FLOPs of SFT and of each way of USO, "decode/think", as they go to bench.json.
+
+    The first of `ways` is train.py's. others: also of the rivals, which learn from the same reward; see `measure_rivals`.
+    """
     device, data, total = model.device, random_data(model, batch), lambda parts: sum(parts.values())
     optimizer = torch.optim.AdamW(model.freeze(), lr=0., betas=(.9, .95), weight_decay=1e-4)
     steps, once = {"SFT": partial(training_step, model, optimizer, data, None, None, None)}, {"SFT": 0.}
-    for think in THINK:
+    for think in dict.fromkeys(way.partition("/")[2] for way in ways):
         critic, asking = Critic(model, think), lambda mark: (reflect(critic, data), mark("reflect"))
-        asked = reflect(critic, data)                    # and warms up
-        a_sample = median(total(timed(asking, device)) for _ in range(repeats)) / batch
-        for decode in DECODE:
+        with model.precision():
+            asked = reflect(critic, data)                # and warms up
+            a_sample = median(total(timed(asking, device)) for _ in range(repeats)) / batch
+        for decode in [way.partition("/")[0] for way in ways if way.endswith(f"/{think}")]:
             steps[f"{decode}/{think}"] = partial(training_step, model, optimizer, data, critic, decode, asked)
             once[f"{decode}/{think}"] = a_sample
     steps["SFT"](0)                                      # makes the optimizer's state
+    held = [*model.parameters(), *(x for state in optimizer.state.values() for x in state.values())]
+    resting = sum(x.numel() * x.element_size() for x in held)                              # bytes, with the critic for SFT too
     peak = {name: peak_memory(lambda: step(batch), device) for name, step in steps.items()}
-    with torch.no_grad():
-        context, t = model.context(data.source, data.bridged, data.text), data.x0.new_full((batch,), TAU)
-        call = count_flops(lambda: model.velocity(data.x0, t, context, data.source)) / batch
-    flops = {"one DiT call": call, "SFT": count_flops(lambda: steps["SFT"](0)),
-             "USO, all gated": count_flops(lambda: steps[DEFAULT](batch))}
+    if model.lean:                                       # counting forbids fused attention, for which there is no memory
+        parts = step_flops(model.preset, *real_tokens(model.preset))
+        flops = {"one DiT call": parts["DiT"][0], "SFT": batch * sum(parts["DiT"]),
+                 "USO, all gated": batch * sum(map(sum, parts.values()))}
+    else:
+        with torch.no_grad():
+            context, t = model.context(data.source, data.bridged, data.text), data.x0.new_full((batch,), TAU)
+            call = count_flops(lambda: model.velocity(data.x0, t, context, data.source)) / batch
+        flops = {"one DiT call": call, "SFT": count_flops(lambda: steps["SFT"](0)),
+                 "USO, all gated": count_flops(lambda: steps[ways[0]](batch))}
 
     runs = {name: [[] for _ in range(batch + 1)] for name in steps}             # [name][gated][repeat]: ms of its parts
     for repeat in tqdm(range(-(repeats > 1), repeats), desc="bench", unit="round"):        # round -1 is to warm up
@@ -218,9 +284,38 @@ def measure(model: UnifiedModel, batch: int, repeats: int) -> dict:
             each = [mean(column) for column in zip(*ratios)]
             results[name]["tau"][tau] = {"ms": mean(by_gated), "ratio": mean(middles), "lowest": min(each),
                                          "highest": max(each), "parts": {part: mean(ms) for part, ms in parts.items()}}
-    ratio = results[DEFAULT]["tau"][TAU]["ratio"]
-    return {"steps": results, "flops": flops,
-            "goal": {"tau": TAU, "at_most": GOAL, "ratio": ratio, "met": ratio <= GOAL}}
+    ratio, sft = results[ways[0]]["tau"][TAU]["ratio"], results["SFT"]["tau"][TAU]["ms"]
+    goal = GOAL_AT_SIZE if model.lean else GOAL
+    if others:
+        critic, decode = Critic(model, ways[0].partition("/")[2]), ways[0].partition("/")[0]
+        results |= {"rivals": measure_rivals(model, optimizer, data, critic, decode, repeats, results[ways[0]]["tau"][TAU]["ms"])}
+    found = {"rivals": results.pop("rivals")} if others else {}
+    peak_rate = next((x for name, x in PEAK.items() if device.type == "cuda" and name in torch.cuda.get_device_name()), None)
+    model_flops = batch * sum(dit_flops(model.preset))   # forward and backward once; what is run again does not count
+    return {"steps": results, "flops": flops, "own": ways[0], **found,
+            "mfu_of_sft": model_flops / (sft / 1000) / peak_rate if peak_rate else None,
+            "peak_gib": {name: (resting + 2 ** 20 * results[name]["peak_mib_all_gated"]) / 2 ** 30 for name in ("SFT", ways[0])},
+            "goal": {"tau": TAU, "at_most": goal, "ratio": ratio, "met": ratio <= goal}}
+
+
+def measure_rivals(model, optimizer, data, critic, decode, repeats, uso: float, group: int = 2) -> dict:
+    """ms and MiB of a step of the other ways to learn from the same reward, on the same parts, and their cost in USO steps.
+
+    Flow-GRPO's groups of 24 are measured on groups of `group` and scaled: rollouts are independent, so 24 cost 24 / group.
+    """
+    with model.precision():
+        asked, device = reflect(critic, data), model.device
+    step = lambda make, **more: partial(make, model, optimizer, data, critic, decode, asked, **more)
+    ways = {"reward through the last step of 30": (step(rollout_step, last=1), 1),
+            "reward through the last 5 steps of 30": (step(rollout_step, last=5), 1),
+            f"policy gradient, a group of 24 (measured on {group}, scaled)": (step(policy_step, group=group), 24 / group)}
+    found = {}
+    for name, (way, scale) in ways.items():
+        mib = peak_memory(way, device)                   # and warms up
+        ms = [scale * sum(timed(way, device).values()) for _ in range(repeats)]
+        found[name] = {"ms": median(ms), "lowest": min(ms), "highest": max(ms), "peak_mib_measured": mib,
+                       "in_uso_steps": median(ms) / uso}
+    return found
 
 
 # -------------------------------------------------------------------------------------------------- the reporting
@@ -228,13 +323,13 @@ def measure(model: UnifiedModel, batch: int, repeats: int) -> dict:
 def report(result: dict) -> str:
     """The tables, and whether the goal is met."""
     steps, goal, flops = result["steps"], result["goal"], result["flops"]
-    own, plain, shown = steps[DEFAULT], steps["SFT"]["tau"][TAU]["ms"], [x["tau"][TAU] for x in steps.values()]
+    own, plain, shown = steps[result["own"]], steps["SFT"]["tau"][TAU]["ms"], [x["tau"][TAU] for x in steps.values()]
     more = flops["USO, all gated"] / flops["SFT"] - 1                                      # in proportion to the gated
     amortised = [[f"USO, tau {tau}", f"{trigger_rate(tau):.1%}", f"{x['ms']:.1f}", f"{x['ms'] - plain:.1f}",
                   f"{x['ratio']:.2f} [{x['lowest']:.2f}, {x['highest']:.2f}]", f"{1 + trigger_rate(tau) * more:.2f}"]
                  for tau, x in own["tau"].items()]
     return "\n".join([
-        f"The mean step, {DEFAULT}, whatever lambda is\n",
+        f"The mean step, {result['own']}, whatever lambda is\n",
         markdown([["", "trigger rate", "ms", "above SFT", "USO / SFT [lowest, highest]", "in FLOPs"],
                   ["SFT", "0.0%", f"{plain:.1f}", "0.0", "1", "1"], *amortised]),
         f"Where the milliseconds of a step go at tau {TAU}, for each --decode/--think\n",
@@ -242,8 +337,25 @@ def report(result: dict) -> str:
                   ["all", *[f"{x['ms']:.1f}" for x in shown]], ["USO / SFT", *[f"{x['ratio']:.2f}" for x in shown]],
                   ["peak MiB, all gated", *[f"{x['peak_mib_all_gated']:.0f}" for x in steps.values()]],
                   ["m_0 and thought, once a sample", *[f"{x['once_a_sample_ms']:.1f}" for x in steps.values()]]]),
+        *([markdown([["a step of", "ms", "in USO steps", "peak MiB"], *[
+            [name, f"{x['ms']:.0f}", f"{x['in_uso_steps']:.1f}", f"{x['peak_mib_measured']:.0f}"]
+            for name, x in result["rivals"].items()]])] if "rivals" in result else []),
+        *goals_at_size(result),
         f"Inference: {flops['one DiT call'] / 1e9:.3f} GFLOPs a clip and DiT call, for base, SFT and USO alike",
-        f"Goal: USO / SFT at most {GOAL} at tau {TAU}: {goal['ratio']:.2f}, {'met' if goal['met'] else 'NOT met'}"])
+        f"Goal: USO / SFT at most {goal['at_most']} at tau {TAU}: {goal['ratio']:.2f}, {'met' if goal['met'] else 'NOT met'}"])
+
+
+def goals_at_size(result: dict) -> list[str]:
+    """A line for each of the other goals, where there is something to judge by."""
+    sft, uso = result["peak_gib"].values()
+    cheapest = min((x["in_uso_steps"] for x in result.get("rivals", {}).values()), default=None)
+    lines = [("MFU of SFT at least 45 % (FLOPs of one forward and backward pass of G; none for what is run again)",
+              result["mfu_of_sft"], lambda x: x >= .45),
+             ("any rollout at least 5 times as dear as USO", cheapest, lambda x: x >= 5),
+             (f"peak GiB of USO, weights and all, at most 1.25 of SFT's {sft:.2f} and below 80", uso,
+              lambda x: x <= min(1.25 * sft, 80e9 / 2 ** 30))]
+    return [f"Goal: {goal}: {x:.2f}, {'met' if met(x) else 'NOT met'}" if x is not None else f"Goal: {goal}: not measured here"
+            for goal, x, met in lines]
 
 
 def draw(result: dict, path: Path) -> None:
@@ -260,8 +372,9 @@ def draw(result: dict, path: Path) -> None:
         ends = [a + b for a, b in zip(ends, values)]
     for y, (end, bar) in enumerate(zip(ends, bars.values())):
         ax.text(end, y, f" {bar['ratio']:.2f} x", va="center", size=8)
-    ax.axvline(GOAL * ends[0], color="grey", ls="--", lw=1, label=f"goal: {GOAL} x SFT")
-    ax.set(xlim=(0, 1.1 * max(*ends, GOAL * ends[0])), ylim=(len(bars) - .5, -.5),
+    goal = result["goal"]["at_most"]
+    ax.axvline(goal * ends[0], color="grey", ls="--", lw=1, label=f"goal: {goal} x SFT")
+    ax.set(xlim=(0, 1.1 * max(*ends, goal * ends[0])), ylim=(len(bars) - .5, -.5),
            xlabel=f"milliseconds a step, batch {result['batch']}, tau {TAU}; {result['device']}")
     ax.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, .5))
     figure.tight_layout()
@@ -329,13 +442,48 @@ def measure_curation(n: int, clips: int = 8) -> dict:
 
 # ---------------------------------------------------------------------------------------------------- the command
 
-def random_model() -> UnifiedModel:
-    """The tiny preset with random weights, and a tokenizer of the world's phrases."""
+def random_model(preset: str = "tiny") -> UnifiedModel:
+    """A preset with random weights, and a tokenizer of the world's phrases.
+
+    At the real size without the parts that run once a sample (T5, ARHead, Adapter), and made where it is to run.
+    """
     torch.manual_seed(0)
-    model = UnifiedModel(PRESETS["tiny"]).eval()
+    if preset == "tiny":
+        model = UnifiedModel(PRESETS["tiny"]).eval()
+    else:
+        with init_empty_weights(), no_init_weights():
+            model = UnifiedModel(PRESETS[preset]).eval()
+        for part in ("text_encoder", "ar_head", "adapter"):
+            delattr(model, part)
+        fill(model)
+        model.to(this_device())
+        lean(model)
     phrases = [phrase for rules in world.RULES.values() for rule in rules for phrase in rule.phrases]
     model.vlm.tokenizer = model.text_tokenizer = make_tokenizer([SYSTEM, *phrases], model.preset.t5["vocab_size"])
     return model
+
+
+def fill(model: UnifiedModel) -> None:
+    """Give every parameter that has no memory some, on this device: small random weights, norms of 1, biases of 0."""
+    for part in (*LIBRARY, *OURS):
+        if not hasattr(model, part.partition(".")[0]):
+            continue
+        for module in model.get_submodule(part).modules():
+            for name, p in module.named_parameters(recurse=False):
+                x = torch.empty(p.shape, dtype=model.dtype_of(part), device=this_device())
+                x = x.normal_(0, .02) if x.ndim > 1 and "gamma" not in name else x.fill_(name != "bias")
+                module.register_parameter(name, torch.nn.Parameter(x))
+
+
+def about(threads: int, argv: list[str] | None = None) -> dict:
+    """What a measurement is of: command, date, device, versions, and whether others were at work."""
+    busy, names = os.getloadavg()[0], re.findall(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else (names or [platform.machine()])[0]
+    return {"command": " ".join(["python", Path(sys.argv[0]).name, *(sys.argv[1:] if argv is None else argv)]),
+            "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()), "device": f"{device}, {threads} CPU threads",
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "transformers", "diffusers")},
+            "load": f"{busy:.1f} when it began" + (" (BUSY: others took part of the time)" if busy > .5 else "")}
 
 
 def parse(argv=None) -> argparse.Namespace:
@@ -346,6 +494,8 @@ def parse(argv=None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=cores, help="of the CPU, at most one a core")
     parser.add_argument("--out", type=Path, default=Path("out/bench"), help="folder of the results")
     parser.add_argument("--weights", help="model folder, if not weights/tiny")
+    parser.add_argument("--preset", choices=PRESETS, default="tiny", help="other than tiny: random weights, and only on a GPU")
+    parser.add_argument("--rivals", action="store_true", help="also rollouts with a reward's gradient, and a policy gradient")
     parser.add_argument("--random", action="store_true", help="random weights instead, which need no files")
     parser.add_argument("--curate", type=int, nargs="?", const=1_000_000, metavar="N",
                         help="measure curate.py instead, its clustering on N synthetic shots (N: 1,000,000)")
@@ -355,6 +505,9 @@ def parse(argv=None) -> argparse.Namespace:
             raise BadInput(f"--{flag} {getattr(args, flag)}: must be at least 1; {parser.get_default(flag)} will do")
     if args.threads > cores:
         raise BadInput(f"--threads {args.threads}: there are {cores} cores; {cores} threads will do")
+    if args.preset != "tiny" and not torch.cuda.is_available():
+        print(f"there is no GPU for --preset {args.preset}: this is the tiny one, with random weights", file=sys.stderr)
+        args.preset, args.random = "tiny", not args.weights
     if args.random and args.weights:
         raise BadInput(f"--random and --weights {args.weights} exclude each other: drop one of them")
     folder = next(p for p in (args.out.resolve(), *args.out.resolve().parents) if p.exists())
@@ -371,22 +524,17 @@ def main(argv=None) -> None:
         print("\n".join(f"{k}: {v:,.1f}" if isinstance(v, float) else f"{k}: {v}" for k, v in result.items()))
         atomic_write(args.out / "curate.json", json.dumps(result, indent=1) + "\n")
         return
-    model = random_model() if args.random else load_model(args.weights, "tiny")
+    at_size = args.preset != "tiny"
+    model = random_model(args.preset) if args.random or at_size else load_model(args.weights, "tiny")
     if torch.cuda.is_available():
         model.cuda()
-    busy, names = os.getloadavg()[0], re.findall(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
-    device = torch.cuda.get_device_name() if model.device.type == "cuda" else (names or [platform.machine()])[0]
-    about = {
-        "command": " ".join(["python bench.py", *(sys.argv[1:] if argv is None else argv)]),
-        "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()), "device": f"{device}, {args.threads} CPU threads",
-        "weights": "random" if args.random else args.weights or "weights/tiny", "batch": args.batch,
-        "repeats": args.repeats, "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "transformers", "diffusers")},
-        "load": f"{busy:.1f} when it began" + (" (BUSY: others took part of the time)" if busy > .5 else "")}
-    result = {**about, **measure(model, args.batch, args.repeats)}
+    weights = "random" if args.random or at_size else args.weights or "weights/tiny"
+    now = about(args.threads, argv) | {"preset": args.preset, "weights": weights, "batch": args.batch, "repeats": args.repeats}
+    result = {**now, **measure(model, args.batch, args.repeats,
+                               [f"{model.preset.decode}/{THINK[0]}"] if at_size else WAYS, args.rivals)}
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 10
     result["peak_mib_of_the_process"] = most
-    print("\n".join(f"{k}: {v}" for k, v in about.items()) + f"\n\n{report(result)}")
+    print("\n".join(f"{k}: {v}" for k, v in now.items()) + f"\n\n{report(result)}")
     draw(result, args.out / "bench.png")
     atomic_write(args.out / "bench.json", json.dumps(result, indent=1) + "\n")
     print(f"The process with its libraries peaked at {most:.0f} MiB; wrote bench.json and bench.png into {args.out}")

@@ -37,16 +37,18 @@ THINK = ("expect", "full", "none")
 DECODE = ("alone", "exact")
 
 
-def load_model(folder: str | None, preset: str = "tiny") -> UnifiedModel:
-    """The model in `folder`, or the preset's released weights. Raises BadInput with the mend in one line."""
+def load_model(folder: str | None, preset: str | None = None) -> UnifiedModel:
+    """The model in `folder`, of this preset if one is named; or weights/<preset>. Raises BadInput with the mend."""
     try:
         if folder is None:
-            return UnifiedModel.from_preset(preset)
+            return UnifiedModel.from_preset(preset or "tiny")
         run = Path(folder) / "model"                     # a run of train.py keeps its model there
         model = UnifiedModel.from_pretrained(run if run.is_dir() else folder)
+    except BadInput:
+        raise
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise BadInput(f"cannot load {folder or 'weights/' + preset}: {' '.join(str(error).split())[:300]}") from error
-    if model.preset.name != preset:
+        raise BadInput(f"cannot load {folder or 'weights/' + (preset or 'tiny')}: {' '.join(str(error).split())[:300]}") from error
+    if preset and model.preset.name != preset:
         raise BadInput(f"{folder} is a checkpoint of preset {model.preset.name!r}, not {preset!r}: "
                        f"pass --preset {model.preset.name}")
     return model
@@ -121,6 +123,17 @@ def write(vlm, rows: list[list], limit: int) -> list[str]:
     return [vlm.tokenizer.decode(row[:row.index(stop)] if stop in row else row) for row in ids]
 
 
+class Prefix(DynamicCache):
+    """What the VLM has read, once `closed`, is not added to: a layer that reads on may be run twice, as `scale.lean` does."""
+    closed = False
+
+    def update(self, key_states, value_states, layer_idx, *args, **named):
+        if not self.closed:
+            return super().update(key_states, value_states, layer_idx, *args, **named)
+        layer = self.layers[layer_idx]
+        return torch.cat([layer.keys, key_states], -2), torch.cat([layer.values, value_states], -2)
+
+
 class Critic:
     """Asks the model's own frozen VLM: does this edit satisfy the instruction?"""
 
@@ -169,11 +182,12 @@ class Critic:
         """
         if thoughts is None:
             thoughts = self.thoughts(source, instructions, edited.detach())
-        cache = DynamicCache()
+        cache = Prefix()
         with torch.no_grad():
             seen = self.vlm.see(source)
             before, mask = self.vlm.join([self.question(*row) for row in zip(seen, instructions, thoughts)])
-            self.vlm.read(before, mask, cache)
+            self.vlm.read(before, mask, cache, last=True)
+            cache.closed = True
         after, after_mask = self.vlm.join([[self.shown(s, e), *self.verdict(thought)]
                                            for s, e, thought in zip(seen, self.vlm.see(edited), thoughts)])
         logits = self.vlm.read(after, torch.cat([mask, after_mask], 1), cache).logits[:, -1]    # (B, vocabulary)

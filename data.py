@@ -301,6 +301,7 @@ def manifest_items(path: str | Path, preset, skip_bad: bool = False,
 FROZEN = ("vlm", "text_encoder", "vae", "ar_head", "adapter", "boundary")                  # as in model.py
 TENSORS = {"source", "target", "bridged", "text", "frames"}
 BATCH = 8                                                # clips encoded at a time
+MEMORY = 4 * 2 ** 30                                     # bytes of encoded clips that are kept in memory
 
 
 @contextmanager
@@ -331,12 +332,14 @@ def encode(model, items: list[Item]) -> list[dict[str, torch.Tensor]]:
     source, target = (torch.stack(clips).to(model.device) for clips in zip(*(item.load() for item in items)))
     instructions = [item.instruction for item in items]
     try:
-        text = model.encode_text(instructions)
+        with model.precision():
+            text = model.encode_text(instructions)
     except ValueError as error:
         raise BadInput(str(error)) from error
-    columns = {"source": model.encode_video(source), "target": model.encode_video(target), "text": text,
-               "bridged": model.bridge(model.encode_vlm(source, instructions)),
-               "frames": to_bytes(model.vlm.pick(source))}
+    with model.precision():
+        bridged = model.bridge(model.encode_vlm(source, instructions))
+        columns = {"source": model.encode_video(source), "target": model.encode_video(target), "text": text,
+                   "bridged": bridged.to(model.dtype_of("adapter")), "frames": to_bytes(model.vlm.pick(source))}
     return [{name: column[i].cpu().contiguous() for name, column in columns.items()} for i in range(len(items))]
 
 
@@ -352,11 +355,11 @@ class Latents:
     """
 
     def __init__(self, items: list[Item], model, folder: str | Path, progress: bool = True):
-        self.items, self._memory = list(items), {}
+        self.items, self._memory = list(items), {}                                         # of the files, while it is small
         stamp = fingerprint(model)
         self.key = _sha(stamp, *(item.key for item in self.items))[:16]                    # of the whole set
         self.files = [Path(folder) / f"{_sha(item.key, stamp)}.safetensors" for item in self.items]
-        missing = {i for i in range(len(self)) if not self._is_whole(i)}
+        missing = {i for i in range(len(self)) if i // BATCH % WORLD == RANK and not self._is_whole(i)}   # each rank's share
         with tqdm(total=len(missing), desc="encode", unit="clip", disable=not (progress and missing)) as bar:
             for start in range(0, len(self), BATCH):     # fixed groups: the last bits of an item depend on its company
                 rows = range(start, min(start + BATCH, len(self)))
@@ -366,6 +369,8 @@ class Latents:
                     if i in missing:
                         atomic_write(self.files[i], save(tensors))
                         bar.update()
+        if WORLD > 1:
+            dist.barrier()
 
     def _is_whole(self, i: int) -> bool:
         try:
@@ -378,9 +383,12 @@ class Latents:
         return len(self.items)
 
     def __getitem__(self, i: int) -> dict[str, torch.Tensor]:
-        if i not in self._memory:
-            self._memory[i] = load_file(self.files[i])
-        return {**self._memory[i], "frames": from_bytes(self._memory[i]["frames"])}
+        row = self._memory.get(i)
+        if row is None:
+            row = load_file(self.files[i])
+            if len(self._memory) * self.files[i].stat().st_size < MEMORY:
+                self._memory[i] = row
+        return {name: from_bytes(x) if name == "frames" else x.float() for name, x in row.items()}
 
 
 def batch_indices(n: int, batch: int, step: int, seed: int) -> list[int]:

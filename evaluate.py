@@ -200,7 +200,7 @@ def parse(argv=None) -> argparse.Namespace:
     parser.add_argument("--critic", action="store_true", help="measure the frozen parts instead of the generator")
     parser.add_argument("--subset", default="rave", help=f"one of {', '.join(world.SUBSETS)}")
     parser.add_argument("--split", default="test", help=f"one of {', '.join(world.SPLITS)}")
-    parser.add_argument("--checkpoint", help="a run's folder")
+    parser.add_argument("--checkpoint", "--weights", help="a run's or model's folder (default: weights/<preset>)")
     parser.add_argument("--margin", action="store_true", help="keep the critic's margin in scores.jsonl, too")
     parser.add_argument("--n", type=int, default=200, help="how many samples")
     parser.add_argument("--steps", type=int, default=12, help="Euler steps from noise to clip")

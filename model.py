@@ -2,6 +2,7 @@
 
     python model.py                              # print the parts of the tiny preset and their sizes
     python model.py --preset wan1.3b             # the same for the real size, without allocating it
+    python model.py convert --from revise_ckpt/ --to weights/revise/     # the authors' weights; see convert.py
 
 Eq. 1   h = U(V_src, I)                          UnifiedModel.encode_vlm
         c = [VCA(E(V_src)); Adapter(ARHead(h)); T5(I)]   UnifiedModel.context
@@ -20,6 +21,7 @@ import copy
 import json
 import os
 import shutil
+import sys
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,6 +34,7 @@ import transformers
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch.utils.checkpoint import checkpoint
 from transformers import (AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, SiglipVisionConfig,
                           SiglipVisionModel, UMT5Config, UMT5EncoderModel)
 
@@ -77,6 +80,10 @@ class Preset:
     visual_position: bool = False       # a learned position for each visual token (the authors' adapter has none)
     use_vlm: bool = True                # off: the VLM's states are zeros; the generator reads only T5 (an ablation)
     shift: float = 3.0                  # flow shift at inference
+    first_frame: bool = False           # the condition h is of the source's first frame only, as the authors' is
+    guidance_from: str = "cond"         # guided velocity: c + g (c - u) from "cond", u + g (c - u) from "uncond"
+    order: tuple[str, ...] = ("img", "ipl", "prp")       # of the context: source, VLM states, T5 states
+    bf16: bool = False                  # frozen parts in bfloat16, and products under autocast; G stays in float32
     paired: bool = False                # what the critic is shown: each token of the edit right after the source's
     decode: str = "exact"               # how the critic's K frames are decoded; see critic.decode_frames
 
@@ -117,7 +124,8 @@ PRESETS = {
         dit=dict(patch_size=(1, 2, 2), num_attention_heads=12, attention_head_dim=128, in_channels=16, out_channels=16,
                  text_dim=4096, freq_dim=256, ffn_dim=8960, num_layers=30),
         ar_width=1152, ar_layers=4, ar_heads=8, adapter_layers=4, adapter_heads=8, adapter_queries=256,
-        visual_kernel=4, visual_width=1536, context_length=2560, text_length=512, shift=5.0),
+        visual_kernel=4, visual_width=1536, context_length=2560, text_length=512, shift=5.0,
+        first_frame=True, bf16=True),
 }
 
 
@@ -138,6 +146,23 @@ def shifted(u: torch.Tensor, shift: float) -> torch.Tensor:
     return shift * u / (1 + (shift - 1) * u)
 
 
+def sample_timesteps_together(n: int, ranks: int, tau: float, shift: float = 3.0,
+                              generator: torch.Generator | None = None) -> torch.Tensor:
+    """As `sample_timesteps`, (n,), but of `ranks` samples in a row, one a rank, all are below tau or none is.
+
+    They share one coin that shows "below" with P(t < tau); then each draws its own t of that part. So each sample's t is
+    distributed as ever, and no rank asks the critic, which costs, while others wait. Raises ValueError for tau outside (0, 1].
+    """
+    if not 0 < tau <= 1:
+        raise ValueError(f"tau must be in (0, 1], not {tau}")
+    p = tau / (shift - (shift - 1) * tau)                                                  # P(t < tau)
+    below = (torch.rand(-(-n // ranks), generator=generator) < p).repeat_interleave(ranks)[:n]
+    u = 1 - torch.rand(n, generator=generator)                                             # in (0, 1]
+    t = shifted(torch.where(below, p * u, p + (1 - p) * u), shift)
+    edge = torch.tensor(float(tau))                      # rounding must not carry a rank over to the other side
+    return torch.where(below, t.minimum(edge.nextafter(torch.tensor(0.))), t.maximum(edge))
+
+
 def add_noise(x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
     """Eq. 2: x_t = (1 - t) x_0 + t eps. x0, noise: (B, C, f, h, w); t: (B,)."""
     t = t.view(-1, 1, 1, 1, 1)
@@ -149,10 +174,14 @@ def velocity_target(x0: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     return noise - x0
 
 
-def draws(step: int, seed: int, batch: int, shape: tuple, shift: float) -> tuple:
-    """What is random in a step, from (seed, step) alone: t (B,), noise (B, C, f, h, w), condition dropout u (B,)."""
+def draws(step: int, seed: int, batch: int, shape: tuple, shift: float, tau: float | None = None, ranks: int = 1) -> tuple:
+    """What is random in a step, from (seed, step) alone: t (B,), noise (B, C, f, h, w), condition dropout u (B,).
+
+    tau: with it, `ranks` samples in a row are below it together; see `sample_timesteps_together`.
+    """
     g = torch.Generator().manual_seed(seed * 1_000_003 + step)
-    return sample_timesteps(batch, shift, g), torch.randn(batch, *shape, generator=g), torch.rand(batch, generator=g)
+    t = sample_timesteps(batch, shift, g) if tau is None else sample_timesteps_together(batch, ranks, tau, shift, g)
+    return t, torch.randn(batch, *shape, generator=g), torch.rand(batch, generator=g)
 
 
 # ------------------------------------------------------------------------------------------------------- the VLM
@@ -224,11 +253,14 @@ class VILA(nn.Module):
         mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows], device=rows[0].device)
         return torch.stack([F.pad(row, (0, 0, length - len(row), 0)) for row in rows]), mask
 
-    def read(self, embeddings, mask, cache=None, hidden=False):
-        """Run Llama over joined rows; `cache` holds what it has read before. Returns the library's output object."""
+    def read(self, embeddings, mask, cache=None, hidden=False, last=False):
+        """Run Llama over joined rows; `cache` holds what it has read before. Returns the library's output object.
+
+        last: logits of the last position only; of all they are 128,256 numbers a token at the real size.
+        """
         positions = (mask.cumsum(1) - 1).clamp_min(0)[:, -embeddings.shape[1]:]
         return self.llm(inputs_embeds=embeddings, attention_mask=mask, position_ids=positions, past_key_values=cache,
-                        use_cache=cache is not None, output_hidden_states=hidden)
+                        use_cache=cache is not None, output_hidden_states=hidden, logits_to_keep=int(last))
 
 
 def chat(system: str, user: list, answer: str | None = None) -> list:
@@ -327,6 +359,8 @@ class UnifiedModel(nn.Module):
         self.vlm = VILA(p.siglip, p.llama, p.vlm_frames, p.vlm_size, p.vlm_pool)
         self.text_encoder = UMT5EncoderModel(UMT5Config(**p.t5))
         self.text_tokenizer = None
+        self.lean = False                # run the VAE's decoder again in the backward pass; see scale.lean
+        self.nothing = None              # the released condition of nothing, {"vlm", "text"}: (T, D); else it is encoded
         self.vae = AutoencoderKLWan(**p.vae)
         self.transformer = WanTransformer3DModel(**p.dit)
         self.ar_head = ARHead(p.llama["hidden_size"], p.ar_width, p.ar_layers, p.ar_heads, p.ar_queries)
@@ -371,7 +405,7 @@ class UnifiedModel(nn.Module):
         """E(V): normalised latents (B, C, f, h, w) of clips (B, F, 3, H, W) in [-1, 1]."""
         z = self.vae.encode(video.transpose(1, 2)).latent_dist.mode()
         mean, std = self._latent_scale(z)
-        return (z - mean) / std
+        return ((z - mean) / std).float()
 
     def decode_video(self, latents: torch.Tensor) -> torch.Tensor:
         """D(x): clips (B, F, 3, H, W) in [-1, 1] from normalised latents (B, C, f, h, w); differentiable.
@@ -379,7 +413,24 @@ class UnifiedModel(nn.Module):
         The VAE clamps: a saturated pixel passes no gradient.
         """
         mean, std = self._latent_scale(latents)
-        return self.vae.decode(latents * std + mean).sample.transpose(1, 2)
+        z = latents * std + mean
+        lean = self.lean and torch.is_grad_enabled() and z.requires_grad
+        return (self.decode_lean(z) if lean else self.vae.decode(z).sample).transpose(1, 2).float()
+
+    def decode_lean(self, z: torch.Tensor) -> torch.Tensor:
+        """vae.decode with memory for one latent frame: (B, C, f, h, w) -> (B, 3, F, H, W).
+
+        The library's own loop, in which its cache of earlier frames, instead of being changed in place, goes into each
+        frame's decoding and comes out of it. So a frame can be run again in the backward pass.
+        """
+        def decode(first, x, *cache):
+            cache = list(cache)
+            return self.vae.decoder(x, feat_cache=cache, feat_idx=[0], first_chunk=first), *cache
+        z, cache, frames = self.vae.post_quant_conv(z), [None] * self.vae._cached_conv_counts["decoder"], []
+        for i in range(z.shape[2]):
+            frame, *cache = checkpoint(decode, i == 0, z[:, :, i:i + 1], *cache, use_reentrant=False)
+            frames.append(frame)
+        return torch.cat(frames, 2).clamp(-1, 1)
 
     def _latent_scale(self, like):
         return (torch.tensor(x, device=like.device, dtype=like.dtype).view(1, -1, 1, 1, 1)
@@ -391,7 +442,7 @@ class UnifiedModel(nn.Module):
 
         source: (B, F, 3, H, W) in [-1, 1]. Rows differ in length, so they come as a list.
         """
-        seen = self.vlm.see(source)
+        seen = self.vlm.see(source[:, :1] if self.preset.first_frame else source)
         rows = [chat(GENERATE, [seen[i], text], "[GEN_VID]") for i, text in enumerate(instructions)]
         embeddings, mask = self.vlm.join(rows)
         h = self.vlm.read(embeddings, mask, hidden=True).hidden_states[-1]                 # (B, T, D)
@@ -409,6 +460,8 @@ class UnifiedModel(nn.Module):
     @torch.no_grad()
     def unconditional(self) -> tuple[torch.Tensor, torch.Tensor]:
         """(VLM states, T5 states) of nothing: a grey clip and an empty instruction; for dropout and guidance."""
+        if self.nothing:                                 # the authors ship theirs
+            return self.nothing["vlm"].to(self.device), self.nothing["text"].to(self.device)
         grey = torch.zeros(1, self.preset.frames, 3, self.preset.height, self.preset.width, device=self.device)
         return self.encode_vlm(grey, [""])[0], self.encode_text(["<pad>"])[0]
 
@@ -429,8 +482,8 @@ class UnifiedModel(nn.Module):
         """
         visual = self.visual_context_adapter(source)                                       # (B, T, D)
         e = {name: p[None] for name, p in self.boundary.items()}
-        rows = [torch.cat([e["img_st"], v, e["img_ed"], e["ipl_st"], a, e["ipl_ed"], e["prp_st"], s, e["prp_ed"]])
-                for v, a, s in zip(visual, bridged, text)]
+        rows = [torch.cat([x for name in self.preset.order for x in (e[f"{name}_st"], parts[name], e[f"{name}_ed"])])
+                for parts in ({"img": v, "ipl": a, "prp": s} for v, a, s in zip(visual, bridged, text))]
         longest, limit = max(map(len, rows)), self.preset.context_length
         if longest > limit:
             raise ValueError(f"the context is {longest} tokens long, its limit is {limit}: {visual.shape[1]} of them "
@@ -450,6 +503,10 @@ class UnifiedModel(nn.Module):
         source: (B, F, 3, H, W) in [-1, 1]; returns the same shape. guidance g: cond + g (cond - uncond), so 0 is none
         and the authors' 3 is the usual 4. Row i is drawn from seed + i: the same whatever the batch.
         """
+        with self.precision():
+            return self._sample(source, instructions, steps, guidance, seed, progress)
+
+    def _sample(self, source, instructions, steps, guidance, seed, progress):
         latents = self.encode_video(source)
         c = self.context(latents, self.bridge(self.encode_vlm(source, instructions)), self.encode_text(instructions))
         if guidance:
@@ -464,7 +521,7 @@ class UnifiedModel(nn.Module):
             v = self.velocity(x.repeat(k, 1, 1, 1, 1), x.new_full((k * len(x),), t), c, latents.repeat(k, 1, 1, 1, 1))
             if guidance:
                 cond, uncond = v.chunk(2)
-                v = cond + guidance * (cond - uncond)
+                v = (cond if self.preset.guidance_from == "cond" else uncond) + guidance * (cond - uncond)
             x = x + (t_next - t) * v                                                       # one Euler step
         return self.decode_video(x)
 
@@ -485,12 +542,16 @@ class UnifiedModel(nn.Module):
     def from_pretrained(cls, folder: str | Path) -> "UnifiedModel":
         """Load what `save_pretrained` wrote. Raises FileNotFoundError or ValueError, naming what is missing or misfits."""
         folder = Path(folder)
+        if (folder / "ar_model").is_dir():               # the authors' directory, as it was downloaded
+            from convert import read_released
+            return read_released(folder).cast().eval()
         if not (folder / "model.json").is_file():
             raise FileNotFoundError(f"{folder}/model.json is missing: {folder} is no model folder")
         record = json.loads((folder / "model.json").read_text())
         if record.get("preset") not in PRESETS:
             raise ValueError(f"{folder}/model.json names preset {record.get('preset')!r}: known are {', '.join(PRESETS)}")
-        model = cls(PRESETS[record["preset"]])
+        with torch.device("meta"):                       # every part is replaced by a file's
+            model = cls(PRESETS[record["preset"]])
         model.look(record.get("vlm_frames"), record.get("vlm_pool"))
         model.without(record.get("without", []))
         frozen = folder / record["frozen"] if record["frozen"] else folder                 # a run keeps only G
@@ -505,7 +566,7 @@ class UnifiedModel(nn.Module):
         for name in (*LIBRARY, *OURS):
             home = folder if name in TRAINED else frozen
             if name in LIBRARY:
-                part, info = LIBRARY[name].from_pretrained(home / name, torch_dtype=torch.float32,
+                part, info = LIBRARY[name].from_pretrained(home / name, torch_dtype=model.dtype_of(name),
                                                            output_loading_info=True, ignore_mismatched_sizes=True)
                 wrong = {k: [x if isinstance(x, str) else x[0] for x in v] for k, v in info.items() if v}
                 if wrong:
@@ -513,16 +574,33 @@ class UnifiedModel(nn.Module):
                 parent, _, child = name.rpartition(".")
                 setattr(model.get_submodule(parent), child, part)
             else:
-                model.get_submodule(name).load_state_dict(
-                    {k: v.float() for k, v in load_file(home / f"{name}.safetensors").items()})
-        return model.eval()
+                model.get_submodule(name).load_state_dict(load_file(home / f"{name}.safetensors"), assign=True)
+        if (frozen / "unconditional.safetensors").is_file():
+            model.nothing = load_file(frozen / "unconditional.safetensors")
+        return model.cast().eval()
+
+    def cast(self) -> "UnifiedModel":
+        """Each part in its `dtype_of`; its parameters only: some buffers, of positions, are in float32 always."""
+        for name in (*LIBRARY, *OURS):
+            for p in self.get_submodule(name).parameters():
+                p.data = p.data.to(self.dtype_of(name))
+        return self
+
+    def dtype_of(self, part: str) -> torch.dtype:
+        """float32; bfloat16 for frozen parts where the preset says so. Not for the VAE: it is small, and it shows."""
+        return torch.bfloat16 if self.preset.bf16 and part not in ("vae", *TRAINED) else torch.float32
+
+    def precision(self):
+        """Autocast to bfloat16 where the preset says so; else it does nothing."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.preset.bf16,
+                              cache_enabled=False)       # a weight cast without gradient would be used again with one
 
     def save_pretrained(self, folder: str | Path, frozen: str | Path | None = None, dtype=torch.float32,
                         parts: tuple[str, ...] | None = None) -> None:
         """Write a model folder: `model.json` and safetensors for each part, under a temporary name and then renamed.
 
         frozen: a folder that holds the frozen parts; then only G and the visual context adapter are written.
-        parts: write these and no tokenizer; such a folder is not loaded whole.
+        parts: write these and no tokenizer; such a folder is not loaded whole. dtype: None leaves each as it is.
         """
         folder, temporary = Path(folder), Path(f"{folder}.tmp{os.getpid()}")
         try:
@@ -530,18 +608,20 @@ class UnifiedModel(nn.Module):
             for name in parts or (TRAINED if frozen else (*LIBRARY, *OURS)):
                 part = self.get_submodule(name)
                 if name in LIBRARY:
-                    part = part if dtype == torch.float32 else copy.deepcopy(part).to(dtype)
+                    part = part if dtype in (None, torch.float32) else copy.deepcopy(part).to(dtype)
                     part.save_pretrained(temporary / name)
                     config = temporary / name / "config.json"
                     kept = json.loads(config.read_text())
                     kept.pop("_name_or_path", None)      # a path of this machine
                     config.write_text(json.dumps(kept, indent=2) + "\n")
                 else:
-                    save_file({k: v.to(dtype).contiguous() for k, v in part.state_dict().items()},
+                    save_file({k: v.to(dtype or v.dtype).contiguous() for k, v in part.state_dict().items()},
                               temporary / f"{name}.safetensors")
             if not (frozen or parts):
                 self.vlm.tokenizer.save_pretrained(temporary / "tokenizer")
                 self.text_tokenizer.save_pretrained(temporary / "text_tokenizer")
+                if self.nothing:
+                    save_file({k: v.contiguous() for k, v in self.nothing.items()}, temporary / "unconditional.safetensors")
             frozen = os.path.relpath(Path(frozen).resolve(), folder.resolve()) if frozen else None
             off = ["vlm"] * (not self.preset.use_vlm)
             off += ["position"] * (PRESETS[self.preset.name].visual_position and not self.preset.visual_position)
@@ -558,6 +638,11 @@ class UnifiedModel(nn.Module):
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["convert"]:
+        import convert
+        from data import run_script
+        run_script(lambda: convert.main(sys.argv[2:]), "stopped; nothing was written")
+        sys.exit()
     parser = argparse.ArgumentParser(description="Print the parts of a preset and their numbers of parameters.")
     parser.add_argument("--preset", choices=PRESETS, default="tiny", help="which size (default: tiny)")
     with torch.device("meta"):

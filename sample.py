@@ -28,7 +28,7 @@ def parse(argv=None) -> argparse.Namespace:
     parser.add_argument("--video", required=True, help="the source: mp4, gif, webm ... or a folder of images")
     parser.add_argument("--instruction", required=True, help="what happened, or what to do")
     parser.add_argument("--out", required=True, help="the edited clip, .mp4 or .gif")
-    parser.add_argument("--checkpoint", help="a run's folder (default: the released weights of the preset)")
+    parser.add_argument("--checkpoint", "--weights", help="a run's or model's folder, or the authors' (default: weights/<preset>)")
     parser.add_argument("--preset", choices=PRESETS, default="tiny", help="which size")
     parser.add_argument("--steps", type=int, default=12, help="Euler steps from noise to clip")
     parser.add_argument("--guidance", type=float, default=1.0, help="c + g (c - uncond); 0 is none")

@@ -4,7 +4,7 @@
     python train.py --objective sft                    # the same with lambda = 0; rwr: reward-weighted flow matching
     python train.py --data triplets.jsonl              # your own videos
     python train.py --resume out/uso                   # go on after Ctrl-C or a crash, bit for bit
-    torchrun --nproc_per_node 2 train.py               # the same on two ranks
+    torchrun --nproc_per_node 2 train.py               # the same on two ranks; at the real size see scale.py
     python train.py --stage vae|vlm|base               # how weights/tiny was made, in this order
 
 There is one loop, `fit`; an objective here, and a stage in pretrain.py, is a function of the step that returns the loss.
@@ -31,17 +31,19 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn as nn
+from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
 import world
 from critic import (DECODE, THINK, Critic, clean_estimate, decode_frames, flow_loss, gate, load_model, reason_loss,
                     rwr_weights, uso_loss)
-from data import (RANK, WORLD, BadInput, Latents, Parser, atomic_write, batch_indices, first_rank_first, manifest_items,
-                  run_script, world_items)
+from data import (RANK, WORLD, BadInput, Latents, Parser, atomic_write, batch_indices, manifest_items, run_script, world_items)
 from evaluate import generate_and_judge
 from model import PRESETS, TRAINED, UnifiedModel, add_noise, draws, velocity_target
 from pretrain import STAGES
 from rivals import group_loss, refl_estimate
+from scale import (average_gradients, blocks, device, gathered, lean, like, load_state, on_device, on_first_rank, save_state,
+                   shard, start, whole)
 
 
 # ------------------------------------------------------------------------------------------------------- the loop
@@ -53,42 +55,39 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
     return peak * (.1 + .45 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup))))
 
 
-def average_gradients(params: list[nn.Parameter]) -> None:
-    """Data parallelism in three lines: the mean of every gradient over all ranks (a missing one counts as zero)."""
-    flat = torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in params])
-    dist.all_reduce(flat)
-    for p, g in zip(params, (flat / WORLD).split([p.numel() for p in params])):
-        p.grad = g.view_as(p)
-
-
 def fit(params: dict[str, nn.Parameter], loss_at, out: Path, *, steps: int, lr: float, clip: float, weight_decay: float,
-        save_every: int = 100, name: str = "train", record: dict | None = None) -> list[dict]:
+        save_every: int = 100, name: str = "train", record: dict | None = None, accumulate: int = 1,
+        ema: float = 0.) -> list[dict]:
     """Train `params` for `steps` steps of AdamW and return the log, one dict a step.
 
     loss_at(step) -> (loss, logged values) must depend on nothing but the step and the parameters: with that, `state.pt`
     (parameters, optimizer, step, log) is all the state there is, and a resumed run is the uninterrupted one, bit for bit.
+    It holds whole tensors, whatever `params` are sharded to, so that another number of ranks can go on from it.
+    accumulate: a step's gradient is the mean of those of loss_at(accumulate * step + 0, 1, ...).
+    ema: with it, what is left in `params` at the end is their exponential mean, e <- ema e + (1 - ema) p.
     A step whose loss or gradient is not finite is skipped and counted. Ctrl-C saves and raises KeyboardInterrupt.
     """
     leaves, state_file = list(params.values()), out / "state.pt"
     optimizer = torch.optim.AdamW(leaves, lr=lr, betas=(.9, .95), weight_decay=weight_decay)
     start, log, skipped = 0, [], 0
-    if state_file.exists():
-        try:
-            state = torch.load(state_file, weights_only=True)
-        except Exception as error:                       # a dozen kinds, all of them a file that is not whole
-            raise BadInput(f"{state_file}: is broken ({type(error).__name__}); delete it to start this run again") from error
+    if state := load_state(state_file):
         for k, p in params.items():
-            p.data.copy_(state["params"][k])
+            p.data.copy_(like(state["params"][k], p))
+        for i, moments in state["optimizer"]["state"].items():
+            state["optimizer"]["state"][i] = {k: like(x, leaves[i]) if x.shape == leaves[i].shape else x
+                                              for k, x in moments.items()}
         optimizer.load_state_dict(state["optimizer"])
         start, log, skipped = state["step"], state["log"], state["skipped"]
+    mean = {k: like(state["ema"][k], p) if state else p.detach().clone() for k, p in params.items()} if ema else {}
 
     def save(step):
+        made_whole = lambda tensors: {k: on_first_rank(x.detach()) for k, x in tensors.items()}
+        now = optimizer.state_dict()
+        now["state"] = {i: made_whole(moments) for i, moments in now["state"].items()}
+        state = {"params": made_whole(params), "optimizer": now, "step": step, "log": log, "skipped": skipped,
+                 **({"ema": made_whole(mean)} if ema else {})}
         if RANK == 0:
-            state = {"params": {k: p.data for k, p in params.items()}, "optimizer": optimizer.state_dict(), "step": step,
-                     "log": log, "skipped": skipped}
-            buffer = io.BytesIO()
-            torch.save(state, buffer)
-            atomic_write(state_file, buffer.getvalue())
+            save_state(state_file, state)
 
     if record and RANK == 0:                             # from here on the folder is this run's
         atomic_write(out / "run.json", json.dumps(record, indent=1))
@@ -100,37 +99,46 @@ def fit(params: dict[str, nn.Parameter], loss_at, out: Path, *, steps: int, lr: 
             # -------------------------------------------------------------------------------- one training step
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, steps, lr, min(50, steps // 10 + 1))
-            loss, shown = loss_at(step)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            if WORLD > 1:
+            told = []
+            for part in range(accumulate):
+                loss, shown = loss_at(step * accumulate + part)
+                (loss / accumulate).backward()
+                told.append({"loss": loss.item(), **shown})
+            shown = {k: sum(row[k] for row in told) / accumulate for k in told[0]}
+            if WORLD > 1 and not isinstance(leaves[0], DTensor):                           # shards have done it
                 average_gradients(leaves)
-            norm = nn.utils.clip_grad_norm_(leaves, clip)
-            finite = (torch.isfinite(loss) & torch.isfinite(norm)).float()
-            if WORLD > 1:                                # all ranks take the step or none does
-                dist.all_reduce(finite, dist.ReduceOp.MIN)
+            norm = whole(nn.utils.clip_grad_norm_(leaves, clip))
+            finite = all(map(math.isfinite, (*[row["loss"] for row in told], norm.item())))
+            if WORLD > 1:                                # all ranks take the step or none does, and they stop together
+                agreed = torch.tensor([finite, not stopped], dtype=torch.float)
+                dist.all_reduce(agreed, dist.ReduceOp.MIN)
+                finite, going_on = agreed.bool().tolist()
             if finite:
                 optimizer.step()
+                for k, e in mean.items():
+                    e.mul_(ema).add_(params[k].detach(), alpha=1 - ema)
             else:
                 skipped += 1
             # --------------------------------------------------------------------------------------------------
-            log.append({"step": step, "loss": loss.item(), "grad_norm": norm.item(), **shown})
+            log.append({"step": step, "loss": shown.pop("loss"), "grad_norm": norm.item(), **shown})
             recent = log[-50:]
             means = {k: np.nanmean([r[k] for r in recent]) for k in log[-1]
                      if k not in ("step", "grad_norm") and not all(math.isnan(r[k]) for r in recent)}
             bar.set_postfix({k: f"{v:.3g}" for k, v in means.items()} | ({"skipped": skipped} if skipped else {}))
-            if stopped:
+            if (stopped if WORLD == 1 else not going_on):
                 raise KeyboardInterrupt
-            if (step + 1) % save_every == 0:
+            if (step + 1) % save_every == 0 or step + 1 == steps:
                 save(step + 1)
     except KeyboardInterrupt:
         save(len(log))
         raise
     finally:
         signal.signal(signal.SIGINT, before)
-    save(steps)
     if stopped:
         raise KeyboardInterrupt
+    for k, e in mean.items():
+        params[k].data.copy_(e)
     if RANK == 0:
         text = io.StringIO()
         writer = csv.DictWriter(text, log[-1].keys())
@@ -164,18 +172,26 @@ def curves(log: list[dict], path: Path) -> None:
 # ------------------------------------------------------------------------------------- SFT, RWR, USO (Sec. 4.2)
 
 def reflections(critic: Critic, latents: Latents, folder: Path, batch: int = 16) -> list[tuple[str, float]]:
-    """(thought, m_0) of every training sample: asked once, kept in a file, in batches of a fixed order (Sec. 4.2.3)."""
+    """(thought, m_0) of every training sample: asked once, kept in a file, in batches of a fixed order (Sec. 4.2.3).
+
+    Each rank asks about its share of the batches; nobody writes the file before all have looked for it.
+    """
     file = folder / f"reflections-{critic.think}-{latents.key}.json"
     with suppress(OSError, ValueError):                  # it is not there, or broken
         return [tuple(row) for row in json.loads(file.read_text())]
-    answers = []
-    for i in tqdm(range(0, len(latents), batch), desc="asking the critic about the sources", disable=RANK > 0):
+    answers, shares = {}, [None] * WORLD
+    for i in tqdm(range(0, len(latents), batch)[RANK::WORLD], desc="asking the critic about the sources", disable=RANK > 0):
         rows = [latents[k] for k in range(i, min(i + batch, len(latents)))]
-        source = torch.stack([row["frames"] for row in rows])
+        source = torch.stack([row["frames"] for row in rows]).to(critic.vlm.llm.device)
         instructions = [item.instruction for item in latents.items[i:i + batch]]
         thoughts = critic.thoughts(source, instructions, source)
-        answers += zip(thoughts, critic.baseline(source, instructions, thoughts).tolist())
-    atomic_write(file, json.dumps(answers))
+        answers[i] = list(zip(thoughts, critic.baseline(source, instructions, thoughts).tolist()))
+    if WORLD > 1:
+        dist.all_gather_object(shares, answers)
+        answers = {i: part for share in shares for i, part in share.items()}
+    answers = [row for i in sorted(answers) for row in answers[i]]
+    if RANK == 0:
+        atomic_write(file, json.dumps(answers))
     return answers
 
 
@@ -185,16 +201,25 @@ def objective(model: UnifiedModel, latents: Latents, args):
     ask = lam > 0 or args.objective == "rwr"
     critic = Critic(model, args.think)
     # one chain of thought a sample; "full" has to see the edit first, so it is written anew in every step
-    with first_rank_first():
+    with model.precision():
         asked = reflections(critic, latents, args.cache) if ask else None
-    h, empty = model.unconditional()
-    with torch.no_grad():
-        nothing = model.bridge([h])[0]
+    with torch.no_grad(), model.precision():
+        h, empty = model.unconditional()
+        nothing, empty = model.bridge([h])[0].float(), empty.float()
+    for part in ("text_encoder", "ar_head", "adapter", *(() if ask else ("vlm", "vae"))):           # their work is done
+        getattr(model, part).cpu()
+    shares = WORLD * args.accumulate                      # of a batch: what each rank takes at a time
 
-    def loss_at(step):
-        picked = batch_indices(len(latents), args.batch, step, args.seed)[RANK::WORLD]
-        t, noise, u = (x[RANK::WORLD] for x in draws(step, args.seed, args.batch, model.preset.latent_shape, args.shift))
-        rows, drop = [latents[i] for i in picked], (u < args.drop).tolist()
+    def loss_at(number):
+        step, part = divmod(number, args.accumulate)
+        mine = lambda x: x[RANK::WORLD][part::args.accumulate]
+        to = lambda x: x.to(model.device)
+        picked = mine(batch_indices(len(latents), args.batch, step, args.seed))
+        t, noise, u = draws(step, args.seed, args.batch, model.preset.latent_shape, args.shift,
+                            args.tau if args.gate_together else None, args.gate_together or 1)
+        count = gate(t, args.tau).sum().item() * ask                          # how many are gated, of the whole batch
+        t, noise, u = to(mine(t)), to(mine(noise)), mine(u)
+        rows, drop = [{k: to(x) for k, x in latents[i].items()} for i in picked], (u < args.drop).tolist()
         x0, source = (torch.stack([row[k] for row in rows]) for k in ("target", "source"))           # (B, C, f, h, w)
         bridged = torch.stack([nothing if d else row["bridged"] for row, d in zip(rows, drop)])      # (B, T, D)
         text = [empty if d else row["text"] for row, d in zip(rows, drop)]
@@ -205,13 +230,10 @@ def objective(model: UnifiedModel, latents: Latents, args):
         flow = flow_loss(v, velocity_target(x0, noise))                                              # (B,)
 
         gated = gate(t, args.tau) if ask else torch.zeros_like(t, dtype=torch.bool)
-        count = gated.sum()                                                   # a rank's share of the gated of all ranks
-        if ask and WORLD > 1:
-            dist.all_reduce(count)
         reason, margin, baseline = flow.new_zeros(0), flow.new_zeros(0), flow.new_zeros(0)
         if gated.any():
             at = gated.nonzero()[:, 0].tolist()
-            baseline = torch.tensor([asked[picked[i]][1] * ("baseline" not in args.without) for i in at])
+            baseline = to(torch.tensor([asked[picked[i]][1] * ("baseline" not in args.without) for i in at]))
 
             def margin_of(estimate, copies=1):            # (gated * copies, C, f, h, w), copies of a row side by side
                 who = [i for i in at for _ in range(copies)]
@@ -220,7 +242,8 @@ def objective(model: UnifiedModel, latents: Latents, args):
                                      [latents.items[picked[i]].instruction for i in who],
                                      None if args.think == "full" else [asked[picked[i]][0] for i in who])
             if args.objective == "grpo":
-                reason, margin = group_loss(model, c[gated], source[gated], margin_of, args.seed * 1_000_003 + step * WORLD + RANK)
+                reason, margin = group_loss(model, c[gated], source[gated], margin_of,
+                                            args.seed * 1_000_003 + number * WORLD + RANK)
             else:
                 x0_hat = (clean_estimate(x_t[gated], v[gated], t[gated]) if args.objective != "refl" else    # Eq. 3
                           refl_estimate(model, noise[gated], t[gated], c[gated], source[gated]))
@@ -232,15 +255,19 @@ def objective(model: UnifiedModel, latents: Latents, args):
             flow[gated] = flow[gated] * rwr_weights(margin, baseline)
         if "flow" in args.without:
             flow = 0 * flow
-        loss = uso_loss(flow, reason if lam else reason[:0], lam, count.item() / WORLD)              # Eq. 5
+        loss = uso_loss(flow, reason if lam else reason[:0], lam, count / shares)                    # Eq. 5
         told = torch.stack([loss.detach(), flow.detach().mean(), gate(t, args.tau).float().mean(),
-                            reason.detach().sum() / max(1, count), torch.sigmoid(margin.detach()).sum() / max(1, count)])
+                            *(x.detach().sum() * shares / max(1, count) for x in (reason, torch.sigmoid(margin)))]).cpu()
         if WORLD > 1:                                                         # the log tells of the whole batch
             dist.all_reduce(told)
-            told[:3] /= WORLD
+            told /= WORLD
         told = dict(zip(("loss", "flow_loss", "trigger_rate", "reason_loss", "p_yes"), told.tolist()))
         return loss, told if count else {**told, "reason_loss": float("nan"), "p_yes": float("nan")}
-    return loss_at
+
+    def in_precision(number):
+        with model.precision():
+            return loss_at(number)
+    return in_precision
 
 
 def finetune(args) -> None:
@@ -255,6 +282,12 @@ def finetune(args) -> None:
                        f"decoded alone; pass --decode exact, or fewer frames")
     model.without(args.without)
     trained = model.freeze()
+    model.to(device())
+    if args.lean or args.lean is None and model.preset.bf16:
+        lean(model)
+    if args.compile:
+        for block in blocks(model)["transformer"]:
+            block.compile()
     if args.data:
         items, bad = manifest_items(args.data, model.preset, args.skip_bad, lambda text: model.encode_text([text]))
         for line in bad:
@@ -263,22 +296,31 @@ def finetune(args) -> None:
             print(f"skipped {len(bad)} bad triplets, {len(items)} are left", file=sys.stderr)
     else:
         items = world_items(("rave", "icvg"), "train", args.items)
-    with first_rank_first():
-        latents = Latents(items, model, args.cache, progress=RANK == 0)
+    latents = Latents(items, model, args.cache, progress=RANK == 0)
+    loss_at, sharded = objective(model, latents, args), args.parallel == "fsdp" and WORLD > 1
+    if sharded:
+        shard(model)
     params = {f"{part}.{k}": p for part in TRAINED for k, p in getattr(model, part).named_parameters()}
     assert len(params) == len(trained)
-    frozen, loss_at = args.weights or Path(__file__).parent / "weights" / args.preset, objective(model, latents, args)
+    frozen = args.weights or Path(__file__).parent / "weights" / args.preset
 
-    def watched(step):                                    # copies of the model on its way
-        if args.keep_every and step % args.keep_every == 0 and RANK == 0:
-            model.save_pretrained(args.out / f"model-{step}", frozen=frozen)
-        return loss_at(step)
+    def keep(name):
+        plain = gathered(model) if sharded else model
+        if RANK == 0:
+            plain.save_pretrained(args.out / name, frozen=frozen)
+
+    def watched(number):                                  # copies of the model on its way
+        step, part = divmod(number, args.accumulate)
+        if args.keep_every and step % args.keep_every == part == 0:
+            keep(f"model-{step}")
+        return loss_at(number)
     log = fit(params, watched, args.out, steps=args.steps, lr=args.lr,
               clip=args.clip, weight_decay=args.weight_decay, save_every=args.save_every, name=args.objective,
-              record=args.record)
+              record=args.record, accumulate=args.accumulate, ema=args.ema or 0.)
+    keep("model")
     if RANK > 0:
         return
-    model.save_pretrained(args.out / "model", frozen=frozen)
+    model = load_model(args.out, args.preset) if sharded else model.cpu()
     base = load_model(args.weights, args.preset)
     base.look(args.vlm_frames, args.vlm_pool)
     if args.data:
@@ -292,8 +334,9 @@ def report_on_world(base, model, log, args):
     videos, scores = {}, {}
     for name, m in (("base's edit", base), ("this run's edit", model)):
         kept = videos.setdefault(name, [])
-        rows = generate_and_judge(m, "rave", "val", args.eval_items, seed=args.seed,
-                                  keep=lambda row, video: kept.append(video))
+        with on_device(m):                               # one at a time: there may be no room for two
+            rows = generate_and_judge(m, "rave", "val", args.eval_items, seed=args.seed,
+                                      keep=lambda row, video: kept.append(video))
         scores[name] = {k: float(np.mean([r[k] for r in rows])) for k in ("EA", "PC", "GN", "GR", "Overall")}
     triplets = [world.make_triplet(i, "rave", "val") for i in range(min(8, args.eval_items))]
     world.contact_sheet(triplets, {"source": [t.source for t in triplets], **{k: v[:8] for k, v in videos.items()},
@@ -311,8 +354,10 @@ def report_on_manifest(base, model, latents, args):
     clips = [item.load() for item in latents.items[:6]]
     sources, targets = (torch.stack(x) for x in zip(*clips))
     words = [item.instruction for item in latents.items[:6]]
-    edits = {name: m.sample(sources, words, seed=args.seed) for name, m in
-             (("base's edit", base), ("this run's edit", model))}
+    edits = {}
+    for name, m in (("base's edit", base), ("this run's edit", model)):
+        with on_device(m):
+            edits[name] = m.sample(sources.to(m.device), words, seed=args.seed).cpu()
     world.contact_sheet(latents.items[:6], {"source": sources, **edits, "target": targets}, args.out / "samples.png")
     psnr = [10 * math.log10(4 / (e - targets).pow(2).mean().item()) for e in edits.values()]
     print(f"PSNR to the target on {len(words)} training clips: {psnr[0]:.1f} -> {psnr[1]:.1f} dB | {args.out}")
@@ -329,7 +374,8 @@ DEFAULTS = {                                              # what the flags mean 
 
 def settings(args) -> dict:
     """What must be equal for a run to be the same run."""
-    skip = ("resume", "out", "cache", "save_every", "keep_every", "eval_items", "skip_bad", "argv", "record")
+    skip = ("resume", "out", "cache", "save_every", "keep_every", "eval_items", "skip_bad", "argv", "record", "parallel",
+            "accumulate", "compile", "lean")
     same = {k: v if isinstance(v, (int, float, str, bool, type(None))) else str(v) for k, v in vars(args).items()
             if k not in skip}
     if args.data and Path(args.data).is_file():          # another manifest under the same name is another run
@@ -391,6 +437,14 @@ def parse(argv=None):
     a("--seed", type=at_least_0, default=0, help="of everything random")
     a("--draft-items", type=positive, default=1200, help="stage vlm: triplets for the half-trained generator")
     a("--draft-steps", type=positive, default=1200, help="stage vlm: its steps")
+    a("--ema", type=between(0, 1), help="keep the weights' exponential mean, of this decay (default: their last values)")
+    a = parser.add_argument_group("size").add_argument
+    a("--parallel", choices=("ddp", "fsdp"), default="ddp", help="under torchrun: whole copies, or shards of G and of the VLM")
+    a("--gate-together", type=positive, metavar="N", help="so many samples in a row are below tau together, or none is: with "
+      "the number of ranks, all ask the critic in the same steps and none waits for it")
+    a("--accumulate", type=positive, default=1, help="into so many parts each rank's share of a batch is divided")
+    a("--lean", action=argparse.BooleanOptionalAction, help="run blocks again in the backward pass (default: the real size does)")
+    a("--compile", action="store_true", help="torch.compile the blocks of G")
     a = parser.add_argument_group("files").add_argument
     a("--out", type=Path, help="run folder (default: out/<objective or stage>)")
     a("--resume", type=Path, metavar="RUN", help="run folder to go on with; all other flags come from it")
@@ -412,8 +466,17 @@ def parse(argv=None):
             setattr(args, key, value)
     args.decode = args.decode or PRESETS[args.preset].decode
     args.out, args.argv = args.out or Path("out") / (args.stage or args.objective), argv
-    if args.batch % WORLD:
-        raise BadInput(f"--batch {args.batch} does not divide among {WORLD} ranks: pass a multiple of {WORLD}")
+    if args.batch % (WORLD * args.accumulate):
+        parts = f" in {args.accumulate} parts" if args.accumulate > 1 else ""
+        raise BadInput(f"--batch {args.batch} does not divide among {WORLD} ranks{parts}: "
+                       f"pass a multiple of {WORLD * args.accumulate}")
+    for flag in ("accumulate", "ema", "gate_together", "compile", "lean", "parallel"):
+        if args.stage and getattr(args, flag) != parser.get_default(flag):
+            raise BadInput(f"--{flag.replace('_', '-')} is not for --stage {args.stage}: drop it")
+    together = args.objective == "sft" or (args.gate_together or 1) % WORLD == 0 and args.think != "full"
+    if args.parallel == "fsdp" and not together:
+        raise BadInput(f"--parallel fsdp: ranks that share the VLM must ask it together: pass --gate-together {WORLD}, and "
+                       f"not --think full, whose thoughts differ in length")
     return args
 
 
@@ -441,8 +504,7 @@ def recognise(args) -> dict:
 def main():
     args = parse()
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // WORLD))
-    if WORLD > 1:
-        dist.init_process_group("gloo")
+    start()
     args.record = recognise(args)
     if args.stage:
         model = STAGES[args.stage](args, fit)

@@ -188,3 +188,63 @@ def test_bad_flags(flags, words, tmp_path, monkeypatch, capsys):
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and error.startswith("bench.py: ") and re.search(words, error), error
     assert os.listdir() == ["file"]
+
+
+# -------------------------------------------------------------------------------------------------------- at size
+
+def test_rollouts_and_groups_against_what_they_are(tiny_dir):
+    """The gradient through the last step of a rollout is ReFL's; a policy step is rivals'."""
+    import rivals
+    from critic import clean_estimate, load_model, reason_loss
+    model = load_model(tiny_dir)
+    optimizer, data, critic = Keep(model.freeze(), lr=0.), bench.random_data(model, 1), Critic(model)
+    asked, leaf = (["it is cold"], torch.tensor([.5])), model.transformer.proj_out.weight
+
+    def gradient(step, *args, **more):
+        model.zero_grad(set_to_none=True)
+        step(model, optimizer, data, critic, "alone", asked, *args, **more)
+        return leaf.grad.clone()
+    one, five = (gradient(bench.rollout_step, last=last, steps=6) for last in (1, 5))
+    assert one.abs().max() > 0 and not torch.allclose(one, five, rtol=.1)
+    c = model.context(data.source, data.bridged, data.text)
+    x, t = data.noise, torch.ones(1)
+    with torch.no_grad():
+        for k in range(5, 0, -1):
+            to = torch.tensor([3 * (k / 6) / (1 + 2 * k / 6)])
+            x = x + (to - t).view(-1, 1, 1, 1, 1) * model.velocity(x, t, c, data.source)
+            t = to
+    x0 = clean_estimate(x, model.velocity(x, t, c, data.source), t)
+    model.zero_grad(set_to_none=True)
+    frames = bench.decode_frames(model, x0, "alone")
+    reason_loss(critic.margin(data.frames, frames, data.instructions, asked[0]), asked[1]).mean().backward()
+    assert (one - leaf.grad).abs().max() < 1e-3 * leaf.grad.abs().max() and t.item() == pytest.approx(3 * (1 / 6) / (1 + 2 / 6))
+    kept = rivals.GROUP, rivals.STEPS
+    assert gradient(bench.policy_step, group=2, steps=3).abs().max() > 0 and (rivals.GROUP, rivals.STEPS) == kept
+
+
+def test_the_real_size_in_small(monkeypatch):
+    """random_model and all of its measurement, as on a GPU, with a small preset under the real one's name."""
+    from test_convert import SMALL
+    from dataclasses import replace
+    from model import PRESETS, TRAINED
+    monkeypatch.setitem(PRESETS, "wan1.3b", replace(
+        SMALL, bf16=True, context_length=128, llama=SMALL.llama | dict(vocab_size=1024)))
+    model = bench.random_model("wan1.3b")
+    assert not hasattr(model, "text_encoder") and model.lean
+    assert not [k for k, x in (*model.named_parameters(), *model.named_buffers()) if x.is_meta]
+    assert {p.dtype for p in model.vlm.parameters()} == {torch.bfloat16}
+    assert {p.dtype for name in TRAINED for p in getattr(model, name).parameters()} == {torch.float32}
+    thoughts = Critic.thoughts
+    monkeypatch.setattr(Critic, "thoughts", lambda *args: thoughts(*args, limit=2))
+    result = bench.measure(model, 1, 1, ["exact/expect"], others=True)
+    assert result["own"] == "exact/expect" and set(result["steps"]) == {"SFT", "exact/expect"}
+    assert len(result["rivals"]) == 3 and all(x["ms"] > 0 and x["in_uso_steps"] > 0 for x in result["rivals"].values())
+    assert result["mfu_of_sft"] is None and result["flops"]["SFT"] < result["flops"]["USO, all gated"]
+    assert "policy gradient, a group of 24 (measured on 2, scaled)" in bench.report(result | {"batch": 1})
+
+
+def test_without_a_gpu_it_is_the_tiny_one(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    args = bench.parse(["--preset", "wan1.3b", "--out", str(tmp_path)])
+    assert args.preset == "tiny" and args.random
+    assert "there is no GPU for --preset wan1.3b: this is the tiny one" in capsys.readouterr().err
