@@ -160,28 +160,54 @@ def _timing(path: Path) -> list[str]:
     return ["-map", "0:v:0", "-fps_mode", "cfr" if path.suffix.lower() == ".gif" else "passthrough"]
 
 
+def _ffmpeg(path: Path, *output: str) -> bytes:
+    """What ffmpeg writes of a video, decoded to its end, for only that finds a broken one. Raises BadInput."""
+    if not path.is_file():
+        raise BadInput(f"{path}: there is no such video or folder of images; correct the path")
+    done = subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-v", "error", "-i", os.path.abspath(path),
+                           *_timing(path), *output], capture_output=True)
+    if done.returncode or done.stderr:                   # a file that is cut off ends with code 0 and a complaint
+        lines = done.stderr.decode(errors="replace").strip().splitlines() or ["ffmpeg failed"]
+        reason = re.sub(r"^(\[.*?\] )+", "", lines[-1 if done.returncode else 0])
+        raise BadInput(f"{path}: cannot be read to its end as a video ({reason}); is it cut off, or no video? "
+                       f"copy it again or re-encode it")
+    return done.stdout
+
+
+def _enough(path: Path, n: int, least: int) -> int:
+    if n < least:
+        raise BadInput(f"{path}: has {n} frames and {least} are needed; give a longer clip")
+    return n
+
+
 def count_frames(path: str | Path, least: int = 1) -> int:
-    """Number of frames of a video or folder of images, decoded to its end, for only that finds a broken one.
+    """Number of frames of a video or folder of images, each of them decoded.
 
     Raises BadInput where it is missing, unreadable, cut off, or shorter than `least`.
     """
     path = Path(path)
     if path.is_dir():
-        n = len([_picture(file) for file in _pictures(path)])
-    elif path.is_file():
-        done = subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-v", "error", "-i", os.path.abspath(path),
-                               *_timing(path), "-f", "null", "-", "-progress", "pipe:1"], capture_output=True)
-        if done.returncode or done.stderr:               # a file that is cut off ends with code 0 and a complaint
-            lines = done.stderr.decode(errors="replace").strip().splitlines() or ["ffmpeg failed"]
-            reason = re.sub(r"^(\[.*?\] )+", "", lines[-1 if done.returncode else 0])
-            raise BadInput(f"{path}: cannot be read to its end as a video ({reason}); is it cut off, or no video? "
-                           f"copy it again or re-encode it")
-        n = int(re.findall(rb"frame=\s*(\d+)", done.stdout)[-1])
-    else:
-        raise BadInput(f"{path}: there is no such video or folder of images; correct the path")
-    if n < least:
-        raise BadInput(f"{path}: has {n} frames and {least} are needed; give a longer clip")
-    return n
+        return _enough(path, len([_picture(file) for file in _pictures(path)]), least)
+    told = _ffmpeg(path, "-f", "null", "-", "-progress", "pipe:1")
+    return _enough(path, int(re.findall(rb"frame=\s*(\d+)", told)[-1]), least)
+
+
+def read_pixels(path: str | Path, least: int = 1) -> np.ndarray:
+    """All frames (F, H, W, 3), uint8, of a video or folder of images, as they are; the whole clip is in memory.
+
+    Raises BadInput where it is missing, unreadable, cut off, or shorter than `least`.
+    """
+    path = Path(path)
+    if path.is_dir():
+        pictures = [_picture(file) for file in _pictures(path)]
+        if len({x.shape for x in pictures}) > 1:
+            raise BadInput(f"{path}: its images differ in size; make them the same")
+        return np.stack(pictures[:_enough(path, len(pictures), max(1, least))])
+    ppm = _ffmpeg(path, "-f", "image2pipe", "-c:v", "ppm", "-")                            # a head says each frame's size
+    head = re.match(rb"P6\s(\d+)\s(\d+)\s255\s", ppm)
+    size = head.end() + 3 * int(head[1]) * int(head[2]) if head else 1
+    n = _enough(path, len(ppm) // size, max(1, least))
+    return np.frombuffer(ppm, np.uint8).reshape(n, size)[:, head.end():].reshape(n, int(head[2]), int(head[1]), 3)
 
 
 def read_video(path: str | Path, frames: int, height: int, width: int) -> torch.Tensor:
@@ -244,7 +270,8 @@ def _hash_video(path: Path) -> list[str]:
     return [hashlib.sha256(file.read_bytes()).hexdigest() for file in (_pictures(path) if path.is_dir() else [path])]
 
 
-def _manifest_item(line: str, number: int, folder: Path, preset, check_text) -> Item:
+def manifest_record(line: str) -> dict:
+    """A line of a manifest: an object with the FIELDS, of a known type. Raises BadInput."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -257,6 +284,21 @@ def _manifest_item(line: str, number: int, folder: Path, preset, check_text) -> 
             raise BadInput(f"the field {field!r} is {value}; each line needs texts for {', '.join(FIELDS)}")
     if record["type"] not in SUBSET_OF:
         raise BadInput(f"unknown type {record['type']!r}; choose one of {', '.join(SUBSET_OF)}")
+    return record
+
+
+def manifest_lines(path: Path) -> list[tuple[int, str]]:
+    """(number, line) of a manifest's lines that are not empty. Raises BadInput where it cannot be read."""
+    try:
+        lines = path.read_text("utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}); "
+                       f"give a manifest of JSON lines, in UTF-8") from error
+    return [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def _manifest_item(line: str, number: int, folder: Path, preset, check_text) -> Item:
+    record = manifest_record(line)
     try:
         check_text(record["instruction"])
     except ValueError as error:
@@ -277,12 +319,7 @@ def manifest_items(path: str | Path, preset, skip_bad: bool = False,
     cannot take. Raises BadInput, naming file:line, for the first bad line; with `skip_bad` only where none is good.
     """
     path, items, skipped = Path(path), [], []
-    try:
-        lines = path.read_text("utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}); "
-                       f"give a manifest of JSON lines, in UTF-8") from error
-    lines = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    lines = manifest_lines(path)
     for number, line in tqdm(lines, desc="check videos", leave=False, disable=None):       # no bar in a pipe
         try:
             items.append(_manifest_item(line, number, path.parent, preset, check_text))

@@ -426,3 +426,20 @@ def test_batch_indices_have_no_state():
 def test_markdown_is_aligned():
     text = data.markdown([["", "ms"], ["SFT", "1"], ["USO", "100"]])
     assert text.splitlines() == ["|     |  ms |", "| --- | --: |", "| SFT |   1 |", "| USO | 100 |"]
+
+
+def test_all_pixels_of_a_video(tmp_path):
+    video = torch.linspace(-1, 1, 5 * 3 * 12 * 16).view(5, 3, 12, 16)
+    data.write_video(tmp_path / "a.mp4", video)
+    pixels = data.read_pixels(tmp_path / "a.mp4", 5)
+    assert pixels.shape == (5, 12, 16, 3) and pixels.dtype == np.uint8
+    again = data.from_bytes(torch.from_numpy(pixels.copy()).permute(0, 3, 1, 2))
+    torch.testing.assert_close(again, data.read_video(tmp_path / "a.mp4", 5, 12, 16))           # another way to read the same
+    (tmp_path / "cut.mp4").write_bytes((tmp_path / "a.mp4").read_bytes()[:-200])
+    (tmp_path / "mixed").mkdir()
+    for k, side in enumerate((4, 6)):
+        Image.new("RGB", (side, 4)).save(tmp_path / f"mixed/{k}.png")
+    for name, least, words in (("a.mp4", 6, "has 5 frames and 6 are needed"), ("none.mp4", 1, "no such video"),
+                               ("cut.mp4", 1, "cannot be read to its end"), ("mixed", 1, "differ in size")):
+        with pytest.raises(BadInput, match=words):
+            data.read_pixels(tmp_path / name, least)
