@@ -265,7 +265,7 @@ FIELDS = ("source_video_path", "target_video_path", "instruction", "type")
 SUBSET_OF = {type: subset for subset, types in world.TYPES.items() for type in types}
 
 
-def _hash_video(path: Path) -> list[str]:
+def hash_video(path: Path) -> list[str]:
     """sha256 of a file, or of each image of a folder."""
     return [hashlib.sha256(file.read_bytes()).hexdigest() for file in (_pictures(path) if path.is_dir() else [path])]
 
@@ -306,7 +306,7 @@ def _manifest_item(line: str, number: int, folder: Path, preset, check_text) -> 
     videos, size = [folder / record[field] for field in FIELDS[:2]], (preset.frames, preset.height, preset.width)
     for video in videos:
         count_frames(video, preset.frames)
-    key = _sha(*map(_hash_video, videos), record["instruction"], size)
+    key = _sha(*map(hash_video, videos), record["instruction"], size)
     return Item(key, record["instruction"], record["type"], SUBSET_OF[record["type"]],
                 lambda: tuple(read_video(video, *size) for video in videos), number)
 

@@ -16,11 +16,13 @@ Types of in-context generation have no PC. What a judge does not say is `Missing
 Axis letters: F frames, H W pixels. A clip is (F, H, W, 3), uint8, as data.read_pixels gives it.
 """
 
-import argparse
+import hashlib
 import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Callable, Iterable, Iterator
 
 import numpy as np
@@ -49,6 +51,7 @@ class Sample:
     instruction: str
     source: Path
     target: Path
+    index: int = 0                                       # its place in the whole manifest
 
     @property
     def scores(self) -> tuple[str, ...]:
@@ -79,7 +82,7 @@ def read_manifest(path: str | Path, subset: str | None = None) -> list[Sample]:
                     raise BadInput(f"{video}: there is no such video; correct the path")
         except BadInput as error:
             raise BadInput(f"{path}:{number}: {error}") from error
-        samples[name] = Sample(name, group, record["type"], record["instruction"], *videos)
+        samples[name] = Sample(name, group, record["type"], record["instruction"], *videos, len(samples))
     found = [s for s in samples.values() if subset in (None, s.subset)]
     if not found:
         there = ", ".join(dict.fromkeys(s.subset for s in samples.values()))
@@ -93,7 +96,7 @@ def methods(named: list[str]) -> dict[str, Path]:
     found = {}
     for text in named:
         name, _, folder = text.partition("=")
-        if not (name.strip() and folder) or "/" in name:
+        if not (name.strip() and folder) or "/" in name or name.startswith("."):
             raise BadInput(f"--videos {text}: must be NAME=DIR, such as ours=out/ours")
         if name in found:
             raise BadInput(f"--videos {text}: there are two methods named {name}; rename one")
@@ -207,6 +210,35 @@ def _both(consistency, quality) -> dict | Missing:
 
 
 # ------------------------------------------------------------------------------------------------------ local judges
+
+class Kept:
+    """What took long to find out, in an append-only file of JSON lines, by key: a rerun does not find it out again."""
+
+    def __init__(self, path: Path):
+        self.path, self.values, self._lock = path, {}, Lock()
+        content = path.read_bytes() if path.exists() else b""
+        whole = content[:content.rfind(b"\n") + 1]
+        if whole != content:                             # a crash has cut the last line off
+            os.truncate(path, len(whole))
+        for number, line in enumerate(whole.splitlines(), 1):
+            try:
+                row = json.loads(line)
+                self.values[row["key"]] = row["value"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise BadInput(f"{path}:{number}: is no line of ours ({error}); take it out") from error
+
+    def __call__(self, parts: list, find: Callable[[], dict]) -> dict:
+        """The value of what `parts` (anything for JSON) name: find() where it is not there. What find raises is not kept."""
+        key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+        if key not in self.values:
+            value = find()
+            with self._lock:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                with self.path.open("ab") as file:
+                    file.write(json.dumps({"key": key, "value": value}).encode() + b"\n")
+                self.values[key] = value
+        return self.values[key]
+
 
 WORLD_ID = re.compile(rf"({'|'.join(world.SUBSETS)})-({'|'.join(world.SPLITS)})-(\d+)")
 

@@ -164,3 +164,22 @@ def test_a_local_vlm_says_yes_or_no(tiny, tmp_path):
     with torch.no_grad():
         margin = Critic(tiny).margin(source, target, [sample.instruction]).item()
     assert set(said) == {"Yes"} and said["Yes"] == pytest.approx(10 / (1 + np.exp(-margin)), rel=1e-5)
+
+
+def test_what_is_kept(tmp_path):
+    found = []
+    find = lambda: found.append(1) or {"x": len(found)}
+    assert judge.Kept(tmp_path / "a/kept.jsonl")(["a", 1], find) == {"x": 1}
+    again = judge.Kept(tmp_path / "a/kept.jsonl")
+    assert again(["a", 1], find) == {"x": 1} and again(["a", 2], find) == {"x": 2} and len(found) == 2
+    file = tmp_path / "a/kept.jsonl"
+    file.write_bytes(file.read_bytes()[:-3])             # a crash
+    third = judge.Kept(file)
+    assert third(["a", 1], find) == {"x": 1} and third(["a", 2], find) == {"x": 3}
+    assert len(judge.Kept(file).values) == 2
+    with pytest.raises(ZeroDivisionError):
+        third(["b"], lambda: 1 / 0)
+    assert len(judge.Kept(file).values) == 2
+    file.write_text("{}\n")
+    with pytest.raises(BadInput, match="kept.jsonl:1: is no line of ours"):
+        judge.Kept(file)
