@@ -5,18 +5,29 @@
     python evaluate.py --subset icvg --split val --n 50 --seed 1
     python evaluate.py --critic                                 # is the critic right? VAE, verdicts, gradients
 
-Writes scores.jsonl (one row a sample), table.md and strips.png (source, edit, target of the first dozen) into
-out/eval/<checkpoint>-<subset>-<split>/. Stopped and started again with the same settings it goes on where it was; other
+Any method's videos of any benchmark (judge.py says what that is), by the paper's protocol:
+
+    python evaluate.py --manifest bench.jsonl --videos ours=out/ours --videos vace=out/vace --judge openai --out results
+    python evaluate.py --manifest bench.jsonl --checkpoint out/uso --subset icvg --judge vila   # makes its videos first
+    python evaluate.py --report results                         # the tables again from what is there; no call, no model
+
+On the tiny world it writes scores.jsonl (one row a sample), table.md and strips.png (source, edit, target of the first
+dozen) into out/eval/<checkpoint>-<subset>-<split>/. Stopped and started again with the same settings it goes on where it was; other
 settings or other weights start afresh. The judge is the tiny world's oracle, which re-renders the right answer.
 
-Left out of the paper: GPT-4o as judge and VBench's metrics, which need real videos.
+Of a benchmark it writes scores.jsonl (one row a sample and method), table.md, about.json and what needs no second time:
+replies.jsonl (ask.py), kept.jsonl. A video that is missing, unreadable or too short is listed and counted, never scored.
 
 Axis letters: B batch, F frames, H W pixels.
 """
 
 import argparse
+import csv
 import json
 import math
+import os
+from concurrent.futures import ThreadPoolExecutor
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +35,15 @@ import torch
 from scipy.stats import bootstrap, spearmanr
 from tqdm import tqdm
 
+import judge
+import quality
 import world
+from ask import Client, Missing
 from critic import THINK, Critic, decode_frames, load_model
-from data import BadInput, Parser, atomic_write, fingerprint, markdown, replacing, run_script
+from data import (BadInput, Parser, atomic_write, fingerprint, hash_video, markdown, read_pixels, read_video, replacing,
+                  run_script, write_video)
 from model import FROZEN, TRAINED
+from quality import feature_consistency, motion_smoothness, temporal_flickering       # for who imports them from here
 
 COLUMNS = ("EA", "PC", "GN", "GR", "Overall", "Geometric mean")
 STRIPS = 12                                              # how many samples strips.png shows
@@ -119,12 +135,16 @@ def table(rows: list[dict]) -> str:
     for name in types + ["all"]:
         group = [r for r in rows if name in (r["type"], "all")]
         scored = [r for r in group if not r["failed"]]
-        lines.append([name, str(len(scored)), str(len(group) - len(scored))])
-        for column in COLUMNS:
-            mean, low, high = interval([r[column] for r in scored if r[column] is not None])
-            lines[-1].append("-" if math.isnan(mean) else f"{mean:.2f}" if math.isnan(low) else
-                             f"{mean:.2f} [{low:.2f}, {high:.2f}]")
+        lines.append([name, str(len(scored)), str(len(group) - len(scored)),
+                      *[told([r[column] for r in scored if r[column] is not None]) for column in COLUMNS]])
     return markdown(lines)
+
+
+def told(values, digits: int = 2) -> str:
+    """The mean of `values` and its interval, for a table; "-" for none."""
+    mean, low, high = interval(values)
+    return ("-" if math.isnan(mean) else f"{mean:.{digits}f}" if math.isnan(low) else
+            f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]")
 
 
 # ----------------------------------------------------------------------------- is the critic right? (Sec. 4.2.2)
@@ -193,28 +213,366 @@ def check_critic(model, n: int = 200, split: str = "test", seed: int = 0, batch:
     return result
 
 
+# ------------------------------------------------------------------------------ any method, on any benchmark (Sec. 5)
+
+def generate(model, samples: list, folder: Path, steps: int, guidance: float, seed: int, batch: int) -> dict[str, str]:
+    """Edit the samples of a benchmark into folder/<id>.mp4, those that are not there yet; {id: why} where that fails.
+
+    The noise of a sample comes from seed + its place in the manifest. Other settings or weights start afresh. Raises
+    BadInput for an instruction that the model cannot take; a source that cannot be read fails alone.
+    """
+    settings = {"checkpoint": fingerprint(model, (*FROZEN, *TRAINED)), "steps": steps, "guidance": guidance,
+                "seed": seed}
+    record, failed = folder / "settings.json", {}
+    if not record.exists() or json.loads(record.read_text()) != settings:
+        for old in folder.glob("*.mp4"):
+            old.unlink()
+        atomic_write(record, json.dumps(settings, indent=1) + "\n")
+    todo = [s for s in samples if not (folder / f"{s.id}.mp4").exists()]
+    size = model.preset.frames, model.preset.height, model.preset.width
+    with tqdm(total=len(samples), initial=len(samples) - len(todo), desc="generate", unit="sample") as bar:
+        while todo:
+            now = [s for k, s in enumerate(todo[:batch]) if s.index == todo[0].index + k]  # row k has the noise seed + k
+            todo, sources = todo[len(now):], []
+            for s in now:
+                try:
+                    sources.append(read_video(s.source, *size))
+                except BadInput as error:
+                    failed[s.id] = f"no source: {error}"
+                    sources.append(torch.zeros(size[0], 3, *size[1:]))             # so that the others keep their noise
+            try:
+                edits = model.sample(torch.stack(sources).to(model.device), [s.instruction for s in now], steps,
+                                     guidance, seed + now[0].index).float().cpu()
+            except ValueError as error:
+                raise BadInput(f"the manifest: {error}") from error
+            for s, video in zip(now, edits):
+                if s.id not in failed and not video.isfinite().all():
+                    failed[s.id] = "the model's video is not finite"
+                if s.id not in failed:
+                    write_video(folder / f"{s.id}.mp4", video)
+            bar.update(len(now))
+    return failed
+
+
+def look(jobs: list, measures, kept, workers: int) -> list[tuple[str | None, dict]]:
+    """(why it cannot be scored, {column: value}) of each job, (sample, method, video): every video, to its end.
+
+    One clip is in memory for each of the workers; what was measured before is `kept`.
+    """
+    def one(job):
+        sample, _, path = job
+        try:
+            if not path.is_file():                       # what was seen once may be gone
+                raise BadInput(f"{path}: there is no such video; correct the path")
+            return None, kept(["quality", measures.stamp, sample.instruction, hash_video(path)], lambda: measures(
+                torch.from_numpy(np.ascontiguousarray(read_pixels(path, 2).transpose(0, 3, 1, 2))), sample.instruction))
+        except ValueError as error:                      # BadInput, or features that are not finite
+            return str(error), {}
+    with ThreadPoolExecutor(workers) as pool:
+        return list(tqdm(pool.map(one, jobs), total=len(jobs), desc="look", unit="video"))
+
+
+def ask_local(jobs: list, ask, stamp: str, kept) -> list:
+    """The verdicts of a local judge(sample, video), a list of one for each job: scores or Missing. Raises BadInput for
+    the oracle and a sample that is none of its world."""
+    verdicts = []
+    for sample, _, path in tqdm(jobs, desc="judge", unit="video"):
+        if ask is judge.oracle:
+            judge.world_triplet(sample)
+        try:
+            name = ["judge", stamp, sample.id, sample.instruction, hash_video(sample.source), hash_video(path)]
+            verdicts.append([kept(name, lambda: ask(sample, path))])
+        except ValueError as error:
+            verdicts.append([Missing(str(error))])
+    return verdicts
+
+
+def score_row(verdicts: list) -> dict:
+    """What the verdicts (scores or Missing, one a repeat) of one edit come to: for a row of scores.jsonl.
+
+    Each column is the mean over the repeats that have it; `repeats` holds those, `missing` why the others do not.
+    failed: why, where no repeat is left.
+    """
+    missing, repeats, reasons = [v.reason for v in verdicts if isinstance(v, Missing)], [], []
+    for v in verdicts:
+        if not isinstance(v, Missing):
+            scores = {column: v[column] for column in (*judge.SCORES, "Yes") if column in v}
+            if "EA" in v:
+                four = v["EA"], v.get("PC"), v["GN"], v["GR"]
+                scores |= {"Overall": float(overall(*four)), "Geometric mean": float(geometric_mean(*four))}
+            repeats.append(scores)
+            reasons += v.get("reasons", [])
+    means = {column: float(np.mean([r[column] for r in repeats])) for column in (repeats[0] if repeats else ())}
+    return {"failed": None if repeats or not verdicts else f"judge: {missing[-1]}",
+            **{column: means.get(column) for column in (*COLUMNS, "Yes")},
+            "missing": missing, "repeats": repeats, "reasons": reasons}
+
+
+def judge_variance(rows: list[dict], column: str) -> float:
+    """The mean over edits of the variance of `column` between the judge's repeats; NaN where none was judged twice."""
+    several = [[r[column] for r in row["repeats"] if column in r] for row in rows]
+    variances = [np.var(x, ddof=1) for x in several if len(x) > 1]
+    return float(np.mean(variances)) if variances else math.nan
+
+
+def correlation(a, b, seed: int = 0) -> tuple[float, float, float]:
+    """Spearman's rho of two lists and its 95 % interval, by the bootstrap over pairs; NaN where there is none."""
+    a, b = np.asarray(a, float), np.asarray(b, float)
+    if len(a) < 3 or len(set(a)) < 2 or len(set(b)) < 2:
+        return math.nan, math.nan, math.nan
+    rng, draws = np.random.default_rng(seed), []
+    for _ in range(1000):
+        i = rng.integers(len(a), size=len(a))
+        if len(set(a[i])) > 1 and len(set(b[i])) > 1:
+            draws.append(spearmanr(a[i], b[i]).statistic)
+    return float(spearmanr(a, b).statistic), *map(float, np.percentile(draws, (2.5, 97.5)))
+
+
+def read_human(path: str) -> dict[str, dict[tuple[str, str], float]]:
+    """{column: {(id, method): mean rating}} of a CSV with the columns id, method and some of the scores' names.
+
+    A line is one person's rating; empty cells are none. Raises BadInput.
+    """
+    found = {}
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            lines = csv.DictReader(file)
+            rated = [c for c in (*COLUMNS, "Yes") if c in (lines.fieldnames or ())]
+            if not rated or not {"id", "method"} <= set(lines.fieldnames):
+                raise BadInput(f"--human {path}: needs the columns id, method and one of {', '.join(COLUMNS)}")
+            for line in lines:
+                for column in rated:
+                    if (line[column] or "").strip():
+                        value = float(line[column])
+                        if not math.isfinite(value):
+                            raise ValueError(f"{column} is {line[column]}")
+                        found.setdefault(column, {}).setdefault((line["id"], line["method"]), []).append(value)
+    except BadInput:
+        raise
+    except (OSError, ValueError, csv.Error) as error:
+        where = f":{lines.line_num}" if "lines" in locals() else ""
+        raise BadInput(f"--human {path}{where}: cannot be read ({error}); give a CSV of numbers") from error
+    return {column: {key: float(np.mean(x)) for key, x in cells.items()} for column, cells in found.items()}
+
+
+PAPER = {"rave": "Table 1 rave", "icvg": "Table 1 icvg", "literal": "Table 3 Ditto-1M", "cross": "Table 2 VIE-Bench"}
+
+
+def tables(rows: list[dict], about: dict, human: dict | None = None) -> str:
+    """All tables of a benchmark's rows, in Markdown: for each subset scores by method and type, differences, quality."""
+    paper = json.loads((Path(__file__).parent / "paper_results.json").read_text())
+    columns = {"vila": ["Yes"], "none": []}.get(about["judge"], list(COLUMNS))
+    heads, names = about["labels"], about["methods"]
+    pick = lambda group, column: [r[column] for r in group if not r["failed"] and r[column] is not None]
+    out = [f"{about['head']}\n"]
+    for subset in dict.fromkeys(r["subset"] for r in rows):
+        here = [r for r in rows if r["subset"] == subset]
+        kinds = [*dict.fromkeys(r["type"] for r in here), "all"]
+        lines = [["method", "type", "N scored", "N failed", *columns]]
+        for name in names:
+            for kind in kinds:
+                group = [r for r in here if r["method"] == name and kind in (r["type"], "all")]
+                bad = sum(bool(r["failed"]) for r in group)
+                lines.append([name, kind, str(len(group) - bad), str(bad), *[told(pick(group, c)) for c in columns]])
+        out += [f"## {subset}\n", markdown(lines)]
+        by = {name: {r["id"]: r for r in here if r["method"] == name and not r["failed"]} for name in names}
+        lines = [["difference", "N pairs", *columns]]
+        for a, b in combinations(names, 2):
+            both = [key for key in by[a] if key in by[b]]
+            lines.append([f"{a} - {b}", str(len(both))])
+            for column in columns:
+                mean, low, high = paired_difference(*[[by[name][key][column] for key in both] for name in (a, b)])
+                lines[-1].append("-" if math.isnan(mean) else f"{mean:+.2f}" if math.isnan(low) else
+                                 f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]")
+        if len(lines) > 1 and columns:
+            out += ["The same samples, method by method:\n", markdown(lines)]
+        lines = [["method", "N", *[heads[c] for c in quality.COLUMNS]]]
+        for name in names:
+            seen = [r["quality"] for r in here if r["method"] == name and r["quality"]]
+            lines.append([name, str(len(seen)), *[told([q[c] for q in seen if c in q], 3) for c in quality.COLUMNS]])
+        out += ["Video quality, 0 to 1:\n", markdown(lines)]
+        if subset in PAPER:
+            theirs, both = paper[PAPER[subset]], [*columns, *quality.COLUMNS]
+            both = [c for c in both if any(row.get(c) is not None for row in theirs.values())]
+            cell = lambda x: "-" if x is None else f"{x:g}"
+            lines = [["method (paper)", *both]] + [[m, *[cell(row.get(c)) for c in both]] for m, row in theirs.items()]
+            out += [f"The paper's {PAPER[subset].rsplit(' ', 1)[0]}, for comparison only: another judge (GPT-4o of its "
+                    f"day, by the authors' prompts) on other data:\n", markdown(lines)]
+    if about["why"]:
+        out += ["Empty columns: " + "; ".join(f"{c}: {why}" for c, why in about["why"].items()) + ".\n"]
+    own = {c: judge_variance(rows, c) for c in columns}
+    lines = [f"{c} {v:.3f} (standard deviation {v ** .5:.2f})" for c, v in own.items() if not math.isnan(v)]
+    if lines:
+        out += [f"The judge's own variance, between {about['repeat']} judgements of the same edit: "
+                f"{', '.join(lines)}.\n"]
+    if human:
+        lines = [["judge and people", "N", "Spearman"]]
+        for column, ratings in human.items():
+            pairs = [(r[column], ratings[r["id"], r["method"]]) for r in rows
+                     if r[column] is not None and not r["failed"] and (r["id"], r["method"]) in ratings]
+            rho, low, high = correlation(*zip(*pairs)) if pairs else (math.nan,) * 3
+            lines.append([column, str(len(pairs)), "-" if math.isnan(rho) else f"{rho:.2f} [{low:.2f}, {high:.2f}]"])
+        out += [markdown(lines)]
+    part = sum(len(r["missing"]) for r in rows)
+    if part:
+        out += [f"{part} judgements are missing: refused, cut off, malformed or out of range after the last try.\n"]
+    for name in names:
+        bad = [r for r in rows if r["method"] == name and r["failed"]]
+        if bad:
+            out += [f"{name}: {len(bad)} of {sum(r['method'] == name for r in rows)} failed and are not scored:\n",
+                    "".join(f"- {r['id']}: {' '.join(r['failed'].split())}\n" for r in bad)]
+    return "\n".join(out)
+
+
+def benchmark(args) -> None:
+    """Score methods on a manifest: their videos, the judge, the tables."""
+    samples = judge.read_manifest(args.manifest, args.subset)[:args.n]
+    out, methods = Path(args.out or Path("out/eval") / Path(args.manifest).stem), judge.methods(args.videos)
+    vbench = quality.vbench_results(args.vbench_results) if args.vbench_results else {}
+    client = None
+    if args.judge == "openai":
+        client = Client(out / "replies.jsonl", args.judge_model or "gpt-4o", args.base_url, args.price_in,
+                        args.price_out)
+    if args.dry_run:
+        jobs = [(s, folder / f"{s.id}.mp4") for s in samples for folder in methods.values()]
+        there = [job for job in jobs if job[1].is_file()]
+        told = client.count(tqdm(judge.service(there, args.judge_frames, args.repeat)[0], desc="count", unit="question",
+                                 total=2 * args.repeat * len(there)))
+        print(f"{len(samples)} samples, {len(methods)} methods, {len(jobs) - len(there)} videos missing: "
+              f"{told['questions']} questions, {told['calls']} of them not answered yet: about {told['tokens_in']:,} tokens in, "
+              f"{told['tokens_out']:,} out, ${told['cost']:.2f}"
+              + ("" if args.price_in or args.price_out else " (pass --price-in and --price-out)"))
+        return
+    model, failed = None, {}
+    if args.checkpoint or args.judge == "vila":
+        model = load_model(args.judge_model if args.judge == "vila" and args.judge_model else args.checkpoint)
+        if torch.cuda.is_available():
+            model.cuda()
+    measures = quality.Measures(args.dino, args.clip, args.viclip, args.trust_remote_code, model,
+                                fingerprint(model, ("vlm",)) if model else "")
+    if args.checkpoint:
+        name = run_name(args.checkpoint)
+        if name in methods:
+            raise BadInput(f"--videos {name}=...: the checkpoint is called so, too; rename the one")
+        maker = load_model(args.checkpoint) if args.judge_model and args.judge == "vila" else model
+        methods[name] = out / "videos" / name
+        made = generate(maker.to(model.device), samples, methods[name], args.steps, args.guidance, args.seed, args.batch)
+        failed = {(key, name): why for key, why in made.items()}
+    kept = judge.Kept(out / "kept.jsonl")
+    jobs = [(s, name, folder / f"{s.id}.mp4") for s in samples for name, folder in methods.items()]
+    seen = look(jobs, measures, kept, len(os.sched_getaffinity(0)))
+    whole = [k for k, (why, _) in enumerate(seen) if not why]
+    good, verdicts = [jobs[k] for k in whole], [[] for _ in whole]
+    if args.judge == "openai":
+        asked, gather = judge.service([(s, path) for s, _, path in good], args.judge_frames, args.repeat)
+        verdicts = gather(client.ask(asked, 2 * args.repeat * len(good), "judge"))
+        client.close()
+    elif args.judge == "oracle":
+        verdicts = ask_local(good, judge.oracle, f"oracle {world.VERSION}", kept)
+    elif args.judge == "vila":
+        verdicts = ask_local(good, judge.vila(model), f"vila {fingerprint(model, ('vlm',))} {model.preset}", kept)
+    verdicts, rows, near = dict(zip(whole, verdicts)), [], lambda path: os.path.relpath(path, out)
+    for k, (s, name, path) in enumerate(jobs):
+        scores = score_row(verdicts.get(k, []))
+        scores["failed"] = failed.get((s.id, name)) or seen[k][0] or scores["failed"]
+        rows.append({"id": s.id, "subset": s.subset, "type": s.type, "instruction": s.instruction, "method": name,
+                     "source": near(s.source), "target": near(s.target), "video": near(path), **scores,
+                     "quality": seen[k][1] | vbench.get((name, s.id), {}) if not seen[k][0] else {}})
+    labels, why = dict(measures.labels), dict(measures.why)
+    for column in {c for values in vbench.values() for c in values}:
+        labels[column] = f"{column} (vbench)"
+        why.pop(column, None)
+    by = {"none": "no judge", "oracle": "the tiny world's oracle",
+          "vila": f"the VLM of {args.judge_model or args.checkpoint or 'weights/tiny'}",
+          "openai": f"{client.model}, {args.judge_frames} frames, prompt {judge.PROMPT}" if client else ""}[args.judge]
+    about = {"head": f"{Path(args.manifest).name}{f', subset {args.subset}' if args.subset else ''}, judged by {by}"
+                     f"{f', {args.repeat} times' if args.repeat > 1 else ''}: means [95 % bootstrap interval].",
+             "judge": args.judge, "repeat": args.repeat, "methods": list(methods), "labels": labels, "why": why}
+    atomic_write(out / "scores.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    atomic_write(out / "about.json", json.dumps(about, indent=1) + "\n")
+    texts = {s.id: s.instruction for s in samples}
+    commands = [quality.vbench_folder(out / "vbench", name, {s.id: path for s, its, path in good if its == name}, texts)
+                for name in methods]
+    if "MS" in why:
+        print("motion smoothness, from the vbench package in its own environment, and then --vbench-results "
+              f"{out}/vbench/results:\n  " + "\n  ".join(commands))
+    rebuild(out, args.human)
+
+
+def rebuild(out: Path, human: str | None = None) -> None:
+    """Write and print the tables of what is in `out`; people's ratings are kept there, too. Raises BadInput."""
+    if human:
+        atomic_write(out / "human.csv", Path(human).read_bytes())
+    human = read_human(str(out / "human.csv")) if (out / "human.csv").exists() else None
+    try:
+        rows = [json.loads(line) for line in (out / "scores.jsonl").read_text().splitlines()]
+        text = tables(rows, json.loads((out / "about.json").read_text()), human)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"--report {out}: holds no results of a benchmark ({error}); make them with --manifest") \
+            from error
+    atomic_write(out / "table.md", text)
+    print(f"{text}\nwrote scores.jsonl and table.md into {out}")
+
+
 # ---------------------------------------------------------------------------------------------------- the command
 
 def parse(argv=None) -> argparse.Namespace:
     parser = Parser(description="Score a model on the tiny world.")
     parser.add_argument("--critic", action="store_true", help="measure the frozen parts instead of the generator")
-    parser.add_argument("--subset", default="rave", help=f"one of {', '.join(world.SUBSETS)}")
+    parser.add_argument("--subset", help=f"one of {', '.join(world.SUBSETS)} (default: rave), or a manifest's (all)")
     parser.add_argument("--split", default="test", help=f"one of {', '.join(world.SPLITS)}")
     parser.add_argument("--checkpoint", "--weights", help="a run's or model's folder (default: weights/<preset>)")
     parser.add_argument("--margin", action="store_true", help="keep the critic's margin in scores.jsonl, too")
-    parser.add_argument("--n", type=int, default=200, help="how many samples")
+    parser.add_argument("--n", type=int, help="how many samples (default: 200 of the tiny world, all of a manifest)")
     parser.add_argument("--steps", type=int, default=12, help="Euler steps from noise to clip")
     parser.add_argument("--guidance", type=float, default=1.0, help="c + g (c - uncond); 0 is none")
     parser.add_argument("--batch", type=int, default=20, help="clips generated at a time")
     parser.add_argument("--seed", type=int, default=0, help="of the noise")
-    parser.add_argument("--out", default="out/eval", help="where the results' folder goes")
+    parser.add_argument("--out", help="where the results' folder goes (default: out/eval); of a manifest, that folder")
+    add = parser.add_argument_group("any method on any benchmark").add_argument
+    add("--manifest", help="JSON lines: data.py's record with id and subset")
+    add("--videos", action="append", default=[], metavar="NAME=DIR", help="a method's folder of <id>.mp4; repeat it")
+    add("--judge", default="none", choices=("none", "oracle", "vila", "openai"), help="who gives the scores")
+    add("--judge-model", help="openai: the model's name (default: gpt-4o); vila: a model folder (default: weights/tiny)")
+    add("--judge-frames", type=int, default=8, help="frames of source and edit that a service is shown")
+    add("--base-url", help="openai: another endpoint that speaks its language")
+    add("--price-in", type=float, default=0., help="openai: dollars a million tokens of questions")
+    add("--price-out", type=float, default=0., help="openai: dollars a million tokens of answers")
+    add("--dry-run", action="store_true", help="openai: print calls, tokens and dollars, and ask nothing")
+    add("--repeat", type=int, default=1, help="openai: judge so many times, for the judge's own variance")
+    add("--human", help="ratings of people, CSV: id, method and scores; for the judge's correlation with them")
+    add("--dino", help="subject consistency: facebook/dino-vitb16, or a folder")
+    add("--clip", help="background consistency: openai/clip-vit-base-patch32, or a folder")
+    add("--viclip", help="overall consistency and ViCLIP-T: OpenGVLab/ViCLIP-L-14-hf, or a folder")
+    add("--trust-remote-code", action="store_true", help="run the code that comes with ViCLIP")
+    add("--vbench-results", help="folder of what the vbench package wrote: motion smoothness, and what else is there")
+    add("--report", metavar="DIR", help="rebuild the tables of such results; no call, no model")
 
     args = parser.parse_args(argv)
-    for flag in ("n", "steps", "batch"):
-        if getattr(args, flag) < 1:
-            raise BadInput(f"--{flag} {getattr(args, flag)}: must be at least 1; {parser.get_default(flag)} will do")
-    if not 0 <= args.guidance < math.inf:
-        raise BadInput(f"--guidance {args.guidance}: must be 0 or a positive number; 1 will do")
+    for flag in ("n", "steps", "batch", "judge_frames", "repeat"):
+        value, name = getattr(args, flag), flag.replace("_", "-")
+        if value is not None and value < 1:
+            raise BadInput(f"--{name} {value}: must be at least 1; {parser.get_default(flag) or 200} will do")
+    for flag in ("guidance", "price_in", "price_out"):
+        value = getattr(args, flag)
+        if not 0 <= value < math.inf:
+            raise BadInput(f"--{flag.replace('_', '-')} {value}: must be 0 or a positive number; 1 will do")
+    if args.human:
+        read_human(args.human)                           # what can go wrong at the end is found out at the start
+    if args.report:
+        return args
+    if args.manifest:
+        if not (args.videos or args.checkpoint):
+            raise BadInput("--manifest: needs a method; give --videos NAME=DIR, or --checkpoint")
+        if args.repeat > 1 and args.judge != "openai":
+            raise BadInput(f"--repeat {args.repeat}: the judge {args.judge} always says the same; pass --judge openai")
+        if args.dry_run and (args.judge != "openai" or args.checkpoint):
+            raise BadInput("--dry-run: counts what --judge openai would be asked about --videos that are there")
+        return args
+    for flag, value in (("videos", args.videos), ("judge", args.judge != "none"), ("dry-run", args.dry_run)):
+        if value:
+            raise BadInput(f"--{flag}: needs --manifest; the tiny world has its own oracle")
+    args.subset, args.n, args.out = args.subset or "rave", args.n or 200, args.out or "out/eval"
     try:
         world.make_triplet(0, args.subset, args.split)
     except ValueError as error:
@@ -239,8 +597,18 @@ def resume(folder: Path, settings: dict) -> dict[int, dict]:
     return {}
 
 
+def run_name(folder: str) -> str:
+    """What a run is called: out/run/model is out/run, and out/run/model-300 its copy of step 300."""
+    path = Path(folder).resolve()
+    return path.parent.name + path.name.removeprefix("model") if path.name.startswith("model") else path.name
+
+
 def main(argv=None) -> None:
     args = parse(argv)
+    if args.report:
+        return rebuild(Path(args.report), args.human)
+    if args.manifest:
+        return benchmark(args)
     model = load_model(args.checkpoint)
     if torch.cuda.is_available():
         model.cuda()
@@ -256,10 +624,8 @@ def main(argv=None) -> None:
                   f"Spearman with EA {r['spearman']:.3f}; |d margin / d pixels| {r['gradient']:.3f}, "
                   f"{r['inside']:.0%} of it on the {result['area']:.0%} of pixels that should change")
         return
-    name = Path(args.checkpoint).resolve() if args.checkpoint else Path(model.preset.name)
-    if name.name.startswith("model"):                    # out/run/model is out/run, out/run/model-300 its copy of step 300
-        name = Path(name.parent.name + name.name.removeprefix("model"))
-    folder = Path(args.out) / f"{name.name}-{args.subset}-{args.split}"
+    name = run_name(args.checkpoint) if args.checkpoint else model.preset.name
+    folder = Path(args.out) / f"{name}-{args.subset}-{args.split}"
     how = {k: getattr(args, k) for k in ("subset", "split", "steps", "guidance", "seed")}
     settings = {**how, "checkpoint": fingerprint(model, (*FROZEN, *TRAINED)), "world": world.VERSION,
                 "margin": args.margin}

@@ -111,12 +111,12 @@ def methods(named: list[str]) -> dict[str, Path]:
 SYSTEM = ("You are a strict and fair judge of edited videos. You see a few frames, evenly spaced and in order of time. "
           "Judge only what can be seen. Give each score as a number from 0 to 10, and first the reason for it.")
 ASKED = {
-    "EA": "EA, edit accuracy: does the edit show what the instruction asks for, with all that follows from it in the real "
-          "world? 0: nothing of it, or something else. 10: all of it.",
+    "EA": "EA, edit accuracy: does the edit show what the instruction asks for, with all that follows from it in the "
+          "real world? 0: nothing of it, or something else. 10: all of it.",
     "PC": "PC, preservation consistency: is everything that the instruction gives no cause to change as it was in the "
           "source? 0: an unrelated scene. 10: nothing else has changed.",
-    "GN": "GN, generation naturalness: do things move and change smoothly and as they would? 0: jumps, flicker or frozen "
-          "nonsense. 10: like a filmed shot.",
+    "GN": "GN, generation naturalness: do things move and change smoothly and as they would? 0: jumps, flicker or "
+          "frozen nonsense. 10: like a filmed shot.",
     "GR": "GR, generation realism: is each frame free of artefacts, distortions and unnatural textures? 0: broken "
           "everywhere. 10: none."}
 CONTEXT = {"rave": "The instruction only hints at the edit: infer what the scene should come to look like.",
@@ -228,7 +228,7 @@ class Kept:
                 raise BadInput(f"{path}:{number}: is no line of ours ({error}); take it out") from error
 
     def __call__(self, parts: list, find: Callable[[], dict]) -> dict:
-        """The value of what `parts` (anything for JSON) name: find() where it is not there. What find raises is not kept."""
+        """The value of what `parts` (anything for JSON) name: find() where it is not there; what that raises is not kept."""
         key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
         if key not in self.values:
             value = find()
@@ -243,20 +243,27 @@ class Kept:
 WORLD_ID = re.compile(rf"({'|'.join(world.SUBSETS)})-({'|'.join(world.SPLITS)})-(\d+)")
 
 
-def oracle(sample: Sample, path: Path) -> dict:
-    """The tiny world's own judge: EA, PC, GN, GR. Raises BadInput where the sample is none of the tiny world, or unread.
-
-    The id says which triplet it is, "rave-test-7". The video went through a codec: the target itself gets no full 10.
-    """
+def world_triplet(sample: Sample) -> world.Triplet:
+    """The triplet that a sample of the tiny world is, by its id, "rave-test-7". Raises BadInput where it is none."""
     found = WORLD_ID.fullmatch(sample.id)
     triplet = found and world.make_triplet(int(found[3]), found[1], found[2])
     if not triplet or triplet.instruction != sample.instruction:
-        raise BadInput(f"{sample.id}: is no sample of the tiny world, and the oracle knows no other; choose another --judge")
+        raise BadInput(f"{sample.id}: is no sample of the tiny world, and the oracle knows no other; choose another "
+                       f"--judge")
+    return triplet
+
+
+def oracle(sample: Sample, path: Path) -> dict:
+    """The tiny world's own judge: EA, PC, GN, GR. Raises BadInput where it is no sample of that, or cannot be read.
+
+    The video went through a codec: the target itself gets no full 10.
+    """
+    triplet = world_triplet(sample)
     return world.judge(triplet, read_video(path, *triplet.target.shape[::2], triplet.target.shape[3]))
 
 
 def vila(model) -> Callable[[Sample, Path], dict]:
-    """judge(sample, path) -> {"Yes": 10 sigmoid(z_yes - z_no)}: the verdict of the model's own VLM, the critic's question.
+    """judge(sample, path) -> {"Yes": 10 sigmoid(z_yes - z_no)}: the verdict of the model's own VLM, asked as the critic.
 
     It raises BadInput where a video cannot be read, or the verdict is not finite.
     """

@@ -1,17 +1,18 @@
 """Is the video a good video? VBench's measures, and what they look through (Sec. 5.2).
 
-    python evaluate.py --manifest bench.jsonl --videos ours=out/ours --dino facebook/dino-vitb16 --clip openai/clip-vit-base-patch32
+    python evaluate.py --manifest bench.jsonl --videos ours=out/ours --dino facebook/dino-vitb16 \\
+        --clip openai/clip-vit-base-patch32
 
     TF        temporal flickering       pixels alone                                        temporal_flickering
     SC, BC    subject and background consistency, on features of DINO and of CLIP           feature_consistency
     OC        overall consistency       ViCLIP's cosine of text and 8 frames, VBench's way  text_consistency
-    ViCLIP-T  the same cosine, the frames chosen and prepared as ViCLIP's authors do (our reading: the paper does not say)
+    ViCLIP-T  the same cosine, the frames chosen and prepared as in ViCLIP's demonstration (the paper does not say)
     MS        motion smoothness         a network guesses each second frame                 motion_smoothness
 
 Each is a short function on frames or features; what extracts the features is passed in. Real extractors come from
-transformers, by id or local folder. There is no AMT-S in transformers: motion smoothness, and any of the others, is taken
-from what the `vbench` package wrote in an environment of its own (`vbench_folder`, `vbench_results`). Left out: DINO's own
-resizing of position embeddings differs from transformers' in the last digits where a clip is not square.
+transformers, by id or local folder. There is no AMT-S in transformers: motion smoothness, and any of the others, is
+taken from what the `vbench` package wrote in an environment of its own (`vbench_folder`, `vbench_results`). Left out:
+DINO's own resizing of position embeddings, which differs from transformers' in the last digits where a clip is not square.
 
 Axis letters: F frames, H W pixels, D width of a feature. Pixels are (F, 3, H, W), uint8.
 """
@@ -156,13 +157,13 @@ def own_tower(model) -> Callable:
 
 
 def viclip(name: str, trust_remote_code: bool) -> Callable:
-    """cosines(pixels, text) -> {"OC", "ViCLIP-T"}. ViCLIP is code that comes with its weights: it is run only if trusted.
+    """cosines(pixels, text) -> {"OC", "ViCLIP-T"}. ViCLIP is code that comes with its weights: only run if trusted.
 
     It needs `encode_vision(frames (B, T, 3, 224, 224), test=True)` and `encode_text(text)`, as the authors' class has
     them; texts are cut at its own 32 tokens. Raises BadInput.
     """
     if not trust_remote_code:
-        raise BadInput(f"--viclip {name}: runs code that comes with the model; read it, and then pass --trust-remote-code")
+        raise BadInput(f"--viclip {name}: runs code that comes with the model; read it, then pass --trust-remote-code")
     model = _load("--viclip", name, trust_remote_code=True)
     for method in ("encode_vision", "encode_text"):
         if not hasattr(model, method):

@@ -28,8 +28,9 @@ def bench(tmp_path):
     """Two samples, and a method's folder that has the first of them."""
     for name in ("a", "b", "t"):
         grey(tmp_path / f"{name}.mp4")
-    rows = [dict(id="one", subset="x", source_video_path="a.mp4", target_video_path="t.mp4", instruction="dusk", type=EDIT),
-            dict(id="two", source_video_path="b.mp4", target_video_path="t.mp4", instruction="so?", type=CONTEXT)]
+    row = lambda source, **more: dict(source_video_path=source, target_video_path="t.mp4", **more)
+    rows = [row("a.mp4", id="one", subset="x", instruction="dusk", type=EDIT),
+            row("b.mp4", id="two", instruction="so?", type=CONTEXT)]
     (tmp_path / "bench.jsonl").write_text("".join(json.dumps(r) + "\n\n" for r in rows))
     grey(tmp_path / "ours/one.mp4", start=40)
     return tmp_path
@@ -47,9 +48,9 @@ def test_the_manifest(bench):
 
 
 @pytest.mark.parametrize("change, words", [
-    ({"id": None}, "the id is null"), ({"id": "a/b"}, "the id is"), ({"id": "../x"}, "the id is"), ({"id": 3}, "the id is 3"),
-    ({"id": "two"}, "'two' is there twice"), ({"subset": 4}, "the subset is 4"), ({"type": "Magic"}, "unknown type 'Magic'"),
-    ({"instruction": " "}, "the field 'instruction'"), ({"target_video_path": "none.mp4"}, "none.mp4: there is no such video")])
+    ({"id": None}, "the id is null"), ({"id": "a/b"}, "the id is"), ({"id": ".x"}, "the id is"), ({"id": 3}, "the id is 3"),
+    ({"id": "two"}, "'two' is there twice"), ({"subset": 4}, "the subset is 4"), ({"type": "Magic"}, "unknown type"),
+    ({"instruction": " "}, "the field 'instruction'"), ({"target_video_path": "none.mp4"}, "none.mp4: there is no such")])
 def test_a_bad_line_of_the_manifest(bench, change, words):
     file = bench / "bench.jsonl"
     first = json.loads(file.read_text().splitlines()[0])
