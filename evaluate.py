@@ -15,7 +15,7 @@ On the tiny world it writes scores.jsonl (one row a sample), table.md and strips
 dozen) into out/eval/<checkpoint>-<subset>-<split>/. Stopped and started again with the same settings it goes on where it was; other
 settings or other weights start afresh. The judge is the tiny world's oracle, which re-renders the right answer.
 
-Of a benchmark it writes scores.jsonl (one row a sample and method), table.md, about.json and what needs no second time:
+Of a benchmark it writes scores.jsonl (one row a sample and method), table.md, report.html, about.json and what needs no second time:
 replies.jsonl (ask.py), kept.jsonl. A video that is missing, unreadable or too short is listed and counted, never scored.
 
 Axis letters: B batch, F frames, H W pixels.
@@ -37,6 +37,7 @@ from tqdm import tqdm
 
 import judge
 import quality
+import report
 import world
 from ask import Client, Missing
 from critic import THINK, Critic, decode_frames, load_model
@@ -358,23 +359,30 @@ def read_human(path: str) -> dict[str, dict[tuple[str, str], float]]:
 PAPER = {"rave": "Table 1 rave", "icvg": "Table 1 icvg", "literal": "Table 3 Ditto-1M", "cross": "Table 2 VIE-Bench"}
 
 
-def tables(rows: list[dict], about: dict, human: dict | None = None) -> str:
-    """All tables of a benchmark's rows, in Markdown: for each subset scores by method and type, differences, quality."""
+def tables(rows: list[dict], about: dict, human: dict | None = None) -> tuple[list, list]:
+    """(blocks, charts) of a benchmark's rows: for each subset scores by method and type, differences, quality.
+
+    A block is a text or a table, a list of lines of cells. A chart is what report.bars draws: (groups, title, top).
+    """
     paper = json.loads((Path(__file__).parent / "paper_results.json").read_text())
     columns = {"vila": ["Yes"], "none": []}.get(about["judge"], list(COLUMNS))
     heads, names = about["labels"], about["methods"]
     pick = lambda group, column: [r[column] for r in group if not r["failed"] and r[column] is not None]
-    out = [f"{about['head']}\n"]
+    drawn, top = (columns[-2], 10.) if len(columns) > 1 else (columns[0], 10.) if columns else ("TF", 1.)
+    out, charts = [f"{about['head']}\n"], []
     for subset in dict.fromkeys(r["subset"] for r in rows):
         here = [r for r in rows if r["subset"] == subset]
         kinds = [*dict.fromkeys(r["type"] for r in here), "all"]
-        lines = [["method", "type", "N scored", "N failed", *columns]]
+        lines, groups = [["method", "type", "N scored", "N failed", *columns]], {}
         for name in names:
             for kind in kinds:
                 group = [r for r in here if r["method"] == name and kind in (r["type"], "all")]
                 bad = sum(bool(r["failed"]) for r in group)
                 lines.append([name, kind, str(len(group) - bad), str(bad), *[told(pick(group, c)) for c in columns]])
-        out += [f"## {subset}\n", markdown(lines)]
+                values = pick(group, drawn) if columns else [r["quality"]["TF"] for r in group if r["quality"]]
+                groups.setdefault(kind, []).append((name, *interval(values)))
+        out += [f"## {subset}\n", lines]
+        charts.append((list(groups.items()), f"{subset}: {drawn}", top))
         by = {name: {r["id"]: r for r in here if r["method"] == name and not r["failed"]} for name in names}
         lines = [["difference", "N pairs", *columns]]
         for a, b in combinations(names, 2):
@@ -385,19 +393,19 @@ def tables(rows: list[dict], about: dict, human: dict | None = None) -> str:
                 lines[-1].append("-" if math.isnan(mean) else f"{mean:+.2f}" if math.isnan(low) else
                                  f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]")
         if len(lines) > 1 and columns:
-            out += ["The same samples, method by method:\n", markdown(lines)]
+            out += ["The same samples, method by method:\n", lines]
         lines = [["method", "N", *[heads[c] for c in quality.COLUMNS]]]
         for name in names:
             seen = [r["quality"] for r in here if r["method"] == name and r["quality"]]
             lines.append([name, str(len(seen)), *[told([q[c] for q in seen if c in q], 3) for c in quality.COLUMNS]])
-        out += ["Video quality, 0 to 1:\n", markdown(lines)]
+        out += ["Video quality, 0 to 1:\n", lines]
         if subset in PAPER:
             theirs, both = paper[PAPER[subset]], [*columns, *quality.COLUMNS]
             both = [c for c in both if any(row.get(c) is not None for row in theirs.values())]
             cell = lambda x: "-" if x is None else f"{x:g}"
             lines = [["method (paper)", *both]] + [[m, *[cell(row.get(c)) for c in both]] for m, row in theirs.items()]
             out += [f"The paper's {PAPER[subset].rsplit(' ', 1)[0]}, for comparison only: another judge (GPT-4o of its "
-                    f"day, by the authors' prompts) on other data:\n", markdown(lines)]
+                    f"day, by the authors' prompts) on other data:\n", lines]
     if about["why"]:
         out += ["Empty columns: " + "; ".join(f"{c}: {why}" for c, why in about["why"].items()) + ".\n"]
     own = {c: judge_variance(rows, c) for c in columns}
@@ -412,7 +420,7 @@ def tables(rows: list[dict], about: dict, human: dict | None = None) -> str:
                      if r[column] is not None and not r["failed"] and (r["id"], r["method"]) in ratings]
             rho, low, high = correlation(*zip(*pairs)) if pairs else (math.nan,) * 3
             lines.append([column, str(len(pairs)), "-" if math.isnan(rho) else f"{rho:.2f} [{low:.2f}, {high:.2f}]"])
-        out += [markdown(lines)]
+        out += [lines]
     part = sum(len(r["missing"]) for r in rows)
     if part:
         out += [f"{part} judgements are missing: refused, cut off, malformed or out of range after the last try.\n"]
@@ -421,7 +429,14 @@ def tables(rows: list[dict], about: dict, human: dict | None = None) -> str:
         if bad:
             out += [f"{name}: {len(bad)} of {sum(r['method'] == name for r in rows)} failed and are not scored:\n",
                     "".join(f"- {r['id']}: {' '.join(r['failed'].split())}\n" for r in bad)]
-    return "\n".join(out)
+    return out, charts
+
+
+def as_markdown(blocks: list) -> str:
+    """The blocks of `tables` as table.md has them; a bar within a cell would end it."""
+    return "\n".join(block if isinstance(block, str) else
+                     markdown([[" ".join(cell.replace("|", "/").split()) for cell in line] for line in block])
+                     for block in blocks)
 
 
 def benchmark(args) -> None:
@@ -500,18 +515,21 @@ def benchmark(args) -> None:
 
 
 def rebuild(out: Path, human: str | None = None) -> None:
-    """Write and print the tables of what is in `out`; people's ratings are kept there, too. Raises BadInput."""
+    """Write the tables and the page of what is in `out`, and print the tables; people's ratings are kept there, too. Raises BadInput."""
     if human:
         atomic_write(out / "human.csv", Path(human).read_bytes())
     human = read_human(str(out / "human.csv")) if (out / "human.csv").exists() else None
     try:
         rows = [json.loads(line) for line in (out / "scores.jsonl").read_text().splitlines()]
-        text = tables(rows, json.loads((out / "about.json").read_text()), human)
+        about = json.loads((out / "about.json").read_text())
+        blocks, charts = tables(rows, about, human)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput(f"--report {out}: holds no results of a benchmark ({error}); make them with --manifest") \
             from error
+    text = as_markdown(blocks)
     atomic_write(out / "table.md", text)
-    print(f"{text}\nwrote scores.jsonl and table.md into {out}")
+    report.report(out, rows, about, blocks, [report.bars(*chart) for chart in charts], human)
+    print(f"{text}\nwrote scores.jsonl, table.md and report.html into {out}")
 
 
 # ---------------------------------------------------------------------------------------------------- the command

@@ -20,7 +20,7 @@ import judge
 from ask import Missing
 from data import BadInput, read_pixels, write_video
 from endpoint import Endpoint
-from evaluate import correlation, judge_variance, read_human, score_row, tables
+from evaluate import as_markdown, correlation, judge_variance, read_human, score_row, tables
 from quality import temporal_flickering
 
 SCRIPT = Path(evaluate.__file__)
@@ -83,25 +83,28 @@ def test_ratings_of_people(tmp_path):
 def test_tables_by_hand():
     row = lambda id, method, ea=None, failed=None, type="Temporal Reasoning", **q: {
         "id": id, "method": method, "subset": "rave", "type": type, "failed": failed, "missing": [], "repeats": [],
-        "quality": q, **dict.fromkeys((*evaluate.COLUMNS, "Yes")), "EA": ea}
+        "quality": q, **dict.fromkeys((*evaluate.COLUMNS, "Yes")), "EA": ea, "Overall": ea}
     rows = [row("1", "a", 6, TF=.5), row("2", "a", 8, TF=.7), row("1", "b", 5, TF=.1), row("2", "b", failed="gone <x>"),
             row("3", "a", 1, type="Spatial Reasoning"), row("3", "b", 3, type="Spatial Reasoning")]
     about = {"head": "h", "judge": "openai", "repeat": 1, "methods": ["a", "b"], "why": {"MS": "give it"},
              "labels": {c: c for c in ("TF", "SC", "BC", "OC", "ViCLIP-T", "MS")}}
-    text = tables(rows, about, {"EA": {("1", "a"): 3, ("2", "a"): 4, ("3", "a"): 1, ("9", "a"): 1}})
+    blocks, charts = tables(rows, about, {"EA": {("1", "a"): 3, ("2", "a"): 4, ("3", "a"): 1, ("9", "a"): 1}})
+    text = as_markdown(blocks)
     assert [c[1:5] for c in cells(text, "a")][:3] == [
         ["Temporal Reasoning", "2", "0", "7.00 [6.00, 8.00]"], ["Spatial Reasoning", "1", "0", "1.00"],
         ["all", "3", "0", "5.00 [1.00, 8.00]"]]
     assert [c[1:5] for c in cells(text, "b")][:3] == [
         ["Temporal Reasoning", "1", "1", "5.00"], ["Spatial Reasoning", "1", "0", "3.00"],
         ["all", "2", "1", "4.00 [3.00, 5.00]"]]
-    assert cells(text, "a - b") == [["a - b", "2", "-0.50 [-2.00, +1.00]"] + ["-"] * 5]    # over the samples of both
+    assert cells(text, "a - b")[0][:4] == ["a - b", "2", "-0.50 [-2.00, +1.00]", "-"]      # over the samples of both
     assert cells(text, "a")[3] == ["a", "2", "0.600 [0.500, 0.700]"] + ["-"] * 5           # quality
     assert "Empty columns: MS: give it." in text and "b: 1 of 3 failed and are not scored:\n\n- 2: gone <x>\n" in text
+    (groups, title, top), = charts
+    assert (title, top) == ("rave: Overall", 10) and dict(groups)["all"][0] == ("a", 5, 1, 8)
     assert cells(text, "EA") == [["EA", "3", "1.00 [1.00, 1.00]"]]                         # judge and people
     assert cells(text, "ReViSE")[0][:6] == ["ReViSE", "6.1605", "5.4086", "6.6185", "7.3123", "4.6689"]
     assert "another judge" in text and "other data" in text
-    assert "| ReViSE" not in tables([{**r, "subset": "mine"} for r in rows], about)        # the paper has no such subset
+    assert "| ReViSE" not in as_markdown(tables([{**r, "subset": "mine"} for r in rows], about)[0])    # the paper has no such subset
 
 
 # ---------------------------------------------------------------------------------------------------- the command
