@@ -10,6 +10,8 @@ Any method's videos of any benchmark (judge.py says what that is), by the paper'
     python evaluate.py --manifest bench.jsonl --videos ours=out/ours --videos vace=out/vace --judge openai --out results
     python evaluate.py --manifest bench.jsonl --checkpoint out/uso --subset icvg --judge vila   # makes its videos first
     python evaluate.py --report results                         # the tables again from what is there; no call, no model
+    python evaluate.py --report results --study 50              # a page on which people rank the methods blindly
+    python evaluate.py --report results --study-results *.json  # what they said
 
 On the tiny world it writes scores.jsonl (one row a sample), table.md and strips.png (source, edit, target of the first
 dozen) into out/eval/<checkpoint>-<subset>-<split>/. Stopped and started again with the same settings it goes on where it was; other
@@ -83,6 +85,18 @@ def paired_difference(a, b) -> tuple[float, float, float]:
     Pairs in which either is None (a failed sample) are left out. Raises ValueError where the lengths differ.
     """
     return interval([x - y for x, y in zip(a, b, strict=True) if x is not None and y is not None])
+
+
+def win_rates(rankings: list[dict[str, float]]) -> dict[tuple[str, str], tuple[float, float, float]]:
+    """{(a, b): (rate, low, high)}: how often a is ranked before b, with its 95 % interval (Fig. 7).
+
+    rankings: one {method: rank} for each judgement, 1 the best; equal ranks are half a win, and a ranking without one of
+    the two says nothing about them. For each ordered pair that is in some ranking; the two rates of a pair add up to 1.
+    """
+    names = list(dict.fromkeys(name for ranks in rankings for name in ranks))
+    wins = {(a, b): [(np.sign(ranks[b] - ranks[a]) + 1) / 2 for ranks in rankings if a in ranks and b in ranks]
+            for a in names for b in names if a != b}
+    return {pair: interval(won) for pair, won in wins.items() if won}
 
 
 # ------------------------------------------------------------------------------------------- generate and judge
@@ -511,13 +525,28 @@ def benchmark(args) -> None:
     if "MS" in why:
         print("motion smoothness, from the vbench package in its own environment, and then --vbench-results "
               f"{out}/vbench/results:\n  " + "\n  ".join(commands))
-    rebuild(out, args.human)
+    rebuild(out, args)
 
 
-def rebuild(out: Path, human: str | None = None) -> None:
-    """Write the tables and the page of what is in `out`, and print the tables; people's ratings are kept there, too. Raises BadInput."""
-    if human:
-        atomic_write(out / "human.csv", Path(human).read_bytes())
+def study_table(rankings: dict[str, list]) -> list[list[str]]:
+    """Win rates of each criterion's rankings, a line for each ordered pair of methods."""
+    lines = [["wins over", "N", *rankings]]
+    rates = {criterion: win_rates(some) for criterion, some in rankings.items()}
+    for pair in dict.fromkeys(pair for some in rates.values() for pair in some):
+        n = max(sum(set(pair) <= set(ranks) for ranks in some) for some in rankings.values())
+        cells = [("-" if math.isnan(m) else f"{m:.0%}") + ("" if math.isnan(low) else f" [{low:.0%}, {high:.0%}]")
+                 for m, low, high in (some.get(pair, (math.nan,) * 3) for some in rates.values())]
+        lines.append([f"{pair[0]} over {pair[1]}", str(n), *cells])
+    return lines
+
+
+def rebuild(out: Path, args) -> None:
+    """Write the tables and pages of what is in `out`, and print the tables; people's ratings are kept there, too.
+
+    Raises BadInput where there are no results.
+    """
+    if args.human:
+        atomic_write(out / "human.csv", Path(args.human).read_bytes())
     human = read_human(str(out / "human.csv")) if (out / "human.csv").exists() else None
     try:
         rows = [json.loads(line) for line in (out / "scores.jsonl").read_text().splitlines()]
@@ -526,10 +555,16 @@ def rebuild(out: Path, human: str | None = None) -> None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput(f"--report {out}: holds no results of a benchmark ({error}); make them with --manifest") \
             from error
+    if args.study_results:
+        ranked = study_table(report.read_rankings(out, args.study_results))
+        blocks += ["## user study\n", "Pairwise win rates of people's rankings [95 % bootstrap interval]:\n", ranked]
     text = as_markdown(blocks)
     atomic_write(out / "table.md", text)
     report.report(out, rows, about, blocks, [report.bars(*chart) for chart in charts], human)
     print(f"{text}\nwrote scores.jsonl, table.md and report.html into {out}")
+    if args.study:
+        print(f"wrote {report.study(out, rows, about['methods'], args.study, args.seed)}: hand out its folder; "
+              f"{out}/study_key.json says which method is which")
 
 
 # ---------------------------------------------------------------------------------------------------- the command
@@ -564,13 +599,15 @@ def parse(argv=None) -> argparse.Namespace:
     add("--viclip", help="overall consistency and ViCLIP-T: OpenGVLab/ViCLIP-L-14-hf, or a folder")
     add("--trust-remote-code", action="store_true", help="run the code that comes with ViCLIP")
     add("--vbench-results", help="folder of what the vbench package wrote: motion smoothness, and what else is there")
+    add("--study", type=int, metavar="N", help="write a page with N samples, on which people rank the methods blindly")
+    add("--study-results", nargs="+", metavar="JSON", help="what they downloaded: win rates go into the tables")
     add("--report", metavar="DIR", help="rebuild the tables of such results; no call, no model")
 
     args = parser.parse_args(argv)
-    for flag in ("n", "steps", "batch", "judge_frames", "repeat"):
+    for flag in ("n", "steps", "batch", "judge_frames", "repeat", "study"):
         value, name = getattr(args, flag), flag.replace("_", "-")
         if value is not None and value < 1:
-            raise BadInput(f"--{name} {value}: must be at least 1; {parser.get_default(flag) or 200} will do")
+            raise BadInput(f"--{name} {value}: must be at least 1; {parser.get_default(flag) or 50} will do")
     for flag in ("guidance", "price_in", "price_out"):
         value = getattr(args, flag)
         if not 0 <= value < math.inf:
@@ -587,9 +624,10 @@ def parse(argv=None) -> argparse.Namespace:
         if args.dry_run and (args.judge != "openai" or args.checkpoint):
             raise BadInput("--dry-run: counts what --judge openai would be asked about --videos that are there")
         return args
-    for flag, value in (("videos", args.videos), ("judge", args.judge != "none"), ("dry-run", args.dry_run)):
+    for flag, value in (("videos", args.videos), ("judge", args.judge != "none"), ("dry-run", args.dry_run),
+                        ("study", args.study), ("study-results", args.study_results)):
         if value:
-            raise BadInput(f"--{flag}: needs --manifest; the tiny world has its own oracle")
+            raise BadInput(f"--{flag}: needs --manifest or --report; the tiny world has its own oracle")
     args.subset, args.n, args.out = args.subset or "rave", args.n or 200, args.out or "out/eval"
     try:
         world.make_triplet(0, args.subset, args.split)
@@ -624,7 +662,7 @@ def run_name(folder: str) -> str:
 def main(argv=None) -> None:
     args = parse(argv)
     if args.report:
-        return rebuild(Path(args.report), args.human)
+        return rebuild(Path(args.report), args)
     if args.manifest:
         return benchmark(args)
     model = load_model(args.checkpoint)

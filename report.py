@@ -9,6 +9,7 @@ when they are scrolled to; those of one sample play in step: each at the pace at
 that comes from elsewhere (instructions, reasons, names) reaches the page as JSON and is shown as text, never as HTML.
 """
 
+import hashlib
 import html
 import json
 import shutil
@@ -192,3 +193,97 @@ def report(out: Path, rows: list[dict], about: dict, blocks: list, charts: list[
     data = {"methods": about["methods"], "samples": samples(rows, human),
             "small": dict.fromkeys(("TF", "SC", "BC", "OC", "ViCLIP-T", "MS"), 1)}
     atomic_write(out / "report.html", _page("RVE-Bench: " + about["head"].split(":")[0], body, data, REPORT))
+
+
+# ------------------------------------------------------------------------------------------------------ study.html
+
+STUDY = r"""
+const kept = 'study ' + data.study, ranks = JSON.parse(localStorage.getItem(kept) ?? '{}');
+const done = (k, c) => Object.keys(data.samples[k].edits).every(l => ranks[k]?.[c]?.[l]);
+const count = () => by('count').textContent = `${data.samples.filter((s, k) => data.criteria.every(c => done(k, c))).length}` +
+  ` of ${data.samples.length} samples ranked`;
+data.samples.forEach((s, k) => {
+  const a = make('article', null, by('list')); make('h3', `${k + 1}. ${s.instruction}`, a);
+  const b = make('button', 'play / pause', a); b.onclick = () => a.player?.toggle();
+  make('div', null, a).className = 'row';
+  const t = make('table', null, a), head = make('tr', null, t), letters = Object.keys(s.edits);
+  for (const x of ['rank, 1 is best', ...letters]) make('th', x, head);
+  for (const c of data.criteria) { const line = make('tr', null, t); make('td', c, line);
+    for (const l of letters) { const e = make('select', null, make('td', null, line));
+      for (const x of ['', ...letters.map((_, i) => i + 1)]) make('option', x, e);
+      e.name = `${k} ${c} ${l}`; e.value = ranks[k]?.[c]?.[l] ?? '';
+      e.onchange = () => { ((ranks[k] ??= {})[c] ??= {})[l] = +e.value; localStorage.setItem(kept, JSON.stringify(ranks)); count() } } }
+  lazily(a, () => { const row = a.querySelector('.row'), videos = [];
+    for (const [name, path] of [['source', s.source], ...Object.entries(s.edits)]) { const f = make('figure', null, row);
+      make('figcaption', name, f); const v = make('video', null, f); v.dataset.src = url(path); videos.push(v) }
+    return inStep(videos) }) });
+by('save').onclick = () => { const rankings = [];
+  data.samples.forEach((s, k) => { for (const c of data.criteria) if (done(k, c))
+    rankings.push({ sample: k, criterion: c, ranks: ranks[k][c] }) });
+  const a = make('a', null, document.body); a.download = 'ratings.json';
+  a.href = URL.createObjectURL(new Blob([JSON.stringify({ study: data.study, rankings })])); a.click() };
+count();
+"""
+
+
+def study(out: Path, rows: list[dict], names: list[str], n: int, seed: int = 0) -> Path:
+    """Write out/study/, a folder to hand out: study.html and copies of the videos under names that tell nothing.
+
+    n samples of which each method has a video; in each the methods get letters in an order of its own, by `seed`. Who
+    is who is in out/study_key.json, which is not handed out. Raises BadInput where there are too few samples, or
+    another study's key would be lost.
+    """
+    whole = [s for s in samples(rows) if all(s["methods"].get(m, {}).get("scores", {}).get("TF") is not None for m in names)
+             and (out / s["source"]).is_file()]
+    if len(names) < 2 or len(whole) < n:
+        raise BadInput(f"--study {n}: {len(whole)} samples have videos of all {len(names)} methods; take fewer samples, "
+                       f"and two methods or more")
+    rng, shown, key = np.random.default_rng(seed), [], {"study": "", "samples": []}
+    folder, copied = out / "study", []
+    for k, place in enumerate(rng.permutation(len(whole))[:n]):
+        s, letters = whole[place], dict(zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", (names[i] for i in rng.permutation(len(names)))))
+        copies = {letter: f"{k + 1}{letter}.mp4" for letter in letters}
+        original = f"{k + 1}source{Path(s['source']).suffix}"
+        copied += [(original, s["source"]), *[(copies[x], s["methods"][m]["video"]) for x, m in letters.items()]]
+        shown.append({"instruction": s["instruction"], "source": original, "edits": copies})
+        key["samples"].append({"id": s["id"], **letters})
+    key["study"] = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
+    body = ("<h1>Which edit is best?</h1><p>Each sample shows a source, an instruction that hints at an edit, and the edits "
+            "of several methods. Rank them: how well the edit does what the instruction means (Edit Accuracy), how well "
+            "all else is as it was (Content Preservation), and how good the video looks (Visual Quality). 1 is the best, "
+            "equals may share a rank. What you chose is kept in this browser.</p><div id=bar><b id=count></b> "
+            "<button id=save>download ratings.json</button></div><div id=list></div>")
+    data = {"study": key["study"], "criteria": CRITERIA, "samples": shown}
+    record = out / "study_key.json"
+    if record.exists() and json.loads(record.read_text()) != key:                          # without it, answers are lost
+        raise BadInput(f"{record}: is the key of another study; move it and {folder} away, or pass the same --study and --seed")
+    atomic_write(record, json.dumps(key, indent=1) + "\n")
+    for name, path in copied:
+        with replacing(folder / name) as temporary:
+            shutil.copyfile(out / path, temporary)
+    atomic_write(folder / "study.html", _page("Study", body, data, STUDY))
+    return folder / "study.html"
+
+
+def read_rankings(out: Path, files: list[str]) -> dict[str, list[dict[str, int]]]:
+    """{criterion: [{method: rank}, ...]} of what people downloaded, by out/study_key.json. Raises BadInput."""
+    try:
+        key = json.loads((out / "study_key.json").read_text())
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{out}/study_key.json: cannot be read ({error}); make the study with --study first") from error
+    found = {criterion: [] for criterion in CRITERIA}
+    for file in files:
+        try:
+            rated = json.loads(Path(file).read_text())
+            if rated["study"] != key["study"]:
+                raise BadInput(f"{file}: is of another study; give those of {out}/study")
+            for row in rated["rankings"]:
+                names = {x: m for x, m in key["samples"][row["sample"]].items() if x != "id"}
+                if set(row["ranks"]) != set(names) or not all(r in range(1, len(names) + 1) for r in row["ranks"].values()):
+                    raise ValueError(f"ranks {row['ranks']}")
+                found[row["criterion"]].append({names[x]: rank for x, rank in row["ranks"].items()})
+        except BadInput:
+            raise
+        except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+            raise BadInput(f"{file}: is no ratings.json of the study ({error}); take it away") from error
+    return found

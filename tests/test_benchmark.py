@@ -107,6 +107,18 @@ def test_tables_by_hand():
     assert "| ReViSE" not in as_markdown(tables([{**r, "subset": "mine"} for r in rows], about)[0])    # the paper has no such subset
 
 
+def test_win_rates_by_hand():
+    ranks = [dict(a=1, b=2, c=3), dict(a=1, b=3, c=2), dict(a=2, b=1), dict(a=1, b=1, c=3)]
+    rates = evaluate.win_rates(ranks)
+    assert rates["a", "b"][0] == (1 + 1 + 0 + .5) / 4 and rates["b", "a"][0] == 1 - rates["a", "b"][0]
+    assert rates["b", "c"][0] == pytest.approx(2 / 3) and rates["a", "c"] == (1, 1, 1) and len(rates) == 6
+    mean, low, high = evaluate.win_rates([dict(a=1, b=2)] * 50 + [dict(a=2, b=1)] * 50)["a", "b"]
+    assert mean == .5 and low == pytest.approx(.4, abs=.011) and high == pytest.approx(.6, abs=.011)   # binomial
+    assert evaluate.win_rates([]) == {}
+    lines = evaluate.study_table({"X": ranks[:1], "Y": []})
+    assert lines[0] == ["wins over", "N", "X", "Y"] and ["c over a", "1", "0%", "-"] in lines
+
+
 # ---------------------------------------------------------------------------------------------------- the command
 
 @pytest.fixture(scope="module")
@@ -277,7 +289,9 @@ def test_kill_minus_nine(bench, tmp_path):
     (["--manifest", "m.jsonl", "--videos", "a=.", "--human", "none.csv"], "--human none.csv: cannot be read"),
     (["--manifest", "m.jsonl", "--videos", "a=.", "--vbench-results", "."], "--vbench-results .: .*run vbench first"),
     (["--judge", "openai"], "--judge: needs --manifest"),
-    (["--videos", "a=."], "--videos: needs --manifest"),
+    (["--videos", "a=."], "--videos: needs --manifest or --report"),
+    (["--study", "3"], "--study: needs --manifest or --report"),
+    (["--report", "nowhere", "--study", "0"], "--study 0: must be at least 1; 50 will do"),
     (["--report", "nowhere"], "--report nowhere: holds no results"),
 ])
 def test_bad_flags(flags, words, tmp_path, monkeypatch, capsys):

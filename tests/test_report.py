@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import report
-from data import write_video
+from data import BadInput, write_video
 
 HOSTILE = "</script><script>window.hacked=1</script><img src=x onerror=window.hacked=1>&amp; dusk"
 NASTY = "a#1?b%20c é"                                   # what a file's name can be
@@ -169,3 +169,70 @@ def test_bars_by_hand():
     svg = report.bars([("T", [("a", 5., 2.5, 7.5), ("b", nan, nan, nan), ("c", 1., nan, nan)])], "t", 10)
     widths = [float(w) for w in re.findall(r'width="([\d.]+)" height="13"', svg)]
     assert widths == [310, 62] and svg.count("<path") == 1 and "M365.0" in svg and "H675.0" in svg
+
+
+# -------------------------------------------------------------------------------------------------------- the study
+
+def test_the_study_hides_who_is_who(folder, rows):
+    key, page = read_key(folder, rows, 3), folder / "study/study.html"
+    text = page.read_text()
+    assert "ours" not in text and "theirs" not in text and not {"a"} & {s["id"] for s in key["samples"]}   # a failed
+    assert {p.name for p in page.parent.iterdir()} == {"study.html", *(f"{k}{x}.mp4" for k in (1, 2)
+                                                                       for x in ("A", "B", "source"))}
+    for k, s in enumerate(key["samples"], 1):
+        assert {s["A"], s["B"]} == {"ours", "theirs"}
+        assert (page.parent / f"{k}A.mp4").read_bytes() == (folder / f"videos/{s['A']}.mp4").read_bytes()
+    assert json.loads((folder / "study_key.json").read_text()) == key
+    first = [[s["A"] for s in read_key(folder, rows, seed)["samples"]] for seed in range(20)]
+    assert {tuple(x) for x in first} == {(a, b) for a in ABOUT["methods"] for b in ABOUT["methods"]}       # shuffled
+    report.study(folder, rows, ABOUT["methods"], 2, seed=19)                               # the same once more
+    with pytest.raises(BadInput, match="study_key.json: is the key of another study"):
+        report.study(folder, rows, ABOUT["methods"], 2, seed=18)
+    with pytest.raises(BadInput, match="--study 3: 2 samples have videos of all 2 methods"):
+        report.study(folder, rows, ABOUT["methods"], 3)
+
+
+def read_key(folder, rows, seed):
+    (folder / "study_key.json").unlink(missing_ok=True)
+    report.study(folder, rows, ABOUT["methods"], 2, seed)
+    return json.loads((folder / "study_key.json").read_text())
+
+
+def test_a_person_ranks_in_the_browser(browser, folder, rows):
+    key = read_key(folder, rows, 3)
+    browser.get((folder / "study/study.html").as_uri())
+    until(browser, "[...document.querySelectorAll('article:first-child video')].filter(v => v.currentTime > 0).length == 3")
+    rank = lambda name, value: browser.execute_script(
+        "const e = document.getElementsByName(arguments[0])[0]; e.value = arguments[1]; e.onchange()", name, value)
+    for c in report.CRITERIA:                            # ours is better in each way, on the first sample
+        for letter in "AB":
+            rank(f"0 {c} {letter}", 1 if key["samples"][0][letter] == "ours" else 2)
+    rank("1 Edit Accuracy A", 1)
+    browser.refresh()                                    # what was chosen outlives it
+    assert browser.find_element("id", "count").text == "1 of 2 samples ranked"
+    rank("1 Edit Accuracy B", 1)                         # a tie
+    browser.find_element("id", "save").click()
+    file = browser.down / "ratings.json"
+    for _ in range(300):
+        if file.exists():
+            break
+        time.sleep(.1)
+    found = report.read_rankings(folder, [str(file)])
+    assert found == {"Edit Accuracy": [{"ours": 1, "theirs": 2}, {"ours": 1, "theirs": 1}],
+                     "Content Preservation": [{"ours": 1, "theirs": 2}], "Visual Quality": [{"ours": 1, "theirs": 2}]}
+
+
+def test_ratings_that_are_none(folder, rows, tmp_path):
+    key = read_key(folder, rows, 0)
+    good = {"sample": 0, "criterion": "Visual Quality", "ranks": {"A": 1, "B": 2}}
+    file = tmp_path / "r.json"
+    for rated, words in (({"study": "x", "rankings": []}, "another study"), ([], "is no ratings.json"),
+                         ({"study": key["study"], "rankings": [{**good, "sample": 9}]}, "is no ratings.json"),
+                         ({"study": key["study"], "rankings": [{**good, "criterion": "Taste"}]}, "Taste"),
+                         ({"study": key["study"], "rankings": [{**good, "ranks": {"A": 1}}]}, "ranks"),
+                         ({"study": key["study"], "rankings": [{**good, "ranks": {"A": 1, "B": 3}}]}, "ranks")):
+        file.write_text(json.dumps(rated))
+        with pytest.raises(BadInput, match=words):
+            report.read_rankings(folder, [str(file)])
+    with pytest.raises(BadInput, match="--study first"):
+        report.read_rankings(tmp_path, [])
