@@ -3,6 +3,7 @@
     python bench.py                                     # the released weights; some minutes on two idle cores
     python bench.py --random --batch 2 --repeats 1      # quick, and needs no weights: does it run at all?
     python bench.py --curate                            # curate.py instead: shots, embeddings, clusters of 1M shots
+    python bench.py --report                            # evaluate.py instead: 1,000 clips of 352 x 640 into a report
     python bench.py --preset wan1.3b --rivals --out results      # the real size, random weights; the tiny one without a GPU
 
 Milliseconds a step of SFT and of USO at five tau, their ratio, where the time goes and peak memory, for each --decode
@@ -42,6 +43,7 @@ os.environ |= {"TORCH_CPP_LOG_LEVEL": "ERROR", "KINETO_LOG_LEVEL": "99"}        
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from accelerate import init_empty_weights
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -440,6 +442,52 @@ def measure_curation(n: int, clips: int = 8) -> dict:
     return {**result, "goal": {**goal, "met": n >= 1e6 and all(result[k] <= most for k, most in goal.items())}}
 
 
+# ------------------------------------------------------------------------------------------------- the benchmark's page
+
+def many_clips(folder: Path, n: int, kinds: int = 8) -> None:
+    """A benchmark of `n` clips of 17 frames of 352 x 640, no two files of which are the same: bench.jsonl and videos/.
+
+    `kinds` moving pictures with some grain are encoded; a clip is one of them with a box of its own at the end, which
+    players skip: to decode it costs the same.
+    """
+    from data import FIELDS, SUBSET_OF
+    rng, clips = torch.Generator().manual_seed(0), []
+    for _ in range(kinds):
+        scene = F.interpolate(torch.rand(1, 3, 24, 44, generator=rng), (384, 704), mode="bicubic", align_corners=False)
+        frames = torch.stack([scene[0, :, 2 * k:2 * k + 352, 4 * k:4 * k + 640] for k in range(17)])
+        grain = .02 * torch.randn(frames.shape, generator=rng)
+        write_video(folder / "kind.mp4", (2 * frames - 1 + grain).clamp(-1, 1), 16)
+        clips.append((folder / "kind.mp4").read_bytes())
+    (folder / "videos").mkdir()
+    with open(folder / "bench.jsonl", "w") as file:
+        for k in range(n):
+            box = (16).to_bytes(4, "big") + b"free" + k.to_bytes(8, "big")
+            (folder / f"videos/{k}.mp4").write_bytes(clips[k % kinds] + box)
+            paths = dict.fromkeys(FIELDS[:2], f"videos/{k}.mp4")
+            file.write(json.dumps({"id": str(k), **paths, "instruction": "it moves", "type": list(SUBSET_OF)[k % 8]}) + "\n")
+
+
+def measure_report(n: int) -> dict:
+    """Seconds and MiB of evaluate.py, from n videos to tables and report.html, by temporal flickering; and of n / 10."""
+    code = "import sys, evaluate; evaluate.main(sys.argv[1:]); print(open('/proc/self/status').read())"
+    result, folder = {"clips": n, "size": "17 x 352 x 640"}, None
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        many_clips(folder, n)
+        result["mib_of_videos"] = sum(p.stat().st_size for p in (folder / "videos").iterdir()) / 2 ** 20
+        for some, name in ((max(1, n // 10), "_of_a_tenth"), (n, "")):
+            begin = time.perf_counter()
+            told = subprocess.run([sys.executable, "-c", code, "--manifest", folder / "bench.jsonl", "--n", str(some),
+                                   "--videos", f"method={folder}/videos", "--out", folder / f"results{some}"],
+                                  cwd=Path(__file__).parent, check=True, stdout=subprocess.PIPE, text=True).stdout
+            result |= {f"report_s{name}": time.perf_counter() - begin,
+                       f"report_mib{name}": int(re.search(r"VmHWM:\s*(\d+) kB", told)[1]) / 2 ** 10}
+        rows = (folder / f"results{n}" / "scores.jsonl").read_text().splitlines()
+        result["scored"] = sum("TF" in json.loads(row)["quality"] for row in rows)
+        result["report_html_mib"] = (folder / f"results{n}" / "report.html").stat().st_size / 2 ** 20
+    return {**result, "goal": {"report_s": 300, "met": n >= 1000 and result["scored"] == n and result["report_s"] < 300}}
+
+
 # ---------------------------------------------------------------------------------------------------- the command
 
 def random_model(preset: str = "tiny") -> UnifiedModel:
@@ -499,10 +547,12 @@ def parse(argv=None) -> argparse.Namespace:
     parser.add_argument("--random", action="store_true", help="random weights instead, which need no files")
     parser.add_argument("--curate", type=int, nargs="?", const=1_000_000, metavar="N",
                         help="measure curate.py instead, its clustering on N synthetic shots (N: 1,000,000)")
+    parser.add_argument("--report", type=int, nargs="?", const=1000, metavar="N",
+                        help="measure evaluate.py instead, from N videos to its report (N: 1,000)")
     args = parser.parse_args(argv)
-    for flag in ("batch", "repeats", "threads"):
-        if getattr(args, flag) < 1:
-            raise BadInput(f"--{flag} {getattr(args, flag)}: must be at least 1; {parser.get_default(flag)} will do")
+    for flag in ("batch", "repeats", "threads", "report"):
+        if getattr(args, flag) is not None and getattr(args, flag) < 1:
+            raise BadInput(f"--{flag} {getattr(args, flag)}: must be at least 1; {parser.get_default(flag) or 1000} will do")
     if args.threads > cores:
         raise BadInput(f"--threads {args.threads}: there are {cores} cores; {cores} threads will do")
     if args.preset != "tiny" and not torch.cuda.is_available():
@@ -523,6 +573,11 @@ def main(argv=None) -> None:
         result = measure_curation(args.curate)
         print("\n".join(f"{k}: {v:,.1f}" if isinstance(v, float) else f"{k}: {v}" for k, v in result.items()))
         atomic_write(args.out / "curate.json", json.dumps(result, indent=1) + "\n")
+        return
+    if args.report:
+        result = about(args.threads, argv) | measure_report(args.report)
+        print("\n".join(f"{k}: {v:,.1f}" if isinstance(v, float) else f"{k}: {v}" for k, v in result.items()))
+        atomic_write(args.out / "report.json", json.dumps(result, indent=1) + "\n")
         return
     at_size = args.preset != "tiny"
     model = random_model(args.preset) if args.random or at_size else load_model(args.weights, "tiny")

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 import bench
 from bench import DEFAULT, PARTS, TAUS, count_flops, expected_cost, peak_memory, timed, trigger_rate
 from critic import Critic
+from data import read_pixels
 
 SCRIPT = Path(bench.__file__)
 CPU = torch.device("cpu")
@@ -170,7 +171,22 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     assert all(f"| {part} " in printed for part in PARTS) and "GFLOPs" in printed and str(out) in printed
 
 
+def test_many_clips_into_a_report(tmp_path, monkeypatch, capsys):
+    bench.many_clips(tmp_path, 3, kinds=2)
+    files = [(tmp_path / f"videos/{k}.mp4") for k in range(3)]
+    a, b, c = (read_pixels(file) for file in files)
+    assert a.shape == (17, 352, 640, 3) and (a == c).all() and (a != b).any()
+    assert len({file.read_bytes() for file in files}) == 3
+    make = bench.many_clips
+    monkeypatch.setattr(bench, "many_clips", lambda folder, n: make(folder, n, kinds=1))
+    bench.main(["--report", "10", "--threads", "1", "--out", str(tmp_path / "out")])
+    result = json.loads((tmp_path / "out/report.json").read_text())
+    assert result["clips"] == result["scored"] == 10 and result["report_mib"] > 50 and not result["goal"]["met"]
+    assert result["report_s"] > 0 < result["report_s_of_a_tenth"]
+
+
 @pytest.mark.parametrize("flags, words", [
+    (["--report", "0"], "--report 0: must be at least 1; 1000 will do"),
     (["--batch", "0"], "--batch 0: must be at least 1"),
     (["--repeats", "-1"], "--repeats -1: must be at least 1"),
     (["--threads", "0"], "--threads 0: must be at least 1"),
