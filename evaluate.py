@@ -617,6 +617,8 @@ def parse(argv=None) -> argparse.Namespace:
     if args.report:
         return args
     if args.manifest:
+        if args.critic or args.margin:
+            raise BadInput(f"--{'critic' if args.critic else 'margin'}: is of the tiny world; leave out --manifest")
         if not (args.videos or args.checkpoint):
             raise BadInput("--manifest: needs a method; give --videos NAME=DIR, or --checkpoint")
         if args.repeat > 1 and args.judge != "openai":

@@ -271,7 +271,7 @@ def vila(model) -> Callable[[Sample, Path], dict]:
 
     def judge(sample, path):
         source, edited = (read_video(x, *size)[None].to(model.device) for x in (sample.source, path))
-        with torch.no_grad():
+        with torch.no_grad(), model.precision():
             yes = 10 * float(critic.margin(source, edited, [sample.instruction]).double().sigmoid())
         if not 0 <= yes <= 10:
             raise BadInput(f"{path}: the verdict is not finite")

@@ -104,7 +104,7 @@ def _fit(pixels: torch.Tensor, side: int, mode: str, crop: bool, mean_std) -> to
     """Short side to `side`, perhaps the middle square of it, normalised: (F, 3, H, W) uint8 -> (F, 3, h, w) float."""
     h, w = pixels.shape[-2:]
     size = [side * h // min(h, w), side * w // min(h, w)]
-    x = F.interpolate(pixels.float(), size, mode=mode, antialias=True, align_corners=False).clamp(0, 255) / 255
+    x = F.interpolate(pixels.float(), size, mode=mode, antialias=True, align_corners=False) / 255
     if crop:
         top, left = round((size[0] - side) / 2), round((size[1] - side) / 2)
         x = x[..., top:top + side, left:left + side]
@@ -151,8 +151,8 @@ def clip(name: str) -> Callable:
 def own_tower(model) -> Callable:
     """features(pixels) -> (F, D): the mean of the patch features of a UnifiedModel's own frozen vision tower."""
     def extract(x):
-        return model.vlm.patches(F.interpolate(x.float() / 127.5 - 1, (model.vlm.size,) * 2, mode="bicubic",
-                                               antialias=True, align_corners=False).clamp(-1, 1)).mean(1)
+        with model.precision():
+            return model.vlm.patches(x.float() / 127.5 - 1).mean(1)
     return lambda pixels: _batches(extract, pixels, model.device)
 
 

@@ -150,13 +150,22 @@ def test_the_oracle_judges_three_methods(bench, tmp_path, capsys, monkeypatch):
     assert [bool(re.search(w, x)) for w, x in zip(("to its end", "has 1 frames", "no such video"), whys)] == [True] * 3
     lost = [by["flawed", k] for k in ("icvg-test-0", "rave-test-1")]
     assert all(row["EA"] is None and row["quality"] == {} for row in lost)
-    pixels = torch.from_numpy(read_pixels(bench / "target/icvg-test-1.mp4")).permute(0, 3, 1, 2)
+    pixels = torch.from_numpy(read_pixels(bench / "target/icvg-test-1.mp4").copy()).permute(0, 3, 1, 2)
     assert by["target", "icvg-test-1"]["quality"] == {"TF": temporal_flickering(pixels)}
     assert (tmp_path / by["target", "icvg-test-1"]["video"]).resolve() == bench / "target/icvg-test-1.mp4"
     assert [c[1:4] for c in cells(text, "flawed") if c[1] == "all"] == [["all", "1", "1"], ["all", "0", "2"]]
     assert [c[1] for c in cells(text, "target - source")] == ["2", "2"]
     assert [c[1] for c in cells(text, "target - flawed")] == ["1", "0"] and "flawed: 3 of 4 failed" in text
     assert sorted(p.name for p in (tmp_path / "vbench/flawed").iterdir()) == ["rave-test-0.mp4"]
+
+    said = {"motion_smoothness": [.9, [{"video_path": f"{tmp_path}/vbench/target/{k}.mp4", "video_results": .9}
+                                       for k in ("rave-test-0", "rave-test-1")]]}
+    (tmp_path / "vbench/results").mkdir()
+    (tmp_path / "vbench/results/results_x_eval_results.json").write_text(json.dumps(said))
+    run(bench / "bench.jsonl", *methods, "--judge", "oracle", "--out", tmp_path, "--vbench-results", tmp_path / "vbench")
+    vbench = (tmp_path / "table.md").read_text()
+    assert "MS (vbench)" in vbench and "MS: give" not in vbench and "MS: give --vbench-results" in text
+    assert cells(vbench, "target")[3][-1] == "0.900 [0.900, 0.900]"
 
     monkeypatch.setattr(judge, "read_video", None)       # a rerun looks at nothing again, and nor does --report
     monkeypatch.setattr(evaluate, "load_model", None)
@@ -275,6 +284,7 @@ def test_kill_minus_nine(bench, tmp_path):
 @pytest.mark.parametrize("flags, words", [
     (["--manifest", "none.jsonl", "--videos", "a=."], "none.jsonl: cannot be read"),
     (["--manifest", "m.jsonl"], "--manifest: needs a method"),
+    (["--manifest", "m.jsonl", "--videos", "a=.", "--critic"], "--critic: is of the tiny world; leave out --manifest"),
     (["--manifest", "m.jsonl", "--videos", "a=nowhere"], "--videos a=nowhere: there is no such folder"),
     (["--manifest", "m.jsonl", "--videos", "a=.", "--subset", "x"], "--subset x: .*choose one of rave"),
     (["--manifest", "m.jsonl", "--videos", "a=.", "--judge", "gpt"], "argument --judge: invalid choice"),
