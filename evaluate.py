@@ -14,11 +14,12 @@ Any method's videos of any benchmark (judge.py says what that is), by the paper'
     python evaluate.py --report results --study-results *.json  # what they said
 
 On the tiny world it writes scores.jsonl (one row a sample), table.md and strips.png (source, edit, target of the first
-dozen) into out/eval/<checkpoint>-<subset>-<split>/. Stopped and started again with the same settings it goes on where it was; other
-settings or other weights start afresh. The judge is the tiny world's oracle, which re-renders the right answer.
+dozen) into out/eval/<checkpoint>-<subset>-<split>/. Stopped and started again with the same settings it goes on where it
+was; other settings or other weights start afresh. The judge is the tiny world's oracle: it re-renders the right answer.
 
-Of a benchmark it writes scores.jsonl (one row a sample and method), table.md, report.html, about.json and what needs no second time:
-replies.jsonl (ask.py), kept.jsonl. A video that is missing, unreadable or too short is listed and counted, never scored.
+Of a benchmark it writes scores.jsonl (one row a sample and method), table.md, report.html, about.json and what needs no
+second time: replies.jsonl (ask.py), kept.jsonl. A video that is missing, unreadable or too short is listed and counted,
+never scored.
 
 Axis letters: B batch, F frames, H W pixels.
 """
@@ -468,8 +469,8 @@ def benchmark(args) -> None:
         told = client.count(tqdm(judge.service(there, args.judge_frames, args.repeat)[0], desc="count", unit="question",
                                  total=2 * args.repeat * len(there)))
         print(f"{len(samples)} samples, {len(methods)} methods, {len(jobs) - len(there)} videos missing: "
-              f"{told['questions']} questions, {told['calls']} of them not answered yet: about {told['tokens_in']:,} tokens in, "
-              f"{told['tokens_out']:,} out, ${told['cost']:.2f}"
+              f"{told['questions']} questions, {told['calls']} of them not answered yet: about "
+              f"{told['tokens_in']:,} tokens in, {told['tokens_out']:,} out, ${told['cost']:.2f}"
               + ("" if args.price_in or args.price_out else " (pass --price-in and --price-out)"))
         return
     model, failed = None, {}

@@ -228,7 +228,7 @@ class Kept:
                 raise BadInput(f"{path}:{number}: is no line of ours ({error}); take it out") from error
 
     def __call__(self, parts: list, find: Callable[[], dict]) -> dict:
-        """The value of what `parts` (anything for JSON) name: find() where it is not there; what that raises is not kept."""
+        """The value of what `parts` (for JSON) name: find() where it is not there; what that raises is not kept."""
         key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
         if key not in self.values:
             value = find()

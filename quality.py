@@ -12,7 +12,7 @@
 Each is a short function on frames or features; what extracts the features is passed in. Real extractors come from
 transformers, by id or local folder. There is no AMT-S in transformers: motion smoothness, and any of the others, is
 taken from what the `vbench` package wrote in an environment of its own (`vbench_folder`, `vbench_results`). Left out:
-DINO's own resizing of position embeddings, which differs from transformers' in the last digits where a clip is not square.
+DINO's own resizing of position embeddings: transformers' differs in the last digits where a clip is not square.
 
 Axis letters: F frames, H W pixels, D width of a feature. Pixels are (F, 3, H, W), uint8.
 """

@@ -5,8 +5,8 @@
     python evaluate.py --report results --study-results ratings/*.json
 
 Each page is one file that works from the file system, without network. The videos stay where they are, and are loaded
-when they are scrolled to; those of one sample play in step: each at the pace at which it takes as long as the longest. All
-that comes from elsewhere (instructions, reasons, names) reaches the page as JSON and is shown as text, never as HTML.
+when they are scrolled to; those of one sample play in step: each at the pace at which it takes as long as the longest.
+All that comes from elsewhere (instructions, reasons, names) reaches the page as JSON and is shown as text, not as HTML.
 """
 
 import hashlib
@@ -26,8 +26,9 @@ STYLE = """<meta charset=utf-8><meta name=viewport content="width=device-width">
 body{font:14px/1.45 system-ui,sans-serif;max-width:1400px;margin:1.5em auto;padding:0 1em;color:#222;background:#fff}
 table{border-collapse:collapse;margin:.5em 0 1.2em;font-size:13px}td,th{padding:2px 10px 2px 0;text-align:right;
 border-bottom:1px solid #eee;white-space:nowrap}td:first-child,th:first-child{text-align:left}section{overflow-x:auto}
-#bar{position:sticky;top:0;background:#fffe;padding:.6em 0;border-bottom:1px solid #ccc;z-index:1}#bar label{margin-right:1em}
-article{border-bottom:1px solid #ddd;padding:.8em 0;min-height:250px;content-visibility:auto;contain-intrinsic-size:auto 330px}
+#bar{position:sticky;top:0;background:#fffe;padding:.6em 0;border-bottom:1px solid #ccc;z-index:1}
+#bar label{margin-right:1em}article{border-bottom:1px solid #ddd;padding:.8em 0;min-height:250px;
+content-visibility:auto;contain-intrinsic-size:auto 330px}
 .row{display:flex;flex-wrap:wrap;gap:10px}figure{margin:0;width:200px;font-size:12px}video{width:200px;min-height:112px;
 background:#eee;display:block;image-rendering:auto}figcaption{font-weight:600}small{color:#666}.bad{color:#a33}
 h3{margin:.1em 0 .4em;font-size:15px;font-weight:500}summary{cursor:pointer;color:#555}</style>"""
@@ -52,7 +53,8 @@ function inStep(videos) {                  // starts when all can; every one tak
     v.src = v.dataset.src });
   return { toggle() { const stop = live.some(v => !v.paused); stop ? live.forEach(v => v.pause()) :
              live.forEach(v => v.ended || v.play()) },
-           end() { videos.forEach(v => { v.onloadeddata = v.onerror = v.onended = null; v.removeAttribute('src'); v.load() }) } } }
+           end() { videos.forEach(v => {
+             v.onloadeddata = v.onerror = v.onended = null; v.removeAttribute('src'); v.load() }) } } }
 
 function lazily(node, fill) {              // fill(node) when it comes near, undone when it is far away
   const watch = new IntersectionObserver(([e]) => {
@@ -86,7 +88,7 @@ def _block(block) -> str:
 
 
 def bars(groups: list[tuple[str, list[tuple[str, float, float, float]]]], title: str, top: float) -> str:
-    """Bars as SVG: groups of (type, [(method, mean, low, high), ...]), NaN where there is none; `top` is the scale's end."""
+    """Bars as SVG: groups of (type, [(method, mean, low, high), ...]), NaN where there is none; `top` ends the scale."""
     names = list(dict.fromkeys(name for _, some in groups for name, *_ in some))
     colour = {name: COLOURS[k % len(COLOURS)] for k, name in enumerate(names)}
     out, y, x = [], 24, lambda value: 210 + 620 * min(max(value / top, 0), 1)
@@ -97,8 +99,8 @@ def bars(groups: list[tuple[str, list[tuple[str, float, float, float]]]], title:
                 out.append(f'<rect x="210" y="{y}" width="{x(mean) - 210:.1f}" height="13" fill="{colour[name]}">'
                            f'<title>{html.escape(name)}: {mean:.2f}</title></rect>')
             if low == low:
-                out.append(f'<path d="M{x(low):.1f} {y + 6.5}H{x(high):.1f}M{x(low):.1f} {y + 3}v7M{x(high):.1f} {y + 3}v7" '
-                           f'stroke="#222" fill="none"/>')
+                out.append(f'<path d="M{x(low):.1f} {y + 6.5}H{x(high):.1f}M{x(low):.1f} {y + 3}v7M{x(high):.1f} '
+                           f'{y + 3}v7" stroke="#222" fill="none"/>')
             y += 16
         y += 8
     for k, name in enumerate(names):
@@ -142,10 +144,12 @@ const keys = {                             // of a sample: a number, or NaN to c
 
 function draw() {
   const c = by('column').value, how = by('sort').value;
-  let some = data.samples.filter(s => [s.type, ''].includes(by('type').value) && [s.subset, ''].includes(by('subset').value)
+  let some = data.samples.filter(s => [s.type, ''].includes(by('type').value)
+    && [s.subset, ''].includes(by('subset').value)
     && (!by('failed').checked || [...shown].some(m => s.methods[m]?.failed)));
   if (how != 'order') {
-    const of = new Map(some.map(s => { const k = keys[how](s, c, [...shown].map(m => score(s, m, c)).filter(x => x != null));
+    const of = new Map(some.map(s => {
+      const k = keys[how](s, c, [...shown].map(m => score(s, m, c)).filter(x => x != null));
       return [s, Number.isFinite(k) ? k : Infinity] }));
     some = [...some].sort((a, b) => of.get(a) == of.get(b) ? 0 : of.get(a) - of.get(b)) }
   for (const old of list.children) { old.watch?.disconnect(); old.player?.end() }
@@ -167,10 +171,13 @@ function fill(a, s) {
   for (const m of names.filter(m => shown.has(m) && s.methods[m])) {
     const x = s.methods[m], f = figure(m, x.failed && !x.scores.TF ? null : x.video);
     if (x.failed) make('div', x.failed, f).className = 'bad';
-    make('div', Object.entries(x.scores).map(([k, v]) => `${k} ${v.toFixed(k in data.small ? 3 : 1)}`).join(' · '), f);
-    const h = Object.entries(x.human); if (h.length) make('div', 'people: ' + h.map(([k, v]) => `${k} ${v.toFixed(1)}`).join(' · '), f);
-    if (x.reasons.length + x.missing.length) { const d = make('details', null, f); make('summary', "the judge's reasons", d);
-      for (const r of x.reasons) make('p', r, d); for (const r of x.missing) make('p', 'missing: ' + r, d).className = 'bad' } }
+    const told = some => Object.entries(some).map(([k, v]) => `${k} ${v.toFixed(k in data.small ? 3 : 1)}`).join(' · ');
+    make('div', told(x.scores), f);
+    if (told(x.human)) make('div', 'people: ' + told(x.human), f);
+    if (x.reasons.length + x.missing.length) {
+      const d = make('details', null, f); make('summary', "the judge's reasons", d);
+      for (const r of x.reasons) make('p', r, d);
+      for (const r of x.missing) make('p', 'missing: ' + r, d).className = 'bad' } }
   return inStep(videos) }
 
 for (const id of ['type', 'subset', 'column', 'sort', 'failed']) by(id).onchange = draw;
@@ -200,8 +207,8 @@ def report(out: Path, rows: list[dict], about: dict, blocks: list, charts: list[
 STUDY = r"""
 const kept = 'study ' + data.study, ranks = JSON.parse(localStorage.getItem(kept) ?? '{}');
 const done = (k, c) => Object.keys(data.samples[k].edits).every(l => ranks[k]?.[c]?.[l]);
-const count = () => by('count').textContent = `${data.samples.filter((s, k) => data.criteria.every(c => done(k, c))).length}` +
-  ` of ${data.samples.length} samples ranked`;
+const count = () => { const n = data.samples.filter((s, k) => data.criteria.every(c => done(k, c))).length;
+  by('count').textContent = `${n} of ${data.samples.length} samples ranked` };
 data.samples.forEach((s, k) => {
   const a = make('article', null, by('list')); make('h3', `${k + 1}. ${s.instruction}`, a);
   const b = make('button', 'play / pause', a); b.onclick = () => a.player?.toggle();
@@ -212,7 +219,8 @@ data.samples.forEach((s, k) => {
     for (const l of letters) { const e = make('select', null, make('td', null, line));
       for (const x of ['', ...letters.map((_, i) => i + 1)]) make('option', x, e);
       e.name = `${k} ${c} ${l}`; e.value = ranks[k]?.[c]?.[l] ?? '';
-      e.onchange = () => { ((ranks[k] ??= {})[c] ??= {})[l] = +e.value; localStorage.setItem(kept, JSON.stringify(ranks)); count() } } }
+      e.onchange = () => { ((ranks[k] ??= {})[c] ??= {})[l] = +e.value;
+        localStorage.setItem(kept, JSON.stringify(ranks)); count() } } }
   lazily(a, () => { const row = a.querySelector('.row'), videos = [];
     for (const [name, path] of [['source', s.source], ...Object.entries(s.edits)]) { const f = make('figure', null, row);
       make('figcaption', name, f); const v = make('video', null, f); v.dataset.src = url(path); videos.push(v) }
@@ -233,30 +241,31 @@ def study(out: Path, rows: list[dict], names: list[str], n: int, seed: int = 0) 
     is who is in out/study_key.json, which is not handed out. Raises BadInput where there are too few samples, or
     another study's key would be lost.
     """
-    whole = [s for s in samples(rows) if all(s["methods"].get(m, {}).get("scores", {}).get("TF") is not None for m in names)
-             and (out / s["source"]).is_file()]
+    seen = lambda s, m: "TF" in s["methods"].get(m, {}).get("scores", {})
+    whole = [s for s in samples(rows) if all(seen(s, m) for m in names) and (out / s["source"]).is_file()]
     if len(names) < 2 or len(whole) < n:
         raise BadInput(f"--study {n}: {len(whole)} samples have videos of all {len(names)} methods; take fewer samples, "
                        f"and two methods or more")
     rng, shown, key = np.random.default_rng(seed), [], {"study": "", "samples": []}
     folder, copied = out / "study", []
     for k, place in enumerate(rng.permutation(len(whole))[:n]):
-        s, letters = whole[place], dict(zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", (names[i] for i in rng.permutation(len(names)))))
+        s, letters = whole[place], {chr(65 + x): names[i] for x, i in enumerate(rng.permutation(len(names)))}
         copies = {letter: f"{k + 1}{letter}.mp4" for letter in letters}
         original = f"{k + 1}source{Path(s['source']).suffix}"
         copied += [(original, s["source"]), *[(copies[x], s["methods"][m]["video"]) for x, m in letters.items()]]
         shown.append({"instruction": s["instruction"], "source": original, "edits": copies})
         key["samples"].append({"id": s["id"], **letters})
     key["study"] = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
-    body = ("<h1>Which edit is best?</h1><p>Each sample shows a source, an instruction that hints at an edit, and the edits "
-            "of several methods. Rank them: how well the edit does what the instruction means (Edit Accuracy), how well "
-            "all else is as it was (Content Preservation), and how good the video looks (Visual Quality). 1 is the best, "
-            "equals may share a rank. What you chose is kept in this browser.</p><div id=bar><b id=count></b> "
+    body = ("<h1>Which edit is best?</h1><p>Each sample shows a source, an instruction that hints at an edit, and the "
+            "edits of several methods. Rank them: how well the edit does what the instruction means (Edit Accuracy), "
+            "how well all else is as it was (Content Preservation), and how good the video looks (Visual Quality). 1 is the "
+            "best, equals may share a rank. What you chose is kept in this browser.</p><div id=bar><b id=count></b> "
             "<button id=save>download ratings.json</button></div><div id=list></div>")
     data = {"study": key["study"], "criteria": CRITERIA, "samples": shown}
     record = out / "study_key.json"
     if record.exists() and json.loads(record.read_text()) != key:                          # without it, answers are lost
-        raise BadInput(f"{record}: is the key of another study; move it and {folder} away, or pass the same --study and --seed")
+        raise BadInput(f"{record}: is the key of another study; move it and {folder} away, or pass the same --study and "
+                       f"--seed")
     atomic_write(record, json.dumps(key, indent=1) + "\n")
     for name, path in copied:
         with replacing(folder / name) as temporary:
@@ -279,7 +288,8 @@ def read_rankings(out: Path, files: list[str]) -> dict[str, list[dict[str, int]]
                 raise BadInput(f"{file}: is of another study; give those of {out}/study")
             for row in rated["rankings"]:
                 names = {x: m for x, m in key["samples"][row["sample"]].items() if x != "id"}
-                if set(row["ranks"]) != set(names) or not all(r in range(1, len(names) + 1) for r in row["ranks"].values()):
+                possible = range(1, len(names) + 1)
+                if set(row["ranks"]) != set(names) or not all(rank in possible for rank in row["ranks"].values()):
                     raise ValueError(f"ranks {row['ranks']}")
                 found[row["criterion"]].append({names[x]: rank for x, rank in row["ranks"].items()})
         except BadInput:

@@ -104,7 +104,8 @@ def test_tables_by_hand():
     assert cells(text, "EA") == [["EA", "3", "1.00 [1.00, 1.00]"]]                         # judge and people
     assert cells(text, "ReViSE")[0][:6] == ["ReViSE", "6.1605", "5.4086", "6.6185", "7.3123", "4.6689"]
     assert "another judge" in text and "other data" in text
-    assert "| ReViSE" not in as_markdown(tables([{**r, "subset": "mine"} for r in rows], about)[0])    # the paper has no such subset
+    other = as_markdown(tables([{**r, "subset": "mine"} for r in rows], about)[0])
+    assert "| ReViSE" not in other                       # the paper has no such subset
 
 
 def test_win_rates_by_hand():
@@ -205,7 +206,7 @@ def answer_well(body, n):
 
 
 def test_a_service_that_answers_as_they_do(bench, tmp_path, monkeypatch):
-    """Late, 429, 500, garbage, a refusal, a cut reply, 11 and "seven", once each, or for ever: what mends, what does not."""
+    """Late, 429, 500, garbage, a refusal, a cut reply, 11 and "seven": once they mend, for ever they are missing."""
     error = {"error": {"message": "not now"}}
     refusal = {"message": {"role": "assistant", "content": None, "refusal": "I will not"}}
     bad = {"rave-test-0": [(429, error), (500, error)], "icvg-test-0": [refusal, "what?"],

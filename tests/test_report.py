@@ -81,7 +81,8 @@ def scroll(browser, id):
 
 
 def choose(browser, id, value):
-    browser.execute_script("const e = document.getElementById(arguments[0]); e.value = arguments[1]; e.onchange()", id, value)
+    browser.execute_script("const e = document.getElementById(arguments[0]); e.value = arguments[1]; e.onchange()", id,
+                           value)
 
 
 def test_the_page_plays_filters_sorts_and_escapes(browser, folder, rows):
@@ -124,7 +125,7 @@ def test_the_page_plays_filters_sorts_and_escapes(browser, folder, rows):
     assert shown(browser) == ["b", "c", "a"]             # 9 and 2, 1 and 1.5, none
     browser.find_element("id", "failed").click()
     assert shown(browser) == ["a"]
-    browser.find_element("css selector", "#methods input[value=theirs]").click()           # theirs was the one that failed
+    browser.find_element("css selector", "#methods input[value=theirs]").click()      # theirs was the one that failed
     assert shown(browser) == []
     browser.find_element("id", "failed").click()
     scroll(browser, "b")
@@ -201,7 +202,8 @@ def read_key(folder, rows, seed):
 def test_a_person_ranks_in_the_browser(browser, folder, rows):
     key = read_key(folder, rows, 3)
     browser.get((folder / "study/study.html").as_uri())
-    until(browser, "[...document.querySelectorAll('article:first-child video')].filter(v => v.currentTime > 0).length == 3")
+    videos = "[...document.querySelectorAll('article:first-child video')]"
+    until(browser, f"{videos}.filter(v => v.currentTime > 0).length == 3")
     rank = lambda name, value: browser.execute_script(
         "const e = document.getElementsByName(arguments[0])[0]; e.value = arguments[1]; e.onchange()", name, value)
     for c in report.CRITERIA:                            # ours is better in each way, on the first sample
