@@ -37,7 +37,7 @@ import world
 from bench import trigger_rate
 from critic import THINK, Critic, clean_estimate, decode_frames, load_model
 from data import BadInput, Parser, atomic_write, markdown, replacing, run_script
-from evaluate import COLUMNS
+from evaluate import COLUMNS, paper_table
 from model import add_noise, shifted
 
 HERE, BASE = Path(__file__).parent, "base"
@@ -240,25 +240,31 @@ def by_type(a, runs: list[str], subset: str) -> str:
 
 # ------------------------------------------------------------------------------------------------ tables 2 to 6
 
+def paper(name: str, columns=COLUMNS) -> str:
+    """The paper's own table, to stand under ours."""
+    text, lines = paper_table(name, columns)
+    return f"\n{text}\n{markdown(lines)}"
+
+
 def table_2(a):
     return ("`cross`: phrasings, and rules in places, that no training sample has.\n\n"
-            + compare(a, [BASE, "sft", "uso"], "cross", "sft"))
+            + compare(a, [BASE, "sft", "uso"], "cross", "sft") + paper("Table 2 VIE-Bench"))
 
 
 def table_3(a):
     return ("`literal`: the same edits, told in plain words.\n\n"
-            + compare(a, [BASE, "sft", "uso"], "literal", "sft"))
+            + compare(a, [BASE, "sft", "uso"], "literal", "sft") + paper("Table 3 Ditto-1M"))
 
 
 def table_4(a):
     runs = [BASE, "sft", "rwr", "uso"]
     return "\n".join(f"{subset.upper()}\n\n{compare(a, runs, subset, 'sft')}\n{by_type(a, runs, subset)}"
-                     for subset in ("rave", "icvg"))
+                     for subset in ("rave", "icvg")) + paper("Table 4 objective")
 
 
 def table_5(a):
     return ("RAVE. sft is lambda = 0, uso is lambda = 0.25.\n\n"
-            + compare(a, [of_lambda(x) for x in LAMBDAS], "rave", "sft"))
+            + compare(a, [of_lambda(x) for x in LAMBDAS], "rave", "sft") + paper("Table 5 lambda"))
 
 
 def table_6(a):
@@ -278,7 +284,7 @@ def table_6(a):
                       *(cell(scores(a, Score(run, 'rave'), c)) for c in COLUMNS[:5])])
     return (f"RAVE. Pearson: margin on the one-step estimate at a t < tau, from the noised finished edit, with the "
             f"oracle's EA of that edit; {ea.size} edits of base, sft and uso. The bound is the margin on the finished edit "
-            f"itself: {pearson(clean)}.\n\n" + markdown(lines))
+            f"itself: {pearson(clean)}.\n\n" + markdown(lines) + paper("Table 6 tau", ("trigger rate", "Pearson")))
 
 
 def measured(a, name: str, measure) -> dict:

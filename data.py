@@ -249,15 +249,23 @@ def _sha(*parts) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def world_items(subsets: tuple[str, ...] = ("rave", "icvg"), split: str = "train", n: int = 1024) -> list[Item]:
-    """`n` triplets of the tiny world, the subsets in turn. Raises ValueError for an unknown subset or split."""
+def world_items(subsets: tuple[str, ...] = ("rave", "icvg"), split: str = "train", n: int = 1024,
+                wrong: float = 0.) -> list[Item]:
+    """`n` triplets of the tiny world, the subsets in turn. Raises ValueError for an unknown subset or split.
+
+    wrong: this share of the targets are near misses (world.MISSES, each as often), as in data that a model has made and
+    that nobody looked through. The same items are wrong, in the same way, for whoever asks.
+    """
 
     def item(index, subset):
+        t = world.make_triplet(index, subset, split)
+        rng = np.random.default_rng([world.SUBSETS.index(subset), index, 11])
+        miss = world.MISSES[int(rng.integers(len(world.MISSES)))] if rng.random() < wrong else ""
+
         def load():
             again = world.make_triplet(index, subset, split)
-            return again.source, again.target
-        t = world.make_triplet(index, subset, split)
-        return Item(_sha(world.VERSION, split, subset, index), t.instruction, t.type, subset, load, index)
+            return again.source, world.near_miss(again, miss, np.random.default_rng(index))[0] if miss else again.target
+        return Item(_sha(world.VERSION, split, subset, index, *[miss] * bool(miss)), t.instruction, t.type, subset, load, index)
     return [item(k // len(subsets), subsets[k % len(subsets)]) for k in range(n)]
 
 

@@ -374,12 +374,21 @@ def read_human(path: str) -> dict[str, dict[tuple[str, str], float]]:
 PAPER = {"rave": "Table 1 rave", "icvg": "Table 1 icvg", "literal": "Table 3 Ditto-1M", "cross": "Table 2 VIE-Bench"}
 
 
+def paper_table(name: str, columns) -> list:
+    """[a line that says what it is, table] of a table of paper_results.json: of these columns those that it has."""
+    theirs = json.loads((Path(__file__).parent / "paper_results.json").read_text())[name]
+    both = [c for c in columns if any(row.get(c) is not None for row in theirs.values())]
+    cell = lambda x: "-" if x is None else f"{x:g}"
+    return [f"The paper's {' '.join(name.split()[:2])}, for comparison only: another judge (GPT-4o of its day, by the "
+            f"authors' prompts) on other data:\n",
+            [["paper", *both], *([row, *[cell(values.get(c)) for c in both]] for row, values in theirs.items())]]
+
+
 def tables(rows: list[dict], about: dict, human: dict | None = None) -> tuple[list, list]:
     """(blocks, charts) of a benchmark's rows: for each subset scores by method and type, differences, quality.
 
     A block is a text or a table, a list of lines of cells. A chart is what report.bars draws: (groups, title, top).
     """
-    paper = json.loads((Path(__file__).parent / "paper_results.json").read_text())
     columns = {"vila": ["Yes"], "none": []}.get(about["judge"], list(COLUMNS))
     heads, names = about["labels"], about["methods"]
     pick = lambda group, column: [r[column] for r in group if not r["failed"] and r[column] is not None]
@@ -415,12 +424,7 @@ def tables(rows: list[dict], about: dict, human: dict | None = None) -> tuple[li
             lines.append([name, str(len(seen)), *[told([q[c] for q in seen if c in q], 3) for c in quality.COLUMNS]])
         out += ["Video quality, 0 to 1:\n", lines]
         if subset in PAPER:
-            theirs, both = paper[PAPER[subset]], [*columns, *quality.COLUMNS]
-            both = [c for c in both if any(row.get(c) is not None for row in theirs.values())]
-            cell = lambda x: "-" if x is None else f"{x:g}"
-            lines = [["method (paper)", *both]] + [[m, *[cell(row.get(c)) for c in both]] for m, row in theirs.items()]
-            out += [f"The paper's {PAPER[subset].rsplit(' ', 1)[0]}, for comparison only: another judge (GPT-4o of its "
-                    f"day, by the authors' prompts) on other data:\n", lines]
+            out += paper_table(PAPER[subset], [*columns, *quality.COLUMNS])
     if about["why"]:
         out += ["Empty columns: " + "; ".join(f"{c}: {why}" for c, why in about["why"].items()) + ".\n"]
     own = {c: judge_variance(rows, c) for c in columns}

@@ -295,7 +295,7 @@ def finetune(args) -> None:
         if bad:
             print(f"skipped {len(bad)} bad triplets, {len(items)} are left", file=sys.stderr)
     else:
-        items = world_items(("rave", "icvg"), "train", args.items)
+        items = world_items(("rave", "icvg"), "train", args.items, args.wrong)
     latents = Latents(items, model, args.cache, progress=RANK == 0)
     loss_at, sharded = objective(model, latents, args), args.parallel == "fsdp" and WORLD > 1
     if sharded:
@@ -417,6 +417,7 @@ def parse(argv=None):
     a("--data", help="manifest of your own triplets, JSON lines (default: the tiny world)")
     a("--skip-bad", action="store_true", help="go on without the manifest's bad triplets")
     a("--items", type=positive, help="how many tiny-world triplets to train on")
+    a("--wrong", type=between(0, 1), default=0., help="share of the tiny world's targets that are near misses: data as made by a model")
     a = parser.add_argument_group("ReViSE").add_argument
     a("--lambda", dest="lam", type=between(0, 1e6), default=0.25, help="weight of the reason loss, Eq. 5")
     a("--tau", type=between(0, 1, True), default=0.5, help="the critic is asked where t < tau")

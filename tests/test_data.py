@@ -196,6 +196,19 @@ def test_world_items():
         data.world_items(("moon",), n=1)
 
 
+def test_wrong_targets_are_a_share_of_the_items_and_of_nothing_else():
+    right, some, again = (data.world_items(n=40, wrong=share) for share in (0., .3, .3))
+    assert [i.key for i in some] == [i.key for i in again]
+    other = [k for k in range(40) if right[k].key != some[k].key]
+    assert 5 <= len(other) <= 20                                   # 12 of 40 are expected
+    for k in range(8):
+        (source, target), (same, wrong), (_, once_more) = right[k].load(), some[k].load(), again[k].load()
+        assert torch.equal(source, same) and torch.equal(wrong, once_more)
+        assert torch.equal(target, wrong) == (k not in other)
+    assert {right[k].key for k in other}.isdisjoint(i.key for i in data.world_items(n=40, wrong=1.))
+    assert [i.key for i in data.world_items(n=6, wrong=0.)] == [i.key for i in right[:6]]
+
+
 @pytest.fixture
 def manifest(tmp_path):
     """Writes a manifest of these lines; a dict is completed to a good one, with videos in a subfolder."""
