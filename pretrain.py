@@ -133,8 +133,8 @@ MISS_SHARE = [.10, .08, .26, .28, .16, .06, .06]                          # of w
 
 
 def grade(scores: dict) -> float:
-    """The soft label of a verdict: the oracle's Overall, as a share."""
-    return overall(scores["EA"], scores.get("PC"), scores["GN"], scores["GR"]) / 10
+    """The soft label of a verdict, the share of Yes whose margin is the oracle's Overall minus 7: .95 at 10, .12 at 5."""
+    return 1 / (1 + math.exp(7 - overall(scores["EA"], scores.get("PC"), scores["GN"], scores["GR"])))
 
 
 def together(mine: list) -> list:
@@ -154,9 +154,15 @@ def render_pool(indices, what: str):
     return torch.from_numpy(np.stack(done)) if what == "clips" else done
 
 
+def hidden_matrices(params: dict) -> set[str]:
+    """The names of the matrices between embeddings and heads, which Muon trains: in half as many steps as AdamW."""
+    ends = ("embed", "position", "shared", "relative", "boundary", "lm_head", "proj_out", "eye.", "mind.")
+    return {k for k, p in params.items() if p.ndim == 2 and not any(end in k for end in ends)}
+
+
 def by_cell(labels: torch.Tensor) -> torch.Tensor:
     """Labels of points (..., S, S) -> (..., (S/2)^2, 4): the four points of each cell, cells in reading order."""
-    return labels.unflatten(-1, (-1, 2)).unflatten(-3, (-1, 2)).transpose(-3, -2).flatten(-2).flatten(-3, -2).long()
+    return labels.unflatten(-1, (-1, 2)).unflatten(-3, (-1, 2)).transpose(-3, -2).flatten(-2).flatten(-3, -2)
 
 
 def teach(vlm, rows: list[list[tuple]], answers: torch.Tensor) -> tuple:
@@ -164,8 +170,8 @@ def teach(vlm, rows: list[list[tuple]], answers: torch.Tensor) -> tuple:
 
     rows: lists of (text or vision tokens, role): "learn", "verdict" (the one token Yes or No), "asked" (pairs that are asked
     the dense questions) or "given". answers: (B,) share of Yes, NaN where a row has no verdict. Returns text loss, verdict
-    loss, margin (B,) and, of the pairs that are asked, what was there after the first layer, (B', T, D), what was there in
-    the third layer from above and what is there in the second: what the verdict can read.
+    loss, margin (B,) and, of the pairs that are asked, what was there after the first layer, (B', T, D), what should be there,
+    three layers below the last, and what is there, one below it: two layers to compare, and the verdict can read them.
     """
     embeddings, mask = vlm.join([[part for part, _ in row] for row in rows])
     labels, at, asked = torch.full(mask.shape, -100), torch.full((len(rows),), -1), []
@@ -187,7 +193,7 @@ def teach(vlm, rows: list[list[tuple]], answers: torch.Tensor) -> tuple:
     said, has, y = out.logits[torch.arange(len(rows)), at].log_softmax(-1), ~answers.isnan(), answers.nan_to_num()
     verdict = (-(y * said[:, yes] + (1 - y) * said[:, no]) * has).sum() / has.sum().clamp_min(1)
     hidden = [[out.hidden_states[layer][r, start + k:end:2] for r, start, end in asked]
-              for layer, k in ((1, 0), (-3, 0), (-2, 1))]
+              for layer, k in ((1, 0), (-4, 0), (-2, 1))]
     return text, verdict, said[:, yes] - said[:, no], *hidden
 
 
@@ -204,9 +210,9 @@ def model_with_vae(args) -> UnifiedModel:
 
 
 def stage_vlm(args, fit) -> UnifiedModel:
-    """The VLM, from scratch: a tenth of the steps for the eyes (what covers this patch?), two for the words (captions,
-    chains of thought), four for verdicts, three for those also on what it will have to judge, the decoded one-step
-    estimates and edits of a half-trained generator, with the oracle's grade.
+    """The VLM, from scratch: a twentieth of the steps for the eyes (what covers this patch?), a tenth for the words
+    (captions, chains of thought), then verdicts, in the last two fifths also on what it will have to judge, the decoded
+    one-step estimates and edits of a half-trained generator, with the oracle's grade.
 
     A verdict is one bit, too little to learn to compare from: beside it, each token of the source, once the thought is
     known, is asked what should be there, and each of the edit whether it is. Without that the model learns the words and
@@ -217,17 +223,17 @@ def stage_vlm(args, fit) -> UnifiedModel:
     lessons = render_pool(range(args.items), "lessons")
     estimates = []                                        # (lesson, its answers), an answer is (K frames, seen, grade)
     eye = nn.Linear(vlm.vision_tower.config.hidden_size, 4 * points)                       # what covers 4 points of a patch?
-    mind = nn.Linear(vlm.llm.config.hidden_size, 4 * points + 1)                           # what should? is it another?
+    mind = nn.Linear(vlm.llm.config.hidden_size, 4 * points + 4)                           # what should? is it another?
     vlm.requires_grad_(True)
     params = {f"{name}.{k}": p for name, part in (("vlm", vlm), ("eye", eye), ("mind", mind))
               for k, p in part.named_parameters()}
-    words_from, verdicts_from, estimates_from = (args.steps * k // 10 for k in (1, 3, 7))
+    words_from, verdicts_from, estimates_from = (args.steps * k // 100 for k in (5, 16, 60))
     logged = ("patches_right", "text_loss", "expected_right", "wrong_loss", "verdict_loss", "yes_right", "no_right",
               "order_right")
 
     def covers(frames, labels):
         """Does the eye tell what covers each point? (N, 3, H, W), (N, 16, 16) -> loss, share of points that are right."""
-        labels = by_cell(labels)                                                           # (N, 64, 4)
+        labels = by_cell(labels).long()                                                    # (N, 64, 4)
         guess = eye(vlm.patches(frames)).view(*labels.shape, points)
         return F.cross_entropy(guess.flatten(0, 2), labels.flatten()), (guess.argmax(-1) == labels).float().mean()
 
@@ -242,20 +248,20 @@ def stage_vlm(args, fit) -> UnifiedModel:
         One head is asked both, so that they speak one language and can be compared. first, late: (B, K*16, D). Returns
         the loss, and the share of right guesses where the edit is to change something.
         """
-        before, after = (by_cell(torch.from_numpy(np.stack([x[key] for x in lessons]))[..., 1::2, 1::2]).flatten(1, 2)
+        before, after = (by_cell(torch.from_numpy(np.stack([x[key] for x in lessons]))[..., 1::2, 1::2]).flatten(1, 2).long()
                          for key in ("labels", "wanted"))                                  # (B, K*16, 4)
-        is_there, should_be = (mind(h)[..., 1:].unflatten(-1, (4, points)) for h in (first, late))
+        is_there, should_be = (mind(h)[..., 4:].unflatten(-1, (4, points)) for h in (first, late))
         loss = F.cross_entropy(should_be.flatten(0, 2), after.flatten(), reduction="none").view(after.shape)
         loss = halves(loss, (before != after).float()) + F.cross_entropy(is_there.flatten(0, 2), before.flatten())
         return loss, (should_be.argmax(-1) == after)[before != after].float().mean()
 
     def compares(hidden, frames, lessons):
-        """At each token of an edit: is it another than it should be? hidden: (B, K*16, D); frames: (B, K, 3, H, W)."""
+        """At each quarter of an edit's tokens: is it another than it should be? hidden (B, K*16, D), frames (B, K, 3, H, W)."""
         target = torch.stack([looked_at(x["target"]) for x in lessons])
         far = F.avg_pool2d((frames - target).flatten(0, 1), 2).abs().amax(1, keepdim=True)
-        far = F.avg_pool2d(far, 4).view(len(hidden), -1)                                   # (B, K*16)
+        far = by_cell(F.avg_pool2d(far, 2)[:, 0]).view(*hidden.shape[:2], 4)               # (B, K*16, 4)
         wrong = ((far - .05) / .15).clamp(0, 1)
-        return halves(F.binary_cross_entropy_with_logits(mind(hidden)[..., 0], wrong, reduction="none"), wrong)
+        return halves(F.binary_cross_entropy_with_logits(mind(hidden)[..., :4], wrong, reduction="none"), wrong)
 
     def words(some, rng):
         """Captions and chains of thought: the loss of their tokens."""
@@ -268,16 +274,16 @@ def stage_vlm(args, fit) -> UnifiedModel:
 
     def two_answers(x, rng):
         """Of lesson x (or another): it, and two answers to it, a right and a wrong one or two of the draft's."""
-        if estimates and rng.random() < .6:
+        if estimates and rng.random() < .4:
             x, made = estimates[int(rng.integers(len(estimates)))]
             answers = [made[int(k)] for k in rng.choice(len(made), 2, replace=False)]
         else:
-            answers = [(x["target"][::4], x["literal"], 1.), x["misses"][int(rng.integers(3))]]
+            answers = [(x["target"][::4], x["literal"], .95), x["misses"][int(rng.integers(3))]]
         for frames, seen, y in answers:
             frames = from_bytes(torch.from_numpy(frames))
             if rng.random() < .3:                         # a little grain alone is no reason for No
                 frames = frames + .05 * rng.random() * torch.from_numpy(rng.normal(size=frames.shape).astype(np.float32))
-            yield x, frames, seen, float(np.clip(y, .05, .95))
+            yield x, frames, seen, y
 
     def verdicts(some, rng):
         """Is it done, and what has been done? The losses of texts, verdicts and the dense questions."""
@@ -324,7 +330,7 @@ def stage_vlm(args, fit) -> UnifiedModel:
         return loss, dict(zip(logged, told + [math.nan] * (len(logged) - len(told))))
 
     fit(params, loss_at, args.out, steps=args.steps, lr=args.lr, clip=1., weight_decay=.01,
-        save_every=args.save_every, name="vlm", record=args.record)
+        save_every=args.save_every, name="vlm", record=args.record, muon=hidden_matrices(params))
     return model
 
 
@@ -454,7 +460,7 @@ def stage_base(args, fit) -> UnifiedModel:
     source, target = encode_all(model, sources, "encoding sources"), encode_all(model, targets, "encoding targets")
     fit(params, plain_flow(model, source, target, h, words, args.batch, args.seed, args.drop), args.out,
         steps=args.steps, lr=args.lr, clip=1., weight_decay=1e-4, save_every=args.save_every, name="base",
-        record=args.record)
+        record=args.record, muon=hidden_matrices(params))
     return model
 
 

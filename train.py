@@ -24,6 +24,7 @@ import math
 import os
 import signal
 import sys
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
@@ -57,8 +58,8 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
 
 def fit(params: dict[str, nn.Parameter], loss_at, out: Path, *, steps: int, lr: float, clip: float, weight_decay: float,
         save_every: int = 100, name: str = "train", record: dict | None = None, accumulate: int = 1,
-        ema: float = 0.) -> list[dict]:
-    """Train `params` for `steps` steps of AdamW and return the log, one dict a step.
+        ema: float = 0., muon: Collection[str] = ()) -> list[dict]:
+    """Train `params` for `steps` steps of AdamW, those named in `muon` of Muon; returns the log, one dict a step.
 
     loss_at(step) -> (loss, logged values) must depend on nothing but the step and the parameters: with that, `state.pt`
     (parameters, optimizer, step, log) is all the state there is, and a resumed run is the uninterrupted one, bit for bit.
@@ -68,23 +69,29 @@ def fit(params: dict[str, nn.Parameter], loss_at, out: Path, *, steps: int, lr: 
     A step whose loss or gradient is not finite is skipped and counted. Ctrl-C saves and raises KeyboardInterrupt.
     """
     leaves, state_file = list(params.values()), out / "state.pt"
-    optimizer = torch.optim.AdamW(leaves, lr=lr, betas=(.9, .95), weight_decay=weight_decay)
+    optimizers = [torch.optim.AdamW([p for k, p in params.items() if k not in muon], lr=lr, betas=(.9, .95),
+                                    weight_decay=weight_decay)]
+    if muon:                                             # its steps are scaled to the size of AdamW's
+        optimizers.append(torch.optim.Muon([params[k] for k in params if k in muon], lr=lr, weight_decay=weight_decay,
+                                           adjust_lr_fn="match_rms_adamw"))
     start, log, skipped = 0, [], 0
     if state := load_state(state_file):
         for k, p in params.items():
             p.data.copy_(like(state["params"][k], p))
-        for i, moments in state["optimizer"]["state"].items():
-            state["optimizer"]["state"][i] = {k: like(x, leaves[i]) if x.shape == leaves[i].shape else x
-                                              for k, x in moments.items()}
-        optimizer.load_state_dict(state["optimizer"])
+        for optimizer, then in zip(optimizers, state["optimizers"], strict=True):
+            for i, moments in then["state"].items():
+                p = optimizer.param_groups[0]["params"][i]
+                moments.update({k: like(x, p) for k, x in moments.items() if x.shape == p.shape})
+            optimizer.load_state_dict(then)
         start, log, skipped = state["step"], state["log"], state["skipped"]
     mean = {k: like(state["ema"][k], p) if state else p.detach().clone() for k, p in params.items()} if ema else {}
 
     def save(step):
         made_whole = lambda tensors: {k: on_first_rank(x.detach()) for k, x in tensors.items()}
-        now = optimizer.state_dict()
-        now["state"] = {i: made_whole(moments) for i, moments in now["state"].items()}
-        state = {"params": made_whole(params), "optimizer": now, "step": step, "log": log, "skipped": skipped,
+        now = [optimizer.state_dict() for optimizer in optimizers]
+        for then in now:
+            then["state"] = {i: made_whole(moments) for i, moments in then["state"].items()}
+        state = {"params": made_whole(params), "optimizers": now, "step": step, "log": log, "skipped": skipped,
                  **({"ema": made_whole(mean)} if ema else {})}
         if RANK == 0:
             save_state(state_file, state)
@@ -97,9 +104,9 @@ def fit(params: dict[str, nn.Parameter], loss_at, out: Path, *, steps: int, lr: 
     try:
         for step in bar:
             # -------------------------------------------------------------------------------- one training step
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, steps, lr, min(50, steps // 10 + 1))
-            optimizer.zero_grad(set_to_none=True)
+            for optimizer in optimizers:
+                optimizer.param_groups[0]["lr"] = learning_rate(step, steps, lr, min(50, steps // 10 + 1))
+                optimizer.zero_grad(set_to_none=True)
             told = []
             for part in range(accumulate):
                 loss, shown = loss_at(step * accumulate + part)
@@ -115,7 +122,8 @@ def fit(params: dict[str, nn.Parameter], loss_at, out: Path, *, steps: int, lr: 
                 dist.all_reduce(agreed, dist.ReduceOp.MIN)
                 finite, going_on = agreed.bool().tolist()
             if finite:
-                optimizer.step()
+                for optimizer in optimizers:
+                    optimizer.step()
                 for k, e in mean.items():
                     e.mul_(ema).add_(params[k].detach(), alpha=1 - ema)
             else:
@@ -367,8 +375,8 @@ def report_on_manifest(base, model, latents, args):
 
 DEFAULTS = {                                              # what the flags mean where they are not given
     "vae": dict(steps=5800, batch=8, lr=1e-3, items=4000),
-    "vlm": dict(steps=10000, batch=16, lr=1e-3, items=24000),
-    "base": dict(steps=8000, batch=16, lr=1e-3, items=8000),
+    "vlm": dict(steps=7500, batch=16, lr=2e-3, items=24000),
+    "base": dict(steps=5000, batch=16, lr=2e-3, items=8000),
     "finetune": dict(steps=1000, batch=8, lr=2e-4, items=1200)}
 
 

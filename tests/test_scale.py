@@ -407,7 +407,7 @@ def test_the_real_size_in_small(original, tmp_path, monkeypatch, capfd):
     assert all(row["trigger_rate"] == 1 and row["reason_loss"] > 0 for row in log)
     state = torch.load(out / "state.pt")
     assert {x.dtype for x in state["params"].values()} == {torch.float32}                  # master weights and moments
-    assert {m["exp_avg"].dtype for m in state["optimizer"]["state"].values()} == {torch.float32}
+    assert {m["exp_avg"].dtype for m in state["optimizers"][0]["state"].values()} == {torch.float32}
     assert "PSNR to the target" in capfd.readouterr().out
     file = next((tmp_path / "cache").glob("*.safetensors"))
     assert load_file(file)["bridged"].dtype == torch.bfloat16

@@ -153,6 +153,39 @@ def test_fit_against_a_loop(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["curves.png", "log.csv", "state.pt"]
 
 
+def test_fit_gives_named_matrices_to_muon_and_resumes_both(tmp_path):
+    """Against torch's own optimizers, each on its part; and stopped in step 4 and taken up again."""
+    goal = lambda step: torch.randn(4, 3, generator=torch.Generator().manual_seed(step))
+    fresh = lambda: (nn.Parameter(torch.linspace(-1, 1, 12).view(4, 3)), nn.Parameter(torch.zeros(3)))
+    loss = lambda m, b, step: (m + b - goal(step)).pow(2).mean()
+
+    def fitted(out, stop=None):
+        m, b = fresh()
+
+        def loss_at(step):
+            if step == stop:
+                raise KeyboardInterrupt
+            return loss(m, b, step), {}
+        fit({"b": b, "m": m}, loss_at, out, steps=8, lr=.1, clip=9., weight_decay=.01, muon={"m"})
+        return m, b
+    m, b = fresh()
+    adam = torch.optim.AdamW([b], betas=(.9, .95), weight_decay=.01)
+    muon = torch.optim.Muon([m], weight_decay=.01, adjust_lr_fn="match_rms_adamw")
+    for step in range(8):
+        for optimizer in (adam, muon):
+            optimizer.param_groups[0]["lr"] = learning_rate(step, 8, .1, 1)
+            optimizer.zero_grad()
+        loss(m, b, step).backward()
+        adam.step(), muon.step()
+    straight = fitted(tmp_path / "straight")
+    assert torch.allclose(straight[0], m, atol=1e-6) and torch.allclose(straight[1], b, atol=1e-6)
+    assert not torch.allclose(m, fresh()[0], atol=.1)
+    with pytest.raises(KeyboardInterrupt):
+        fitted(tmp_path / "stopped", stop=4)
+    resumed = fitted(tmp_path / "stopped")
+    assert all(torch.equal(x, y) for x, y in zip(straight, resumed))
+
+
 @pytest.mark.parametrize("how", ["nan", "inf", "gradient"])
 def test_a_step_that_is_not_finite_is_skipped_and_counted(tmp_path, how, capfd):
     seen = []
@@ -667,7 +700,7 @@ def refused(monkeypatch, capfd, folder, words, *args):
     (["--tau", "0"], "--tau"), (["--tau", "1.5"], "--tau"), (["--tau", "nan"], "--tau"), (["--tau", "half"], "--tau"),
     (["--lambda", "-1"], "--lambda"), (["--lambda", "inf"], "--lambda"), (["--objective", "dpo"], "--objective"),
     (["--steps", "0"], "--steps"), (["--batch", "0"], "--batch"), (["--items", "many"], "--items"),
-    (["--drop", "2"], "--drop"), (["--lr", "nan"], "--lr"), (["--clip", "0"], "--clip"), (["--seed", "-1"], "--seed"),
+    (["--drop", "2"], "--drop"), (["--wrong", "2"], "--wrong"), (["--lr", "nan"], "--lr"), (["--clip", "0"], "--clip"), (["--seed", "-1"], "--seed"),
     (["--eval-items", "-1"], "--eval-items"), (["--think", "aloud"], "--think"), (["--decode", "none"], "--decode"),
     (["--vlm-frames", "10"], "--vlm-frames 10"), (["--vlm-frames", "5"], "--vlm-frames 5: a clip has 3"),
     (["--vlm-pool", "0"], "--vlm-pool"),
