@@ -37,7 +37,7 @@ import world
 from bench import trigger_rate
 from critic import THINK, Critic, clean_estimate, decode_frames, load_model
 from data import BadInput, Parser, atomic_write, markdown, replacing, run_script
-from evaluate import COLUMNS, paper_table
+from evaluate import COLUMNS, as_markdown, paper_table
 from model import add_noise, shifted
 
 HERE, BASE = Path(__file__).parent, "base"
@@ -243,8 +243,7 @@ def by_type(a, runs: list[str], subset: str) -> str:
 
 def paper(name: str, columns=COLUMNS) -> str:
     """The paper's own table, to stand under ours."""
-    text, lines = paper_table(name, columns)
-    return f"\n{text}\n{markdown(lines)}"
+    return "\n" + as_markdown(paper_table(name, columns))
 
 
 def table_2(a):
@@ -449,19 +448,22 @@ def figure_gradient(a):
             + markdown(table))
 
 
-def figure_read(a):
-    picture(a.results / "read.png", [
-        dict(title=c, bars={run: interval(scores(a, Score(run, "rave"), c)) for run in BLIND[::-1]})
+def bars(a, name: str, runs: list[str]) -> None:
+    """A picture of what `runs` have on RAVE."""
+    picture(a.results / f"{name}.png", [
+        dict(title=c, bars={run: interval(scores(a, Score(run, "rave"), c)) for run in runs[::-1]})
         for c in ("EA", "PC", "Overall")])
+
+
+def figure_read(a):
+    bars(a, "read", BLIND)
     return ("RAVE. no vlm: its states are zeros. no position: of the visual context adapter.\n\n"
             + compare(a, BLIND, "rave", "uso"))
 
 
 def figure_data(a):
     """Does the critic help where the data is wrong?"""
-    picture(a.results / "data.png", [
-        dict(title=c, bars={run: interval(scores(a, Score(run, "rave"), c)) for run in DATA[::-1]})
-        for c in ("EA", "PC", "Overall")])
+    bars(a, "data", DATA)
     return ("RAVE. wrong targets: three in ten of the training targets are near misses, as in data that a model has made and "
             "that nobody looked through.\n\n" + compare(a, DATA, "rave", "sft, wrong targets"))
 

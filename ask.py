@@ -105,6 +105,22 @@ def parse_json(reply: str) -> dict:
     return found
 
 
+def read_rows(path: Path, fields: tuple[str, ...], what: str) -> tuple[list[dict], int]:
+    """The rows of an append-only file of JSON lines, and the length of its whole lines: a crash may cut the last one off.
+
+    Raises BadInput, naming file:line, for one that is not JSON or lacks a field: that is no `what` of ours.
+    """
+    content = path.read_bytes() if path.exists() else b""
+    whole, rows = content.rfind(b"\n") + 1, []
+    for number, line in enumerate(content[:whole].splitlines(), 1):
+        try:
+            rows.append(json.loads(line))
+            [rows[-1][field] for field in fields]
+        except (ValueError, KeyError, TypeError) as error:
+            raise BadInput(f"{path}:{number}: is no {what} of ours ({error}); take the line out") from error
+    return rows, whole
+
+
 class Client:
     """Asks `model` at `base_url` (None: OpenAI's). cache: the file of replies, held by one run at a time.
 
@@ -124,16 +140,11 @@ class Client:
     # ---- the file
 
     def _read(self) -> int:
-        """Take in the file; returns the length of its whole lines: the last one may be cut off, by a crash."""
-        content = self.cache.read_bytes() if self.cache.exists() else b""
-        whole = content.rfind(b"\n") + 1
+        """Take in the file; returns the length of its whole lines."""
+        rows, whole = read_rows(self.cache, ("key",), "reply")
         self.replies = {}
-        for number, line in enumerate(content[:whole].splitlines(), 1):
-            try:
-                row = json.loads(line)
-                self.replies.setdefault(row["key"], []).append(row)
-            except (ValueError, KeyError, TypeError) as error:
-                raise BadInput(f"{self.cache}:{number}: is no reply of ours ({error}); take the line out") from error
+        for row in rows:
+            self.replies.setdefault(row["key"], []).append(row)
         return whole
 
     def _open(self) -> None:

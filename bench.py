@@ -470,7 +470,7 @@ def many_clips(folder: Path, n: int, kinds: int = 8) -> None:
 def measure_report(n: int) -> dict:
     """Seconds and MiB of evaluate.py, from n videos to tables and report.html, by temporal flickering; and of n / 10."""
     code = "import sys, evaluate; evaluate.main(sys.argv[1:]); print(open('/proc/self/status').read())"
-    result, folder = {"clips": n, "size": "17 x 352 x 640"}, None
+    result = {"clips": n, "size": "17 x 352 x 640"}
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         many_clips(folder, n)
@@ -569,15 +569,10 @@ def parse(argv=None) -> argparse.Namespace:
 def main(argv=None) -> None:
     args = parse(argv)
     torch.set_num_threads(args.threads)
-    if args.curate:
-        result = measure_curation(args.curate)
+    if args.curate or args.report:
+        result = measure_curation(args.curate) if args.curate else about(args.threads, argv) | measure_report(args.report)
         print("\n".join(f"{k}: {v:,.1f}" if isinstance(v, float) else f"{k}: {v}" for k, v in result.items()))
-        atomic_write(args.out / "curate.json", json.dumps(result, indent=1) + "\n")
-        return
-    if args.report:
-        result = about(args.threads, argv) | measure_report(args.report)
-        print("\n".join(f"{k}: {v:,.1f}" if isinstance(v, float) else f"{k}: {v}" for k, v in result.items()))
-        atomic_write(args.out / "report.json", json.dumps(result, indent=1) + "\n")
+        atomic_write(args.out / f"{'curate' if args.curate else 'report'}.json", json.dumps(result, indent=1) + "\n")
         return
     at_size = args.preset != "tiny"
     model = random_model(args.preset) if args.random or at_size else load_model(args.weights, "tiny")

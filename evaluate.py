@@ -100,6 +100,23 @@ def win_rates(rankings: list[dict[str, float]]) -> dict[tuple[str, str], tuple[f
     return {pair: interval(won) for pair, won in wins.items() if won}
 
 
+# ---------------------------------------------------------------------------- what was made before, and with what
+
+def is_of(folder: Path, settings: dict) -> bool:
+    """Whether what lies in `folder` was made with these settings."""
+    try:
+        return json.loads((folder / "settings.json").read_text()) == settings
+    except (OSError, ValueError):                        # there are none, or not ours
+        return False
+
+
+def start_afresh(folder: Path, settings: dict, *stale: str) -> None:
+    """Clear away the files of `folder` that these patterns name, and write the settings down."""
+    for old in [file for pattern in stale for file in folder.glob(pattern)]:
+        old.unlink()
+    atomic_write(folder / "settings.json", json.dumps(settings, indent=1) + "\n")
+
+
 # ------------------------------------------------------------------------------------------- generate and judge
 
 def generate_and_judge(model, subset: str, split: str, n: int, steps: int = 12, guidance: float = 1.0, seed: int = 0,
@@ -152,15 +169,14 @@ def table(rows: list[dict]) -> str:
         group = [r for r in rows if name in (r["type"], "all")]
         scored = [r for r in group if not r["failed"]]
         lines.append([name, str(len(scored)), str(len(group) - len(scored)),
-                      *[told([r[column] for r in scored if r[column] is not None]) for column in COLUMNS]])
+                      *[told(interval([r[column] for r in scored if r[column] is not None])) for column in COLUMNS]])
     return markdown(lines)
 
 
-def told(values, digits: int = 2) -> str:
-    """The mean of `values` and its interval, for a table; "-" for none."""
-    mean, low, high = interval(values)
-    return ("-" if math.isnan(mean) else f"{mean:.{digits}f}" if math.isnan(low) else
-            f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]")
+def told(value: tuple[float, float, float], form: str = ".2f") -> str:
+    """(value, low, high) for a table, with its interval where it has one; "-" for a NaN."""
+    mean, low, high = value
+    return "-" if math.isnan(mean) else f"{mean:{form}}" + ("" if math.isnan(low) else f" [{low:{form}}, {high:{form}}]")
 
 
 # ----------------------------------------------------------------------------- is the critic right? (Sec. 4.2.2)
@@ -239,11 +255,9 @@ def generate(model, samples: list, folder: Path, steps: int, guidance: float, se
     """
     settings = {"checkpoint": fingerprint(model, (*FROZEN, *TRAINED)), "steps": steps, "guidance": guidance,
                 "seed": seed}
-    record, failed = folder / "settings.json", {}
-    if not record.exists() or json.loads(record.read_text()) != settings:
-        for old in folder.glob("*.mp4"):
-            old.unlink()
-        atomic_write(record, json.dumps(settings, indent=1) + "\n")
+    if not is_of(folder, settings):
+        start_afresh(folder, settings, "*.mp4")
+    failed = {}
     todo = [s for s in samples if not (folder / f"{s.id}.mp4").exists()]
     size = model.preset.frames, model.preset.height, model.preset.width
     with tqdm(total=len(samples), initial=len(samples) - len(todo), desc="generate", unit="sample") as bar:
@@ -289,12 +303,9 @@ def look(jobs: list, measures, kept, workers: int) -> list[tuple[str | None, dic
 
 
 def ask_local(jobs: list, ask, stamp: str, kept) -> list:
-    """The verdicts of a local judge(sample, video), a list of one for each job: scores or Missing. Raises BadInput for
-    the oracle and a sample that is none of its world."""
+    """The verdicts of a local judge(sample, video), a list of one for each job: scores or Missing."""
     verdicts = []
     for sample, _, path in tqdm(jobs, desc="judge", unit="video"):
-        if ask is judge.oracle:
-            judge.world_triplet(sample)
         try:
             name = ["judge", stamp, sample.id, sample.instruction, hash_video(sample.source), hash_video(path)]
             verdicts.append([kept(name, lambda: ask(sample, path))])
@@ -402,7 +413,7 @@ def tables(rows: list[dict], about: dict, human: dict | None = None) -> tuple[li
             for kind in kinds:
                 group = [r for r in here if r["method"] == name and kind in (r["type"], "all")]
                 bad = sum(bool(r["failed"]) for r in group)
-                lines.append([name, kind, str(len(group) - bad), str(bad), *[told(pick(group, c)) for c in columns]])
+                lines.append([name, kind, str(len(group) - bad), str(bad), *[told(interval(pick(group, c))) for c in columns]])
                 values = pick(group, drawn) if columns else [r["quality"]["TF"] for r in group if r["quality"]]
                 groups.setdefault(kind, []).append((name, *interval(values)))
         out += [f"## {subset}\n", lines]
@@ -411,17 +422,14 @@ def tables(rows: list[dict], about: dict, human: dict | None = None) -> tuple[li
         lines = [["difference", "N pairs", *columns]]
         for a, b in combinations(names, 2):
             both = [key for key in by[a] if key in by[b]]
-            lines.append([f"{a} - {b}", str(len(both))])
-            for column in columns:
-                mean, low, high = paired_difference(*[[by[name][key][column] for key in both] for name in (a, b)])
-                lines[-1].append("-" if math.isnan(mean) else f"{mean:+.2f}" if math.isnan(low) else
-                                 f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]")
+            pair = lambda column: [[by[name][key][column] for key in both] for name in (a, b)]
+            lines.append([f"{a} - {b}", str(len(both)), *[told(paired_difference(*pair(c)), "+.2f") for c in columns]])
         if len(lines) > 1 and columns:
             out += ["The same samples, method by method:\n", lines]
         lines = [["method", "N", *[heads[c] for c in quality.COLUMNS]]]
         for name in names:
             seen = [r["quality"] for r in here if r["method"] == name and r["quality"]]
-            lines.append([name, str(len(seen)), *[told([q[c] for q in seen if c in q], 3) for c in quality.COLUMNS]])
+            lines.append([name, str(len(seen)), *[told(interval([q[c] for q in seen if c in q]), ".3f") for c in quality.COLUMNS]])
         out += ["Video quality, 0 to 1:\n", lines]
         if subset in PAPER:
             out += paper_table(PAPER[subset], [*columns, *quality.COLUMNS])
@@ -437,8 +445,7 @@ def tables(rows: list[dict], about: dict, human: dict | None = None) -> tuple[li
         for column, ratings in human.items():
             pairs = [(r[column], ratings[r["id"], r["method"]]) for r in rows
                      if r[column] is not None and not r["failed"] and (r["id"], r["method"]) in ratings]
-            rho, low, high = correlation(*zip(*pairs)) if pairs else (math.nan,) * 3
-            lines.append([column, str(len(pairs)), "-" if math.isnan(rho) else f"{rho:.2f} [{low:.2f}, {high:.2f}]"])
+            lines.append([column, str(len(pairs)), told(correlation(*zip(*pairs)) if pairs else (math.nan,) * 3)])
         out += [lines]
     part = sum(len(r["missing"]) for r in rows)
     if part:
@@ -502,6 +509,8 @@ def benchmark(args) -> None:
         verdicts = gather(client.ask(asked, 2 * args.repeat * len(good), "judge"))
         client.close()
     elif args.judge == "oracle":
+        for s in dict.fromkeys(s for s, *_ in good):     # of another world: no one's fault but the command's
+            judge.world_triplet(s)
         verdicts = ask_local(good, judge.oracle, f"oracle {world.VERSION}", kept)
     elif args.judge == "vila":
         verdicts = ask_local(good, judge.vila(model), f"vila {fingerprint(model, ('vlm',))} {model.preset}", kept)
@@ -539,8 +548,7 @@ def study_table(rankings: dict[str, list]) -> list[list[str]]:
     rates = {criterion: win_rates(some) for criterion, some in rankings.items()}
     for pair in dict.fromkeys(pair for some in rates.values() for pair in some):
         n = max(sum(set(pair) <= set(ranks) for ranks in some) for some in rankings.values())
-        cells = [("-" if math.isnan(m) else f"{m:.0%}") + ("" if math.isnan(low) else f" [{low:.0%}, {high:.0%}]")
-                 for m, low, high in (some.get(pair, (math.nan,) * 3) for some in rates.values())]
+        cells = [told(some.get(pair, (math.nan,) * 3), ".0%") for some in rates.values()]
         lines.append([f"{pair[0]} over {pair[1]}", str(n), *cells])
     return lines
 
@@ -645,18 +653,14 @@ def parse(argv=None) -> argparse.Namespace:
 
 def resume(folder: Path, settings: dict) -> dict[int, dict]:
     """The rows, by index, that an earlier run with the same settings left in `folder`; other ones are cleared away."""
-    record = folder / "settings.json"
     try:
-        if json.loads(record.read_text()) == settings:
+        if is_of(folder, settings):
             return {r["index"]: r for r in map(json.loads, (folder / "scores.jsonl").read_text().splitlines())}
     except (OSError, ValueError, KeyError, TypeError):   # there is none, or not one of ours
         pass
     if (folder / "scores.jsonl").exists():
         print(f"{folder} holds the scores of other settings or weights: starting afresh")
-    for name in ("scores.jsonl", "table.md", "strips.png"):
-        if (folder / name).exists():
-            (folder / name).unlink()
-    atomic_write(record, json.dumps(settings, indent=1) + "\n")
+    start_afresh(folder, settings, "scores.jsonl", "table.md", "strips.png")
     return {}
 
 

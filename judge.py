@@ -30,7 +30,7 @@ import torch
 from PIL import Image
 
 import world
-from ask import Client, Missing, Question, parse_json
+from ask import Missing, Question, parse_json, read_rows
 from critic import Critic
 from data import (FIELDS, SUBSET_OF, BadInput, Parser, atomic_write, manifest_lines, manifest_record, read_pixels,
                   read_video, run_script, write_video)
@@ -215,17 +215,10 @@ class Kept:
     """What took long to find out, in an append-only file of JSON lines, by key: a rerun does not find it out again."""
 
     def __init__(self, path: Path):
-        self.path, self.values, self._lock = path, {}, Lock()
-        content = path.read_bytes() if path.exists() else b""
-        whole = content[:content.rfind(b"\n") + 1]
-        if whole != content:                             # a crash has cut the last line off
-            os.truncate(path, len(whole))
-        for number, line in enumerate(whole.splitlines(), 1):
-            try:
-                row = json.loads(line)
-                self.values[row["key"]] = row["value"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise BadInput(f"{path}:{number}: is no line of ours ({error}); take it out") from error
+        rows, whole = read_rows(path, ("key", "value"), "line")
+        self.path, self.values, self._lock = path, {row["key"]: row["value"] for row in rows}, Lock()
+        if path.exists() and path.stat().st_size > whole:                                  # a crash has cut the last line off
+            os.truncate(path, whole)
 
     def __call__(self, parts: list, find: Callable[[], dict]) -> dict:
         """The value of what `parts` (for JSON) name: find() where it is not there; what that raises is not kept."""
