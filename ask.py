@@ -105,20 +105,18 @@ def parse_json(reply: str) -> dict:
     return found
 
 
-def read_rows(path: Path, fields: tuple[str, ...], what: str) -> tuple[list[dict], int]:
-    """The rows of an append-only file of JSON lines, and the length of its whole lines: a crash may cut the last one off.
-
-    Raises BadInput, naming file:line, for one that is not JSON or lacks a field: that is no `what` of ours.
+def read_rows(path: Path, what: str, keep: Callable[[dict], object]) -> int:
+    """keep() each row of an append-only file of JSON lines; returns the length of its whole lines: a crash may cut the
+    last one off. Raises BadInput, naming file:line, for one that is not JSON or that keep() cannot take: no `what` of ours.
     """
     content = path.read_bytes() if path.exists() else b""
-    whole, rows = content.rfind(b"\n") + 1, []
+    whole = content.rfind(b"\n") + 1
     for number, line in enumerate(content[:whole].splitlines(), 1):
         try:
-            rows.append(json.loads(line))
-            [rows[-1][field] for field in fields]
+            keep(json.loads(line))
         except (ValueError, KeyError, TypeError) as error:
             raise BadInput(f"{path}:{number}: is no {what} of ours ({error}); take the line out") from error
-    return rows, whole
+    return whole
 
 
 class Client:
@@ -141,11 +139,8 @@ class Client:
 
     def _read(self) -> int:
         """Take in the file; returns the length of its whole lines."""
-        rows, whole = read_rows(self.cache, ("key",), "reply")
         self.replies = {}
-        for row in rows:
-            self.replies.setdefault(row["key"], []).append(row)
-        return whole
+        return read_rows(self.cache, "reply", lambda row: self.replies.setdefault(row["key"], []).append(row))
 
     def _open(self) -> None:
         """Make ready to call: open the file for appending, for this run alone, and the connection."""

@@ -215,8 +215,8 @@ class Kept:
     """What took long to find out, in an append-only file of JSON lines, by key: a rerun does not find it out again."""
 
     def __init__(self, path: Path):
-        rows, whole = read_rows(path, ("key", "value"), "line")
-        self.path, self.values, self._lock = path, {row["key"]: row["value"] for row in rows}, Lock()
+        self.path, self.values, self._lock = path, {}, Lock()
+        whole = read_rows(path, "line", lambda row: self.values.update({row["key"]: row["value"]}))
         if path.exists() and path.stat().st_size > whole:                                  # a crash has cut the last line off
             os.truncate(path, whole)
 
