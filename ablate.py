@@ -7,8 +7,9 @@
 
 Trains with train.py and scores with evaluate.py, as a user would, one command on each core; keeps the runs and their
 scores per sample in out/ablate, a folder for each base, and writes Markdown and PNG into results/. All runs share base,
-data, steps, batch and learning rate. An interval is 95 % of a bootstrap that draws anew both training seeds and test
-samples; methods are compared on the same seeds and samples.
+data, steps, batch and learning rate. Three targets in ten of their data are near misses (`--wrong 0.3`), as in a dataset
+that a model has made; `--figure data` has other shares. An interval is 95 % of a bootstrap that draws anew both training
+seeds and test samples; methods are compared on the same seeds and samples.
 
 Axis letters: S seeds, N samples, B batch, K frames that the critic sees, H W pixels.
 """
@@ -37,19 +38,22 @@ import world
 from bench import trigger_rate
 from critic import THINK, Critic, clean_estimate, decode_frames, load_model
 from data import BadInput, Parser, atomic_write, markdown, replacing, run_script
-from evaluate import COLUMNS, as_markdown, paper_table
 from model import add_noise, shifted
+from scores import COLUMNS, as_markdown, paper_table
 
 HERE, BASE = Path(__file__).parent, "base"
-LAMBDAS, TAUS, LRS = (0, .1, .25, .5, .75), (.1, .3, .5, .7, .9), ("1e-4", "2e-4", "4e-4", "8e-4")
+LAMBDAS, TAUS, LRS = (0, .1, .25, .5, .75), (.1, .3, .5, .7, .9), ("4e-4", "8e-4", "1.6e-3", "3.2e-3")
+WRONG, WRONGS = .3, (0, .3, .6)                          # share of the training targets that are near misses
+WIDE = "tau 0.9"                                         # the run whose critic is asked most of the time, too
 EVERY = 250                                              # steps between the copies of the runs that look for gaming
-RUNS = {                                                 # what train.py is told; all else are its defaults
+RUNS = {                                                 # what train.py is told beside --wrong 0.3; all else are its defaults
     "sft": "--objective sft", "rwr": "--objective rwr", "uso": "",
     **{f"lambda {x}": f"--lambda {x}" for x in LAMBDAS[1:] if x != .25},
     **{f"tau {x}": f"--tau {x}" for x in TAUS if x != .5},
     **{f"{o}, no {x}": f"--objective {o} --without {x}" for x in ("vlm", "position") for o in ("sft", "uso")},
     **{f"{o}, lr {x}": f"--objective {o} --lr {x}" for x in LRS for o in ("sft", "rwr", "uso")},
-    **{f"{o}, wrong targets": f"--objective {o} --wrong 0.3" for o in ("sft", "rwr", "uso")},
+    **{f"{o}, {x} wrong": f"--objective {o} --wrong {x}" for x in WRONGS if x != WRONG for o in ("sft", "uso")},
+    **{f"{WIDE}, {x} wrong": f"--tau 0.9 --wrong {x}" for x in WRONGS if x != WRONG},
     "lambda 3": "--lambda 3", "lambda 3, m_0 = 0": "--lambda 3 --without baseline",
     "lambda 3, K = 1": "--lambda 3 --vlm-frames 1", "lambda 3, tau = 1": "--lambda 3 --tau 1",
     "lambda 3, no flow": "--lambda 3 --without flow", "refl": "--objective refl", "grpo": "--objective grpo"}
@@ -57,6 +61,7 @@ WATCHED = ["sft", "uso", "lambda 0.75", *(run for run in RUNS if run.startswith(
 RIVALS = ("refl", "grpo")
 ALONE = lambda score: score.run == BASE or ", lr " in score.run    # one seed: the base has none, a search needs no more
 of_lambda = lambda x: {0: "sft", .25: "uso"}.get(x, f"lambda {x}")
+of_wrong = lambda objective, x: objective if x == WRONG else f"{objective}, {x} wrong"
 of_tau = lambda x: {.5: "uso"}.get(x, f"tau {x}")
 test = lambda runs, *subsets: [Score(run, subset) for run in runs for subset in subsets]
 
@@ -94,8 +99,8 @@ def flags(a, run: str) -> list[str]:
         times = read_times(a)
         quickest = {r: min(times[f"train {r}, seed {seed}"] for seed in a.seeds) for r in ("uso", rival)}
         steps = max(1, int(a.steps * quickest["uso"] / quickest[rival]))
-    return [*RUNS[rival].split(), "--steps", str(steps), *(["--keep-every", str(EVERY)] if run in WATCHED else []),
-            *a.more.split()]
+    copies = ["--keep-every", str(EVERY)] if run in WATCHED else []
+    return ["--wrong", str(WRONG), *RUNS[rival].split(), "--steps", str(steps), *copies, *a.more.split()]
 
 
 def chain(a, run: str, seed: int, scores: list[Score]) -> list[Job]:
@@ -109,8 +114,9 @@ def chain(a, run: str, seed: int, scores: list[Score]) -> list[Job]:
     for score in scores:
         model = a.weights if run == BASE else folder / f"model{score.copy}"
         where = ["--checkpoint", str(model)] if model else []
+        margin = ["--margin"] if score.split == "val" or score in NEEDS["figure 4"] else []          # a third more time
         jobs.append(Job(f"{score.subset} {score.split} {run}{score.copy}, seed {seed}",
-                        python + [str(HERE / "evaluate.py"), "--margin", "--subset", score.subset, "--split",
+                        python + [str(HERE / "evaluate.py"), *margin, "--subset", score.subset, "--split",
                                   score.split, "--n", str(a.n), *where, "--out", str(a.root / "eval")],
                         score.folder(a, seed) / "table.md"))
     return jobs
@@ -257,7 +263,7 @@ def table_3(a):
 
 
 def table_4(a):
-    runs = [BASE, "sft", "rwr", "uso"]
+    runs = [BASE, "sft", "rwr", "uso", WIDE]
     return "\n".join(f"{subset.upper()}\n\n{compare(a, runs, subset, 'sft')}\n{by_type(a, runs, subset)}"
                      for subset in ("rave", "icvg")) + paper("Table 4 objective")
 
@@ -272,7 +278,7 @@ def table_6(a):
     found = measured(a, "one-step", one_step)
     ea, clean = np.array(found["EA"]), np.array(found["clean"])                            # (models, N)
     pearson = lambda m: cell(ea, lambda s, n: pearsonr(m[s[:, None], n].ravel(), ea[s[:, None], n].ravel()).statistic)
-    lines = [["tau", "trigger rate", "tau / (3 - 2 tau)", "Pearson", "share of the bound", *COLUMNS[:5]]]
+    lines = [["tau", "trigger rate", "tau / (3 - 2 tau)", "Pearson", "share of the bound", *COLUMNS[:5], "Overall - sft"]]
     bound = pearsonr(clean.ravel(), ea.ravel()).statistic
     for tau in TAUS:
         run = of_tau(tau)
@@ -281,7 +287,8 @@ def table_6(a):
         m = np.array(found[str(tau)])
         lines.append([str(tau), f"{rate:.1%}", f"{trigger_rate(tau):.1%}", pearson(m),
                       f"{pearsonr(m.ravel(), ea.ravel()).statistic / bound:.0%}",
-                      *(cell(scores(a, Score(run, 'rave'), c)) for c in COLUMNS[:5])])
+                      *(cell(scores(a, Score(run, "rave"), c)) for c in COLUMNS[:5]),
+                      cell(scores(a, Score(run, "rave")) - scores(a, Score("sft", "rave")), sign="+")])
     return (f"RAVE. Pearson: margin on the one-step estimate at a t < tau, from the noised finished edit, with the "
             f"oracle's EA of that edit; {ea.size} edits of base, sft and uso. The bound is the margin on the finished edit "
             f"itself: {pearson(clean)}.\n\n" + markdown(lines) + paper("Table 6 tau", ("trigger rate", "Pearson")))
@@ -463,9 +470,15 @@ def figure_read(a):
 
 def figure_data(a):
     """Does the critic help where the data is wrong?"""
-    bars(a, "data", DATA)
-    return ("RAVE. wrong targets: three in ten of the training targets are near misses, as in data that a model has made and "
-            "that nobody looked through.\n\n" + compare(a, DATA, "rave", "sft, wrong targets"))
+    at = {o: [scores(a, Score(of_wrong(o, x), "rave")) for x in WRONGS] for o in ("sft", "uso", WIDE)}
+    gain = {o: [uso - sft for sft, uso in zip(at["sft"], at[o])] for o in ("uso", WIDE)}
+    drawn = lambda named: {o: (WRONGS, [interval(y) for y in x]) for o, x in named.items()}
+    picture(a.results / "data.png", [dict(title=title, xlabel="share of wrong targets", lines=drawn(named))
+                                     for title, named in (("Overall", at), ("Overall - sft", gain))])
+    lines = [["wrong targets", *at, *(f"{o} - sft" for o in gain)]]
+    lines += [[f"{x:.0%}", *(cell(y[i]) for y in at.values()), *(cell(y[i], sign="+") for y in gain.values())]
+              for i, x in enumerate(WRONGS)]
+    return f"Overall on RAVE. Wrong targets are near misses, of seven kinds, each as often.\n\n{markdown(lines)}"
 
 
 def figure_compute(a):
@@ -485,16 +498,15 @@ def figure_search(a):
     return f"Overall on RAVE's val split, seed 0; the default is the rate with the best mean.\n\n{markdown(lines)}"
 
 
-EQUAL = ["sft", "uso", *RIVALS, *(f"{rival}, equal time" for rival in RIVALS)]
+EQUAL = ["sft", "uso", WIDE, *RIVALS, *(f"{rival}, equal time" for rival in RIVALS)]
 BLIND = ["sft", "uso", *(f"{o}, no {part}" for part in ("vlm", "position") for o in ("sft", "uso"))]
-DATA = ["sft", "uso", *(f"{o}, wrong targets" for o in ("sft", "rwr", "uso"))]
 NEEDS = {
-    "table 4": test((BASE, "sft", "rwr", "uso"), "rave", "icvg"),
+    "table 4": test((BASE, "sft", "rwr", "uso", WIDE), "rave", "icvg"),
     "figure 4": test((BASE, "sft", "rwr", "uso"), "rave"), "figure samples": test((BASE, "sft", "uso"), "rave"),
     "table 3": test((BASE, "sft", "uso"), "literal"), "table 2": test((BASE, "sft", "uso"), "cross"),
     "table 5": test([of_lambda(x) for x in LAMBDAS], "rave"),
     "table 6": test([BASE, "sft", *(of_tau(x) for x in TAUS)], "rave"),
-    "figure data": test(DATA, "rave"),
+    "figure data": test([of_wrong(o, x) for x in WRONGS for o in ("sft", "uso", WIDE)], "rave"),
     "figure gradient": [], "figure read": test(BLIND, "rave"), "figure compute": test(EQUAL, "rave"),
     "figure gamed": lambda a: [Score(BASE, "rave", "val"),
                                *(Score(run, "rave", "val", copy) for run in WATCHED for copy in copies(a))],

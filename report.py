@@ -78,7 +78,7 @@ def _page(title: str, body: str, data, script: str) -> str:
 # ----------------------------------------------------------------------------------------------------- report.html
 
 def _block(block) -> str:
-    """A block of evaluate.tables as HTML: a table (list of lines), a "## heading", or text."""
+    """A block of benchmark.tables as HTML: a table (list of lines), a "## heading", or text."""
     if isinstance(block, str):
         if block.startswith("## "):
             return f"<h2>{html.escape(block[3:])}</h2>"
@@ -186,7 +186,7 @@ draw();
 
 
 def report(out: Path, rows: list[dict], about: dict, blocks: list, charts: list[str], human: dict | None = None) -> None:
-    """Write out/report.html: the tables (`blocks`, see evaluate.tables), bars, and all samples with their videos."""
+    """Write out/report.html: the tables (`blocks`, see benchmark.tables), bars, and all samples with their videos."""
     people = "<option value=people>judge and people disagree most</option>" if human else ""
     controls = (f"<div id=bar><label>type <select id=type><option value=''>all</select></label>"
                 f"<label>subset <select id=subset><option value=''>all</select></label>"

@@ -377,7 +377,7 @@ DEFAULTS = {                                              # what the flags mean 
     "vae": dict(steps=5800, batch=8, lr=1e-3, items=4000),
     "vlm": dict(steps=7500, batch=16, lr=2e-3, items=24000),
     "base": dict(steps=5000, batch=16, lr=2e-3, items=8000),
-    "finetune": dict(steps=1000, batch=8, lr=2e-4, items=1200)}
+    "finetune": dict(steps=1000, batch=8, lr=1.6e-3, items=1200)}
 
 
 def settings(args) -> dict:

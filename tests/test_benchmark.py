@@ -15,13 +15,15 @@ import numpy as np
 import pytest
 import torch
 
+import benchmark
 import evaluate
 import judge
 from ask import Missing
+from benchmark import judge_variance, read_human, score_row, study_table, tables
 from data import BadInput, read_pixels, write_video
 from endpoint import Endpoint
-from evaluate import as_markdown, correlation, judge_variance, read_human, score_row, tables
 from quality import temporal_flickering
+from scores import COLUMNS, as_markdown, correlation, win_rates
 
 SCRIPT = Path(evaluate.__file__)
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -83,7 +85,7 @@ def test_ratings_of_people(tmp_path):
 def test_tables_by_hand():
     row = lambda id, method, ea=None, failed=None, type="Temporal Reasoning", **q: {
         "id": id, "method": method, "subset": "rave", "type": type, "failed": failed, "missing": [], "repeats": [],
-        "quality": q, **dict.fromkeys((*evaluate.COLUMNS, "Yes")), "EA": ea, "Overall": ea}
+        "quality": q, **dict.fromkeys((*COLUMNS, "Yes")), "EA": ea, "Overall": ea}
     rows = [row("1", "a", 6, TF=.5), row("2", "a", 8, TF=.7), row("1", "b", 5, TF=.1), row("2", "b", failed="gone <x>"),
             row("3", "a", 1, type="Spatial Reasoning"), row("3", "b", 3, type="Spatial Reasoning")]
     about = {"head": "h", "judge": "openai", "repeat": 1, "methods": ["a", "b"], "why": {"MS": "give it"},
@@ -110,13 +112,13 @@ def test_tables_by_hand():
 
 def test_win_rates_by_hand():
     ranks = [dict(a=1, b=2, c=3), dict(a=1, b=3, c=2), dict(a=2, b=1), dict(a=1, b=1, c=3)]
-    rates = evaluate.win_rates(ranks)
+    rates = win_rates(ranks)
     assert rates["a", "b"][0] == (1 + 1 + 0 + .5) / 4 and rates["b", "a"][0] == 1 - rates["a", "b"][0]
     assert rates["b", "c"][0] == pytest.approx(2 / 3) and rates["a", "c"] == (1, 1, 1) and len(rates) == 6
-    mean, low, high = evaluate.win_rates([dict(a=1, b=2)] * 50 + [dict(a=2, b=1)] * 50)["a", "b"]
+    mean, low, high = win_rates([dict(a=1, b=2)] * 50 + [dict(a=2, b=1)] * 50)["a", "b"]
     assert mean == .5 and low == pytest.approx(.4, abs=.011) and high == pytest.approx(.6, abs=.011)   # binomial
-    assert evaluate.win_rates([]) == {}
-    lines = evaluate.study_table({"X": ranks[:1], "Y": []})
+    assert win_rates([]) == {}
+    lines = study_table({"X": ranks[:1], "Y": []})
     assert lines[0] == ["wins over", "N", "X", "Y"] and ["c over a", "1", "0%", "-"] in lines
 
 
@@ -169,7 +171,7 @@ def test_the_oracle_judges_three_methods(bench, tmp_path, capsys, monkeypatch):
     assert cells(vbench, "target")[3][-1] == "0.900 [0.900, 0.900]"
 
     monkeypatch.setattr(judge, "read_video", None)       # a rerun looks at nothing again, and nor does --report
-    monkeypatch.setattr(evaluate, "load_model", None)
+    monkeypatch.setattr(benchmark, "load_model", None)
     run(bench / "bench.jsonl", *methods, "--judge", "oracle", "--out", tmp_path)
     assert rows_of(tmp_path) == rows and (tmp_path / "table.md").read_text() == text
     (tmp_path / "table.md").unlink()

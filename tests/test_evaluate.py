@@ -16,7 +16,8 @@ import torch
 import evaluate
 import world
 from critic import Critic
-from evaluate import COLUMNS, generate_and_judge, geometric_mean, interval, overall, paired_difference, table
+from evaluate import generate_and_judge, table
+from scores import COLUMNS, geometric_mean, interval, overall, paired_difference
 
 SCRIPT = Path(evaluate.__file__)
 
