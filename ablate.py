@@ -6,10 +6,10 @@
     python ablate.py --all --list          # only what is left to do, and how long it takes
 
 Trains with train.py and scores with evaluate.py, as a user would, one command on each core; keeps the runs and their
-scores per sample in out/ablate, a folder for each base, and writes Markdown and PNG into results/. All runs share base,
-data, steps, batch and learning rate. Three targets in ten of their data are near misses (`--wrong 0.3`), as in a dataset
-that a model has made; `--figure data` has other shares. An interval is 95 % of a bootstrap that draws anew both training
-seeds and test samples; methods are compared on the same seeds and samples.
+scores per sample in out/ablate, a folder for each base, and writes Markdown and PNG into results/. All runs share
+base, data, steps, batch and learning rate. Three targets in ten of their data are near misses (`--wrong 0.3`), as in a
+dataset that a model has made; `--figure data` has other shares. An interval is 95 % of a bootstrap that draws anew both
+training seeds and test samples; methods are compared on the same seeds and samples.
 
 Axis letters: S seeds, N samples, B batch, K frames that the critic sees, H W pixels.
 """
@@ -36,28 +36,28 @@ from tqdm import tqdm
 
 import world
 from bench import trigger_rate
-from critic import THINK, Critic, clean_estimate, decode_frames, load_model
+from critic import THINK, Critic, clean_estimate, decode_frames, load_model, reason_loss
 from data import BadInput, Parser, atomic_write, markdown, replacing, run_script
-from model import add_noise, shifted
+from model import add_noise, shifted, velocity_target
 from scores import COLUMNS, as_markdown, paper_table
 
 HERE, BASE = Path(__file__).parent, "base"
 LAMBDAS, TAUS, LRS = (0, .1, .25, .5, .75), (.1, .3, .5, .7, .9), ("4e-4", "8e-4", "1.6e-3", "3.2e-3")
 WRONG, WRONGS = .3, (0, .3, .6)                          # share of the training targets that are near misses
-WIDE = "tau 0.9"                                         # the run whose critic is asked most of the time, too
+WIDE = "tau 0.9"                                         # in Table 4, too: there the critic is asked most of the time
 EVERY = 250                                              # steps between the copies of the runs that look for gaming
-RUNS = {                                                 # what train.py is told beside --wrong 0.3; all else are its defaults
+RUNS = {                                                 # what train.py is told beside --wrong; the rest is default
     "sft": "--objective sft", "rwr": "--objective rwr", "uso": "",
     **{f"lambda {x}": f"--lambda {x}" for x in LAMBDAS[1:] if x != .25},
     **{f"tau {x}": f"--tau {x}" for x in TAUS if x != .5},
-    **{f"{o}, no {x}": f"--objective {o} --without {x}" for x in ("vlm", "position") for o in ("sft", "uso")},
+    **{f"uso, no {x}": f"--without {x}" for x in ("vlm", "position")},
     **{f"{o}, lr {x}": f"--objective {o} --lr {x}" for x in LRS for o in ("sft", "rwr", "uso")},
     **{f"{o}, {x} wrong": f"--objective {o} --wrong {x}" for x in WRONGS if x != WRONG for o in ("sft", "uso")},
-    **{f"{WIDE}, {x} wrong": f"--tau 0.9 --wrong {x}" for x in WRONGS if x != WRONG},
     "lambda 3": "--lambda 3", "lambda 3, m_0 = 0": "--lambda 3 --without baseline",
     "lambda 3, K = 1": "--lambda 3 --vlm-frames 1", "lambda 3, tau = 1": "--lambda 3 --tau 1",
     "lambda 3, no flow": "--lambda 3 --without flow", "refl": "--objective refl", "grpo": "--objective grpo"}
-WATCHED = ["sft", "uso", "lambda 0.75", *(run for run in RUNS if run.startswith("lambda 3"))]        # for gaming
+WATCHED = ["sft", "uso", "lambda 0.75", "lambda 3"]       # for gaming
+SWITCHED = [run for run in RUNS if run.startswith("lambda 3, ")]
 RIVALS = ("refl", "grpo")
 ALONE = lambda score: score.run == BASE or ", lr " in score.run    # one seed: the base has none, a search needs no more
 of_lambda = lambda x: {0: "sft", .25: "uso"}.get(x, f"lambda {x}")
@@ -278,7 +278,8 @@ def table_6(a):
     found = measured(a, "one-step", one_step)
     ea, clean = np.array(found["EA"]), np.array(found["clean"])                            # (models, N)
     pearson = lambda m: cell(ea, lambda s, n: pearsonr(m[s[:, None], n].ravel(), ea[s[:, None], n].ravel()).statistic)
-    lines = [["tau", "trigger rate", "tau / (3 - 2 tau)", "Pearson", "share of the bound", *COLUMNS[:5], "Overall - sft"]]
+    lines = [["tau", "trigger rate", "tau / (3 - 2 tau)", "Pearson", "share of the bound", *COLUMNS[:5],
+              "Overall - sft"]]
     bound = pearsonr(clean.ravel(), ea.ravel()).statistic
     for tau in TAUS:
         run = of_tau(tau)
@@ -290,8 +291,8 @@ def table_6(a):
                       *(cell(scores(a, Score(run, "rave"), c)) for c in COLUMNS[:5]),
                       cell(scores(a, Score(run, "rave")) - scores(a, Score("sft", "rave")), sign="+")])
     return (f"RAVE. Pearson: margin on the one-step estimate at a t < tau, from the noised finished edit, with the "
-            f"oracle's EA of that edit; {ea.size} edits of base, sft and uso. The bound is the margin on the finished edit "
-            f"itself: {pearson(clean)}.\n\n" + markdown(lines) + paper("Table 6 tau", ("trigger rate", "Pearson")))
+            f"oracle's EA of that edit; {ea.size} edits of base, sft and uso. The bound is the margin on the finished "
+            f"edit itself: {pearson(clean)}.\n\n" + markdown(lines) + paper("Table 6 tau", ("trigger rate", "Pearson")))
 
 
 def measured(a, name: str, measure) -> dict:
@@ -357,8 +358,9 @@ def picture(path: Path, panels: list[dict]) -> None:
         for k, (name, (mean, low, high)) in enumerate(panel.get("bars", {}).items()):
             axis.barh(name, mean, color=f"C{k}", alpha=.6, xerr=[[mean - low], [high - mean]])
         axis.set(title=panel["title"], xlabel=panel.get("xlabel", ""))
-    if panels[0].get("lines"):
-        axes[0][0].legend(fontsize=7)
+    for k, (axis, panel) in enumerate(zip(axes[0], panels)):
+        if panel.get("lines") and (not k or panel["lines"].keys() != panels[k - 1].get("lines", {}).keys()):
+            axis.legend(fontsize=7)
     figure.tight_layout()
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=110)
@@ -407,28 +409,55 @@ def figure_gamed(a):
         panels.append(dict(title=column, xlabel="step", lines=lines))
     picture(a.results / "gamed.png", panels)
     lines = [["run", *columns]]
-    for run, score in [(BASE, Score(BASE, "rave", "val")), *((run, Score(run, "rave", "val")) for run in WATCHED)]:
-        lines.append([run, *(cell(scores(a, score, column)) for column in columns)])
+    lines += [[run, *(cell(scores(a, Score(run, "rave", "val"), column)) for column in columns)]
+              for run in (BASE, *WATCHED, *SWITCHED)]
     return (f"RAVE, val split, after {steps[-1]} steps. The margin is that of K frames of the finished edit.\n\n"
             + markdown(lines))
 
 
 def gradient(a) -> dict:
-    """Share of |d margin / d pixels| on what should change, (t, N) for each way to think; and that region's area."""
+    """Where the critic's gradient acts, how large it is and where it leads: (t, N), on the base's one-step estimates.
+
+    Share of |d margin / d pixels| on what should change, for each way to think, and that region's `area`, (N,). For x_t
+    noised from the target ("right") and from a near miss ("wrong"): `size`, |d L_reason / d v| over |d L_FM / d v|, as
+    they weigh in Eq. 5 at lambda 0.25, tau 0.5; `aim`, the cosine of -d L_reason / d v with the way from v to the
+    velocity whose estimate (Eq. 3) is the right target.
+    """
     model, n, levels = load_model(a.weights), min(a.n, 100), (.05, .2, .35, .5, .65, .8, .95)
     triplets = [world.make_triplet(i, "rave", "val") for i in range(n)]
     source, words = torch.stack([t.source for t in triplets]), [t.instruction for t in triplets]
     target, g = torch.stack([t.target for t in triplets]), torch.Generator().manual_seed(0)
+    wrong = torch.stack([world.near_miss(t, world.MISSES[i % len(world.MISSES)], np.random.default_rng(i))[0]
+                         for i, t in enumerate(triplets)])
     region = (model.vlm.pick(source) - model.vlm.pick(target)).abs().amax(2, keepdim=True) > .02
-    found = {"levels": levels, "area": region.float().mean((1, 2, 3, 4)).tolist(), **{think: [] for think in THINK}}
+    found = {"levels": levels, "area": region.float().mean((1, 2, 3, 4)).tolist(), **{think: [] for think in THINK},
+             **{f"{what}, {which}": [] for what in ("size", "aim") for which in ("right", "wrong")}}
     with torch.no_grad():
-        x0, z, text = model.encode_video(target), model.encode_video(source), model.encode_text(words)
-        c = model.context(z, model.bridge(model.encode_vlm(source, words)), text)
-        eps = torch.randn(x0.shape, generator=g)
+        x0, z = {"right": model.encode_video(target), "wrong": model.encode_video(wrong)}, model.encode_video(source)
+        c = model.context(z, model.bridge(model.encode_vlm(source, words)), model.encode_text(words))
+        eps = torch.randn(z.shape, generator=g)
+        thoughts = Critic(model).thoughts(source, words)
+        baseline = Critic(model).baseline(source, words, thoughts)
     for t in tqdm(levels, desc="gradients"):
+        t = torch.full((n,), t)
+        for which in x0:
+            with torch.no_grad():
+                x_t = add_noise(x0[which], eps, t)
+                v = model.velocity(x_t, t, c, z)
+            size, aim = [], []
+            for b in batches(n):
+                free = v[b].clone().requires_grad_()
+                frames = decode_frames(model, clean_estimate(x_t[b], free, t[b]), model.preset.decode)
+                loss = reason_loss(Critic(model).margin(source[b], frames, words[b], thoughts[b]), baseline[b]).sum()
+                reason = .25 / trigger_rate(.5) * torch.autograd.grad(loss, free)[0].flatten(1)
+                flow = 2 * (v[b] - velocity_target(x0[which][b], eps[b])).flatten(1) / v[0].numel()
+                way = ((x_t[b] - x0["right"][b]) / t[0] - v[b]).flatten(1)
+                size += (reason.norm(dim=1) / flow.norm(dim=1)).tolist()
+                aim += torch.cosine_similarity(-reason, way).tolist()
+            found[f"size, {which}"].append(size)
+            found[f"aim, {which}"].append(aim)
         with torch.no_grad():
-            t = torch.full((n,), t)
-            x_t = add_noise(x0, eps, t)
+            x_t = add_noise(x0["right"], eps, t)
             shown = decode_frames(model, clean_estimate(x_t, model.velocity(x_t, t, c, z), t), model.preset.decode)
         for think in THINK:
             critic, share = Critic(model, think), []
@@ -442,17 +471,23 @@ def gradient(a) -> dict:
 
 def figure_gradient(a):
     found = measured(a, "gradient", gradient)
-    at = {think: [interval(np.array([row])) for row in found[think]] for think in THINK}
+    at = {name: [interval(np.array([row])) for row in found[name]] for name in found.keys() - {"levels", "area"}}
     area = interval(np.array([found["area"]]))
-    lines = {**{think: (found["levels"], y) for think, y in at.items()},
-             "area of the region": (found["levels"], [area] * len(found["levels"]))}
-    picture(a.results / "gradient.png", [dict(title="share of |d margin / d pixels| on what should change", xlabel="t",
-                                              lines=lines)])
-    table = [["t", *THINK, "area"]]
+    drawn = lambda names: {name: (found["levels"], at[name]) for name in names}
+    ways = [[f"{what}, {which}" for which in ("right", "wrong")] for what in ("size", "aim")]
+    picture(a.results / "gradient.png", [
+        dict(title="share of |d margin / d pixels|\non what should change", xlabel="t",
+             lines={**drawn(THINK), "area of the region": (found["levels"], [area] * len(found["levels"]))}),
+        dict(title="size beside flow matching's", xlabel="t", lines=drawn(ways[0])),
+        dict(title="cosine with the way to the target", xlabel="t", lines=drawn(ways[1]))])
+    table = [["t", *THINK, "area", *ways[0], *ways[1]]]
     for i, t in enumerate(found["levels"]):
-        table.append([str(t), *("{:.2f} [{:.2f}, {:.2f}]".format(*at[think][i]) for think in THINK), f"{area[0]:.2f}"])
-    return (f"One-step estimates of the base from noised targets; RAVE, val split, {len(found['area'])} samples.\n\n"
-            + markdown(table))
+        told = lambda name: "{:.2f} [{:.2f}, {:.2f}]".format(*at[name][i])
+        table.append([str(t), *map(told, THINK), f"{area[0]:.2f}", *map(told, [*ways[0], *ways[1]])])
+    return (f"One-step estimates of the base; RAVE, val split, {len(found['area'])} samples. Share of "
+            f"|d margin / d pixels| on what should change, by chain of thought, and that region's area. size: "
+            f"|d L_reason / d v| over |d L_FM / d v| as they weigh in Eq. 5; aim: cosine of -d L_reason / d v with the way "
+            f"to the right target; x_t noised from the target (right) or a near miss (wrong).\n\n" + markdown(table))
 
 
 def bars(a, name: str, runs: list[str]) -> None:
@@ -470,12 +505,12 @@ def figure_read(a):
 
 def figure_data(a):
     """Does the critic help where the data is wrong?"""
-    at = {o: [scores(a, Score(of_wrong(o, x), "rave")) for x in WRONGS] for o in ("sft", "uso", WIDE)}
-    gain = {o: [uso - sft for sft, uso in zip(at["sft"], at[o])] for o in ("uso", WIDE)}
+    at = {o: [scores(a, Score(of_wrong(o, x), "rave")) for x in WRONGS] for o in ("sft", "uso")}
+    gain = {"uso - sft": [uso - sft for sft, uso in zip(*at.values())]}
     drawn = lambda named: {o: (WRONGS, [interval(y) for y in x]) for o, x in named.items()}
     picture(a.results / "data.png", [dict(title=title, xlabel="share of wrong targets", lines=drawn(named))
-                                     for title, named in (("Overall", at), ("Overall - sft", gain))])
-    lines = [["wrong targets", *at, *(f"{o} - sft" for o in gain)]]
+                                     for title, named in (("Overall", at), ("uso - sft", gain))])
+    lines = [["wrong targets", *at, *gain]]
     lines += [[f"{x:.0%}", *(cell(y[i]) for y in at.values()), *(cell(y[i], sign="+") for y in gain.values())]
               for i, x in enumerate(WRONGS)]
     return f"Overall on RAVE. Wrong targets are near misses, of seven kinds, each as often.\n\n{markdown(lines)}"
@@ -498,17 +533,17 @@ def figure_search(a):
     return f"Overall on RAVE's val split, seed 0; the default is the rate with the best mean.\n\n{markdown(lines)}"
 
 
-EQUAL = ["sft", "uso", WIDE, *RIVALS, *(f"{rival}, equal time" for rival in RIVALS)]
-BLIND = ["sft", "uso", *(f"{o}, no {part}" for part in ("vlm", "position") for o in ("sft", "uso"))]
+EQUAL = ["sft", "uso", *RIVALS, *(f"{rival}, equal time" for rival in RIVALS)]
+BLIND = ["uso", "uso, no vlm", "uso, no position"]
 NEEDS = {
     "table 4": test((BASE, "sft", "rwr", "uso", WIDE), "rave", "icvg"),
     "figure 4": test((BASE, "sft", "rwr", "uso"), "rave"), "figure samples": test((BASE, "sft", "uso"), "rave"),
     "table 3": test((BASE, "sft", "uso"), "literal"), "table 2": test((BASE, "sft", "uso"), "cross"),
     "table 5": test([of_lambda(x) for x in LAMBDAS], "rave"),
     "table 6": test([BASE, "sft", *(of_tau(x) for x in TAUS)], "rave"),
-    "figure data": test([of_wrong(o, x) for x in WRONGS for o in ("sft", "uso", WIDE)], "rave"),
+    "figure data": test([of_wrong(o, x) for x in WRONGS for o in ("sft", "uso")], "rave"),
     "figure gradient": [], "figure read": test(BLIND, "rave"), "figure compute": test(EQUAL, "rave"),
-    "figure gamed": lambda a: [Score(BASE, "rave", "val"),
+    "figure gamed": lambda a: [*(Score(run, "rave", "val") for run in (BASE, *SWITCHED)),
                                *(Score(run, "rave", "val", copy) for run in WATCHED for copy in copies(a))],
     "figure search": [Score(f"{o}, lr {lr}", "rave", "val") for lr in LRS for o in ("sft", "rwr", "uso")]}
 
@@ -556,9 +591,11 @@ def main(argv=None):
     for item in a.items:
         text = globals()[item.replace(" ", "_")](a)
         names = {job.name for jobs in plan(a, [item], done=True) for job in jobs}
+        seeds = sorted({name.split()[-1] for name in names if name.startswith("train ")})
         minutes = sum(seconds for name, seconds in read_times(a).items() if name in names) / 60
-        note = (f"`python ablate.py --{item}`: training seeds {', '.join(map(str, a.seeds))}, {a.steps} steps; mean of "
-                f"0..10 [95 % interval] over {a.n} samples; {minutes:.0f} core-minutes; torch {torch.__version__}, Python "
+        made = (f"training seeds {', '.join(seeds)}, {a.steps} steps; scores 0..10 of {a.n} samples; {minutes:.0f} "
+                f"core-minutes; " if seeds else "")
+        note = (f"`python ablate.py --{item}`: {made}[95 % interval]; torch {torch.__version__}, Python "
                 f"{platform.python_version()}, base {a.root.name}.")
         atomic_write(a.results / f"{item.replace(' ', '-')}.md", f"{note}\n\n{text}\n")
         print(f"\n## {item}\n\n{text}")

@@ -99,6 +99,15 @@ def test_equal_time_waits_for_the_times(tmp_path):
     assert steps["train refl, seed 0"] == "100"
 
 
+def test_all_runs_share_the_data_but_those_of_figure_data(tmp_path):
+    a = arguments(tmp_path, "--all", "--seeds", "1")
+    for jobs in plan(a, a.items):
+        for job in jobs:
+            if job.name.startswith("train"):             # the last of a flag that is given twice counts
+                share = float(job.command[len(job.command) - job.command[::-1].index("--wrong")])
+                assert share == (float(job.name.split()[-4]) if "wrong" in job.name else .3), job.name
+
+
 @pytest.mark.parametrize("flags, says", [
     ([], "nothing to do: pass --all, --table or --figure"), (["--table", "9"], "invalid choice"),
     (["--all", "--seeds", "0"], "--seeds 0: must be at least 1"), (["--all", "--steps", "-1"], "--steps -1: must be")])
@@ -127,3 +136,17 @@ def test_a_table_from_training_to_markdown(tiny_dir, tmp_path):
     assert "train rwr, seed 0" in listed.stdout and "train sft" not in listed.stdout
     broken = run("--table", "5", "--more", "--batch 0")
     assert broken.returncode == 2 and "failed" in broken.stderr and "Traceback" not in broken.stderr
+
+
+def test_figure_gradient(tiny_dir, tmp_path):
+    ablate.main(["--figure", "gradient", "--weights", str(tiny_dir), "--n", "7", "--out", str(tmp_path / "out"),
+                 "--results", str(tmp_path / "results")])
+    found = json.loads(next((tmp_path / "out").glob("*/measured/gradient.json")).read_text())
+    levels, rows = found.pop("levels"), {name: np.array(x) for name, x in found.items()}
+    assert all(x.shape == ((7,) if name == "area" else (len(levels), 7)) for name, x in rows.items())
+    assert all(((0 <= rows[name]) & (rows[name] <= 1)).all() for name in ("area", *ablate.THINK))
+    for which in ("right", "wrong"):                     # there is a gradient, whatever this critic knows
+        assert (rows[f"size, {which}"] > 0).all() and (abs(rows[f"aim, {which}"]) <= 1).all()
+    lines = (tmp_path / "results" / "figure-gradient.md").read_text().splitlines()
+    assert [line.split()[1] for line in lines if line.startswith("| 0")] == [str(t) for t in levels]
+    assert (tmp_path / "results" / "gradient.png").stat().st_size > 10_000
