@@ -39,7 +39,7 @@ from bench import trigger_rate
 from critic import THINK, Critic, clean_estimate, decode_frames, load_model, reason_loss
 from data import BadInput, Parser, atomic_write, markdown, replacing, run_script
 from model import add_noise, shifted, velocity_target
-from scores import COLUMNS, as_markdown, paper_table
+from scores import COLUMNS, as_markdown, paper_table, told
 
 HERE, BASE = Path(__file__).parent, "base"
 LAMBDAS, TAUS, LRS = (0, .1, .25, .5, .75), (.1, .3, .5, .7, .9), ("4e-4", "8e-4", "1.6e-3", "3.2e-3")
@@ -224,7 +224,7 @@ def cell(x, statistic=None, sign: str = "") -> str:
     """'mean [low, high]' of x (S, N); '-' where there is nothing, as for PC on ICVG."""
     if np.isnan(x).all():
         return "-"
-    return "{:{s}.2f} [{:{s}.2f}, {:{s}.2f}]".format(*interval(x, statistic), s=sign)
+    return told(interval(x, statistic), f"{sign}.2f")
 
 
 def compare(a, runs: list[str], subset: str, against: str, columns=COLUMNS[:5], name: str = "run") -> str:
@@ -376,8 +376,8 @@ def figure_4(a):
     both = {name: interval(ea, rho(m)) for name, m in (("soft: z_yes - z_no", margin), ("hard: Yes or No", margin > 0))}
     gain = interval(ea, lambda s, n: rho(margin)(s, n) - rho(margin > 0)(s, n))
     picture(a.results / "figure-4.png", [dict(title=f"Spearman with the oracle's EA, {ea.size} edits", bars=both)])
-    lines = [["reward", "Spearman with EA"]] + [[k, "{:.3f} [{:.3f}, {:.3f}]".format(*v)] for k, v in both.items()]
-    lines.append(["soft - hard", "{:+.3f} [{:+.3f}, {:+.3f}]".format(*gain)])
+    lines = [["reward", "Spearman with EA"]] + [[k, told(v, ".3f")] for k, v in both.items()]
+    lines.append(["soft - hard", told(gain, "+.3f")])
     return f"{ea.size} RAVE edits of base, sft, rwr and uso (seed {a.seeds[0]}).\n\n{markdown(lines)}"
 
 
@@ -436,10 +436,11 @@ def gradient(a) -> dict:
         x0, z = {"right": model.encode_video(target), "wrong": model.encode_video(wrong)}, model.encode_video(source)
         c = model.context(z, model.bridge(model.encode_vlm(source, words)), model.encode_text(words))
         eps = torch.randn(z.shape, generator=g)
-        thoughts = Critic(model).thoughts(source, words)
-        baseline = Critic(model).baseline(source, words, thoughts)
+        critic = Critic(model)
+        thoughts = critic.thoughts(source, words)
+        baseline = critic.baseline(source, words, thoughts)
     for t in tqdm(levels, desc="gradients"):
-        t = torch.full((n,), t)
+        t, shown = torch.full((n,), t), {which: [] for which in x0}
         for which in x0:
             with torch.no_grad():
                 x_t = add_noise(x0[which], eps, t)
@@ -448,23 +449,23 @@ def gradient(a) -> dict:
             for b in batches(n):
                 free = v[b].clone().requires_grad_()
                 frames = decode_frames(model, clean_estimate(x_t[b], free, t[b]), model.preset.decode)
-                loss = reason_loss(Critic(model).margin(source[b], frames, words[b], thoughts[b]), baseline[b]).sum()
+                loss = reason_loss(critic.margin(source[b], frames, words[b], thoughts[b]), baseline[b]).sum()
                 reason = .25 / trigger_rate(.5) * torch.autograd.grad(loss, free)[0].flatten(1)
                 flow = 2 * (v[b] - velocity_target(x0[which][b], eps[b])).flatten(1) / v[0].numel()
                 way = ((x_t[b] - x0["right"][b]) / t[0] - v[b]).flatten(1)
                 size += (reason.norm(dim=1) / flow.norm(dim=1)).tolist()
                 aim += torch.cosine_similarity(-reason, way).tolist()
+                shown[which].append(frames.detach())
             found[f"size, {which}"].append(size)
             found[f"aim, {which}"].append(aim)
-        with torch.no_grad():
-            x_t = add_noise(x0["right"], eps, t)
-            shown = decode_frames(model, clean_estimate(x_t, model.velocity(x_t, t, c, z), t), model.preset.decode)
         for think in THINK:
-            critic, share = Critic(model, think), []
-            for b in batches(n):
-                frames = shown[b].clone().requires_grad_()
-                size = torch.autograd.grad(critic.margin(source[b], frames, words[b]).sum(), frames)[0].abs()
-                share += ((size * region[b]).flatten(1).sum(1) / size.flatten(1).sum(1)).tolist()
+            share = []
+            for b, frames in zip(batches(n), shown["right"]):
+                frames.requires_grad_()
+                margin = Critic(model, think).margin(source[b], frames, words[b],
+                                                     thoughts[b] if think == critic.think else None)
+                pixels = torch.autograd.grad(margin.sum(), frames)[0].abs()
+                share += ((pixels * region[b]).flatten(1).sum(1) / pixels.flatten(1).sum(1)).tolist()
             found[think].append(share)
     return found
 
@@ -482,8 +483,8 @@ def figure_gradient(a):
         dict(title="cosine with the way to the target", xlabel="t", lines=drawn(ways[1]))])
     table = [["t", *THINK, "area", *ways[0], *ways[1]]]
     for i, t in enumerate(found["levels"]):
-        told = lambda name: "{:.2f} [{:.2f}, {:.2f}]".format(*at[name][i])
-        table.append([str(t), *map(told, THINK), f"{area[0]:.2f}", *map(told, [*ways[0], *ways[1]])])
+        of = lambda names: [told(at[name][i]) for name in names]
+        table.append([str(t), *of(THINK), f"{area[0]:.2f}", *of(ways[0]), *of(ways[1])])
     return (f"One-step estimates of the base; RAVE, val split, {len(found['area'])} samples. Share of "
             f"|d margin / d pixels| on what should change, by chain of thought, and that region's area. size: "
             f"|d L_reason / d v| over |d L_FM / d v| as they weigh in Eq. 5; aim: cosine of -d L_reason / d v with the way "
