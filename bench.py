@@ -50,14 +50,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 from transformers.initialization import no_init_weights
 
-import rivals
-import world
-from cost import PEAK, dit_flops, real_tokens, step_flops
-from critic import (DECODE, SYSTEM, THINK, Critic, clean_estimate, decode_frames, flow_loss, gate, load_model,
-                    reason_loss, uso_loss)
-from data import BadInput, Parser, atomic_write, markdown, replacing, run_script, write_video
+from experiments import rivals
+from tiny import world
+from realsize.cost import PEAK, dit_flops, real_tokens, step_flops
+from critic import DECODE, SYSTEM, THINK, Critic, clean_estimate, decode_frames, flow_loss, gate, load_model, reason_loss, uso_loss
+from common.files import BadInput, Parser, atomic_write, markdown, replacing, run_script
+from common.video import write_video
 from model import LIBRARY, OURS, PRESETS, UnifiedModel, add_noise, make_tokenizer, shifted, velocity_target
-from scale import device as this_device, lean
+from realsize.scale import device as this_device, lean
 
 TAUS, TAU, GOAL = (.1, .3, .5, .7, .9), .5, 1.4          # Table 6's columns, the paper's choice, USO / SFT at most
 GOAL_AT_SIZE = 1.25
@@ -389,7 +389,7 @@ def draw(result: dict, path: Path) -> None:
 
 def synthetic_shots(folder: Path, n: int, per_movie: int = 2000, width: int = 64) -> None:
     """What `curate.embeddings` would leave of `n` shots: five places in turn in each window of 16, and some noise."""
-    import curate
+    from rvedata import curate
     rng = np.random.default_rng(0)
     (folder / "embeddings").mkdir(parents=True)
     with open(folder / "embeddings.jsonl", "w") as file:
@@ -409,8 +409,8 @@ def synthetic_shots(folder: Path, n: int, per_movie: int = 2000, width: int = 64
 
 def measure_curation(n: int, clips: int = 8) -> dict:
     """Shots found a second, clips embedded a second by a SigLIP of base size, seconds and MiB to cluster n shots."""
-    import curate_demo
-    import film
+    from rvedata import demo as curate_demo
+    from rvedata import film
     from transformers import SiglipConfig, SiglipModel
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
@@ -429,7 +429,7 @@ def measure_curation(n: int, clips: int = 8) -> dict:
             film.clip_vectors(image, [film.read_frames(folder / "film.mp4", (54 * k, 54 * k + 54))])
         result["clips_embedded_per_s"] = clips / (time.perf_counter() - begin)
         synthetic_shots(folder / "shots", n)
-        code = ("import sys, curate; from pathlib import Path; curate.clusters(Path(sys.argv[1]), 16); "
+        code = ("import sys; from rvedata import curate; from pathlib import Path; curate.clusters(Path(sys.argv[1]), 16); "
                 "print(Path('/proc/self/status').read_text())")                            # ru_maxrss would be ours
         begin = time.perf_counter()
         told = subprocess.run([sys.executable, "-c", code, folder / "shots"], cwd=Path(__file__).parent, check=True,

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from transformers import DynamicCache
 
-from data import BadInput
+from common.files import BadInput
 from model import UnifiedModel, chat
 
 SYSTEM = ("Judge the edit : accuracy , it does what the instruction implies ; preservation , the rest is kept ; "

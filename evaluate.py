@@ -30,13 +30,16 @@ import torch
 from scipy.stats import spearmanr
 from tqdm import tqdm
 
-import world
-from benchmark import benchmark, read_human, rebuild
+from tiny import world
+from rvebench.score import benchmark, read_human, rebuild
 from critic import THINK, Critic, decode_frames, load_model
-from data import BadInput, Parser, atomic_write, fingerprint, markdown, replacing, run_script
+from common.files import BadInput, Parser, atomic_write, markdown, replacing, run_script
+from data import fingerprint
 from model import FROZEN, TRAINED
-from quality import feature_consistency, motion_smoothness, temporal_flickering       # these three and the last are for
-from scores import COLUMNS, geometric_mean, interval, is_of, overall, run_name, start_afresh, told, win_rates  # who imports us
+from rvebench.quality import feature_consistency, motion_smoothness, temporal_flickering
+from common.intervals import COLUMNS, format_interval, geometric_mean, interval, overall
+from common.files import is_of, start_afresh
+from rvebench.scores import run_name, win_rates
 
 STRIPS = 12                                              # how many samples strips.png shows
 
@@ -93,7 +96,7 @@ def table(rows: list[dict]) -> str:
         group = [r for r in rows if name in (r["type"], "all")]
         scored = [r for r in group if not r["failed"]]
         lines.append([name, str(len(scored)), str(len(group) - len(scored)),
-                      *[told(interval([r[column] for r in scored if r[column] is not None])) for column in COLUMNS]])
+                      *[format_interval(interval([r[column] for r in scored if r[column] is not None])) for column in COLUMNS]])
     return markdown(lines)
 
 

@@ -35,8 +35,7 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.utils.checkpoint import checkpoint
-from transformers import (AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, SiglipVisionConfig,
-                          SiglipVisionModel, UMT5Config, UMT5EncoderModel)
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, SiglipVisionConfig, SiglipVisionModel, UMT5Config, UMT5EncoderModel
 
 warnings.filterwarnings("ignore", message="enable_nested_tensor is True")                  # nn.Transformer, of norm_first
 transformers.utils.logging.disable_progress_bar()        # loading and saving are silent; what goes wrong is raised
@@ -543,7 +542,7 @@ class UnifiedModel(nn.Module):
         """Load what `save_pretrained` wrote. Raises FileNotFoundError or ValueError, naming what is missing or misfits."""
         folder = Path(folder)
         if (folder / "ar_model").is_dir():               # the authors' directory, as it was downloaded
-            from convert import read_released
+            from realsize.convert import read_released
             return read_released(folder).cast().eval()
         if not (folder / "model.json").is_file():
             raise FileNotFoundError(f"{folder}/model.json is missing: {folder} is no model folder")
@@ -639,8 +638,8 @@ class UnifiedModel(nn.Module):
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["convert"]:
-        import convert
-        from data import run_script
+        from realsize import convert
+        from common.files import run_script
         run_script(lambda: convert.main(sys.argv[2:]), "stopped; nothing was written")
         sys.exit()
     parser = argparse.ArgumentParser(description="Print the parts of a preset and their numbers of parameters.")

@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from critic import load_model
-from data import BadInput, Parser, read_video, run_script, video_plugin, write_video
+from common.files import BadInput, Parser, run_script
+from common.video import read_video, video_plugin, write_video
 from model import PRESETS
 
 

@@ -35,16 +35,17 @@ import torch.nn as nn
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
-import world
-from critic import (DECODE, THINK, Critic, clean_estimate, decode_frames, flow_loss, gate, load_model, reason_loss,
-                    rwr_weights, uso_loss)
-from data import (RANK, WORLD, BadInput, Latents, Parser, atomic_write, batch_indices, manifest_items, run_script, world_items)
+from tiny import world
+from critic import DECODE, THINK, Critic, clean_estimate, decode_frames, flow_loss, gate, load_model, reason_loss, rwr_weights, uso_loss
+from common.distributed import RANK, WORLD_SIZE
+from common.files import BadInput, Parser, atomic_write, run_script
+from data import Latents, batch_indices, manifest_items, world_items
 from evaluate import generate_and_judge
 from model import PRESETS, TRAINED, UnifiedModel, add_noise, draws, velocity_target
-from pretrain import STAGES
-from rivals import group_loss, refl_estimate
-from scale import (average_gradients, blocks, device, gathered, lean, like, load_state, on_device, on_first_rank, save_state,
-                   shard, start, whole)
+from tiny.pretrain import STAGES
+from experiments.rivals import group_loss, refl_estimate
+from realsize.scale import (average_gradients, blocks, device, gathered, lean, like, load_state,
+                            on_device, on_first_rank, save_state, shard, start, whole)
 
 
 # ------------------------------------------------------------------------------------------------------- the loop
@@ -113,11 +114,11 @@ def fit(params: dict[str, nn.Parameter], loss_at, out: Path, *, steps: int, lr: 
                 (loss / accumulate).backward()
                 told.append({"loss": loss.item(), **shown})
             shown = {k: sum(row[k] for row in told) / accumulate for k in told[0]}
-            if WORLD > 1 and not isinstance(leaves[0], DTensor):                           # shards have done it
+            if WORLD_SIZE > 1 and not isinstance(leaves[0], DTensor):                           # shards have done it
                 average_gradients(leaves)
             norm = whole(nn.utils.clip_grad_norm_(leaves, clip))
             finite = all(map(math.isfinite, (*[row["loss"] for row in told], norm.item())))
-            if WORLD > 1:                                # all ranks take the step or none does, and they stop together
+            if WORLD_SIZE > 1:                                # all ranks take the step or none does, and they stop together
                 agreed = torch.tensor([finite, not stopped], dtype=torch.float)
                 dist.all_reduce(agreed, dist.ReduceOp.MIN)
                 finite, going_on = agreed.bool().tolist()
@@ -134,7 +135,7 @@ def fit(params: dict[str, nn.Parameter], loss_at, out: Path, *, steps: int, lr: 
             means = {k: np.nanmean([r[k] for r in recent]) for k in log[-1]
                      if k not in ("step", "grad_norm") and not all(math.isnan(r[k]) for r in recent)}
             bar.set_postfix({k: f"{v:.3g}" for k, v in means.items()} | ({"skipped": skipped} if skipped else {}))
-            if (stopped if WORLD == 1 else not going_on):
+            if (stopped if WORLD_SIZE == 1 else not going_on):
                 raise KeyboardInterrupt
             if (step + 1) % save_every == 0 or step + 1 == steps:
                 save(step + 1)
@@ -187,14 +188,14 @@ def reflections(critic: Critic, latents: Latents, folder: Path, batch: int = 16)
     file = folder / f"reflections-{critic.think}-{latents.key}.json"
     with suppress(OSError, ValueError):                  # it is not there, or broken
         return [tuple(row) for row in json.loads(file.read_text())]
-    answers, shares = {}, [None] * WORLD
-    for i in tqdm(range(0, len(latents), batch)[RANK::WORLD], desc="asking the critic about the sources", disable=RANK > 0):
+    answers, shares = {}, [None] * WORLD_SIZE
+    for i in tqdm(range(0, len(latents), batch)[RANK::WORLD_SIZE], desc="asking the critic about the sources", disable=RANK > 0):
         rows = [latents[k] for k in range(i, min(i + batch, len(latents)))]
         source = torch.stack([row["frames"] for row in rows]).to(critic.vlm.llm.device)
         instructions = [item.instruction for item in latents.items[i:i + batch]]
         thoughts = critic.thoughts(source, instructions, source)
         answers[i] = list(zip(thoughts, critic.baseline(source, instructions, thoughts).tolist()))
-    if WORLD > 1:
+    if WORLD_SIZE > 1:
         dist.all_gather_object(shares, answers)
         answers = {i: part for share in shares for i, part in share.items()}
     answers = [row for i in sorted(answers) for row in answers[i]]
@@ -216,11 +217,11 @@ def objective(model: UnifiedModel, latents: Latents, args):
         nothing, empty = model.bridge([h])[0].float(), empty.float()
     for part in ("text_encoder", "ar_head", "adapter", *(() if ask else ("vlm", "vae"))):           # their work is done
         getattr(model, part).cpu()
-    shares = WORLD * args.accumulate                      # of a batch: what each rank takes at a time
+    shares = WORLD_SIZE * args.accumulate                      # of a batch: what each rank takes at a time
 
     def loss_at(number):
         step, part = divmod(number, args.accumulate)
-        mine = lambda x: x[RANK::WORLD][part::args.accumulate]
+        mine = lambda x: x[RANK::WORLD_SIZE][part::args.accumulate]
         to = lambda x: x.to(model.device)
         picked = mine(batch_indices(len(latents), args.batch, step, args.seed))
         t, noise, u = draws(step, args.seed, args.batch, model.preset.latent_shape, args.shift,
@@ -251,7 +252,7 @@ def objective(model: UnifiedModel, latents: Latents, args):
                                      None if args.think == "full" else [asked[picked[i]][0] for i in who])
             if args.objective == "grpo":
                 reason, margin = group_loss(model, c[gated], source[gated], margin_of,
-                                            args.seed * 1_000_003 + number * WORLD + RANK)
+                                            args.seed * 1_000_003 + number * WORLD_SIZE + RANK)
             else:
                 x0_hat = (clean_estimate(x_t[gated], v[gated], t[gated]) if args.objective != "refl" else    # Eq. 3
                           refl_estimate(model, noise[gated], t[gated], c[gated], source[gated]))
@@ -266,9 +267,9 @@ def objective(model: UnifiedModel, latents: Latents, args):
         loss = uso_loss(flow, reason if lam else reason[:0], lam, count / shares)                    # Eq. 5
         told = torch.stack([loss.detach(), flow.detach().mean(), gate(t, args.tau).float().mean(),
                             *(x.detach().sum() * shares / max(1, count) for x in (reason, torch.sigmoid(margin)))]).cpu()
-        if WORLD > 1:                                                         # the log tells of the whole batch
+        if WORLD_SIZE > 1:                                                         # the log tells of the whole batch
             dist.all_reduce(told)
-            told /= WORLD
+            told /= WORLD_SIZE
         told = dict(zip(("loss", "flow_loss", "trigger_rate", "reason_loss", "p_yes"), told.tolist()))
         return loss, told if count else {**told, "reason_loss": float("nan"), "p_yes": float("nan")}
 
@@ -305,7 +306,7 @@ def finetune(args) -> None:
     else:
         items = world_items(("rave", "icvg"), "train", args.items, args.wrong)
     latents = Latents(items, model, args.cache, progress=RANK == 0)
-    loss_at, sharded = objective(model, latents, args), args.parallel == "fsdp" and WORLD > 1
+    loss_at, sharded = objective(model, latents, args), args.parallel == "fsdp" and WORLD_SIZE > 1
     if sharded:
         shard(model)
     params = {f"{part}.{k}": p for part in TRAINED for k, p in getattr(model, part).named_parameters()}
@@ -475,16 +476,16 @@ def parse(argv=None):
             setattr(args, key, value)
     args.decode = args.decode or PRESETS[args.preset].decode
     args.out, args.argv = args.out or Path("out") / (args.stage or args.objective), argv
-    if args.batch % (WORLD * args.accumulate):
+    if args.batch % (WORLD_SIZE * args.accumulate):
         parts = f" in {args.accumulate} parts" if args.accumulate > 1 else ""
-        raise BadInput(f"--batch {args.batch} does not divide among {WORLD} ranks{parts}: "
-                       f"pass a multiple of {WORLD * args.accumulate}")
+        raise BadInput(f"--batch {args.batch} does not divide among {WORLD_SIZE} ranks{parts}: "
+                       f"pass a multiple of {WORLD_SIZE * args.accumulate}")
     for flag in ("accumulate", "ema", "gate_together", "compile", "lean", "parallel"):
         if args.stage and getattr(args, flag) != parser.get_default(flag):
             raise BadInput(f"--{flag.replace('_', '-')} is not for --stage {args.stage}: drop it")
-    together = args.objective == "sft" or (args.gate_together or 1) % WORLD == 0 and args.think != "full"
+    together = args.objective == "sft" or (args.gate_together or 1) % WORLD_SIZE == 0 and args.think != "full"
     if args.parallel == "fsdp" and not together:
-        raise BadInput(f"--parallel fsdp: ranks that share the VLM must ask it together: pass --gate-together {WORLD}, and "
+        raise BadInput(f"--parallel fsdp: ranks that share the VLM must ask it together: pass --gate-together {WORLD_SIZE}, and "
                        f"not --think full, whose thoughts differ in length")
     return args
 
@@ -512,7 +513,7 @@ def recognise(args) -> dict:
 
 def main():
     args = parse()
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // WORLD))
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // WORLD_SIZE))
     start()
     args.record = recognise(args)
     if args.stage:
@@ -523,7 +524,7 @@ def main():
             print(f"wrote {args.out / 'model'}")
     else:
         finetune(args)
-    if WORLD > 1:
+    if WORLD_SIZE > 1:
         dist.barrier()
         dist.destroy_process_group()
 

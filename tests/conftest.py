@@ -8,7 +8,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import world
+from tiny import world
 from model import PRESETS, UnifiedModel, make_tokenizer
 
 

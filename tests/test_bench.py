@@ -14,7 +14,7 @@ import torch.nn.functional as F
 import bench
 from bench import DEFAULT, PARTS, TAUS, count_flops, expected_cost, peak_memory, timed, trigger_rate
 from critic import Critic
-from data import read_pixels
+from common.video import read_pixels
 
 SCRIPT = Path(bench.__file__)
 CPU = torch.device("cpu")
@@ -210,7 +210,7 @@ def test_bad_flags(flags, words, tmp_path, monkeypatch, capsys):
 
 def test_rollouts_and_groups_against_what_they_are(tiny_dir):
     """The gradient through the last step of a rollout is ReFL's; a policy step is rivals'."""
-    import rivals
+    from experiments import rivals
     from critic import clean_estimate, load_model, reason_loss
     model = load_model(tiny_dir)
     optimizer, data, critic = Keep(model.freeze(), lr=0.), bench.random_data(model, 1), Critic(model)

@@ -8,10 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-import world
-from critic import (DECODE, EDITED, SOURCE, SYSTEM, THINK, VERDICT, Critic, clean_estimate, decode_frames, flow_loss,
-                    gate, load_model, reason_loss, rwr_weights, uso_loss)
-from data import BadInput
+from tiny import world
+from critic import DECODE, EDITED, SOURCE, SYSTEM, THINK, VERDICT, Critic, clean_estimate, decode_frames, flow_loss, gate, load_model, reason_loss, rwr_weights, uso_loss
+from common.files import BadInput
 from model import PRESETS, TRAINED, UnifiedModel, add_noise, velocity_target
 
 TINY = PRESETS["tiny"]

@@ -15,9 +15,9 @@ from safetensors.torch import save_file
 
 import data
 import model
-import scene
-import world
-from data import BadInput
+from tiny import scene
+from tiny import world
+from common.files import BadInput
 
 TINY = model.PRESETS["tiny"]
 SIZE = (9, scene.SIZE, scene.SIZE)

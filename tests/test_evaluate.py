@@ -14,10 +14,10 @@ import pytest
 import torch
 
 import evaluate
-import world
+from tiny import world
 from critic import Critic
 from evaluate import generate_and_judge, table
-from scores import COLUMNS, geometric_mean, interval, overall, paired_difference
+from common.intervals import COLUMNS, geometric_mean, interval, overall, paired_difference
 
 SCRIPT = Path(evaluate.__file__)
 

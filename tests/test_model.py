@@ -10,9 +10,8 @@ import torch
 import torch.nn.functional as F
 
 import model as m
-import world
-from model import (FROZEN, GENERATE, LIBRARY, OURS, PRESETS, TRAINED, DownsampleProjector, UnifiedModel, add_noise,
-                   chat, sample_timesteps, velocity_target)
+from tiny import world
+from model import FROZEN, GENERATE, LIBRARY, OURS, PRESETS, TRAINED, DownsampleProjector, UnifiedModel, add_noise, chat, sample_timesteps, velocity_target
 
 TINY = PRESETS["tiny"]
 SHORT, LONG = "wait", "a hard frost came overnight and the whole place is different now"

@@ -12,7 +12,7 @@ import torch
 
 import data
 import sample
-import world
+from tiny import world
 from model import PRESETS
 
 SCRIPT = Path(sample.__file__)

@@ -19,11 +19,12 @@ import torch.nn as nn
 from safetensors.torch import load_file
 
 import data
-import pretrain
+from tiny import pretrain
 import train
-import world
+from tiny import world
 from critic import Critic, load_model
-from data import BadInput, Latents, batch_indices, world_items
+from common.files import BadInput
+from data import Latents, batch_indices, world_items
 from model import PRESETS, TRAINED, draws
 from train import fit, learning_rate
 
@@ -718,7 +719,7 @@ def test_bad_flags(common, tmp_path, monkeypatch, capfd, flags, words):
 
 
 def test_the_batch_must_divide_among_ranks(common, tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(data, "WORLD", 2)
+    monkeypatch.setattr(data, "WORLD_SIZE", 2)
     refused(monkeypatch, capfd, tmp_path, "--batch 3 does not divide among 2 ranks: pass a multiple of 2",
             *common, "--out", tmp_path / "new", "--batch", "3")
 

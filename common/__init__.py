@@ -1,0 +1,1 @@
+"""What every folder uses: files and errors, ranks, the resumable run, intervals, videos."""

@@ -1,0 +1,1 @@
+"""Does self-reflection work? Runs, tables and figures."""

@@ -1,0 +1,1 @@
+"""The released weights, one GPU or many, and what it costs."""

@@ -1,0 +1,1 @@
+"""RVE-Bench: how good is any method, on any benchmark?"""

@@ -1,0 +1,319 @@
+"""ask.py against an endpoint of the tests' own: good, late and broken answers, money, and a crash in the middle."""
+
+import base64
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rvebench import ask
+from rvebench.ask import Client, Missing, Question, image_tokens, parse_json
+from common.files import BadInput
+from endpoint import Endpoint
+
+ROOT = Path(ask.__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def no_key(monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+
+
+def number(reply):
+    """A validator: {"n": 0..10}."""
+    n = parse_json(reply).get("n")
+    if isinstance(n, bool) or not isinstance(n, int) or not 0 <= n <= 10:
+        raise ValueError(f"n is {n!r}, not a whole number from 0 to 10")
+    return n
+
+
+def question(text, **more):
+    return Question("test-1", "You count.", [text], {"type": "object"}, number, **more)
+
+
+def text_of(body):
+    return next(part["text"] for part in body["messages"][1]["content"] if part["type"] == "text")
+
+
+def rows(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+# ------------------------------------------------------------------------------------------------- what is sent
+
+def test_what_the_endpoint_gets(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "secret-of-the-test")
+    small, large = (np.random.default_rng(0).integers(0, 256, size, np.uint8) for size in ((4, 6, 3), (40, 200, 3)))
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}}
+    with Endpoint(lambda body, n: '{"n": 3}') as server:
+        client = Client(tmp_path / "new" / "replies.jsonl", "some-model", server.url)
+        assert client.ask([Question("p-7", "You count.", ["first", small, "then", large], schema, number, label="x")]) == [3]
+    body, = server.requests
+    assert body["model"] == "some-model" and server.headers[0]["Authorization"] == "Bearer secret-of-the-test"
+    assert body["response_format"]["type"] == "json_schema"
+    assert body["response_format"]["json_schema"]["schema"] == schema
+    system, user = body["messages"]
+    assert system == {"role": "system", "content": "You count."}
+    kinds = [part["type"] for part in user["content"]]
+    assert kinds == ["text", "image_url", "text", "image_url"]
+    heads, pictures = zip(*(user["content"][k]["image_url"]["url"].split(",") for k in (1, 3)))
+    assert heads == ("data:image/png;base64", "data:image/jpeg;base64")
+    first, second = (np.asarray(Image.open(io.BytesIO(base64.b64decode(p)))) for p in pictures)
+    assert np.array_equal(first, small) and second.shape == large.shape
+    row, = rows(tmp_path / "new" / "replies.jsonl")
+    assert row["reply"] == '{"n": 3}' and row["prompt"] == "p-7" and row["label"] == "x" and row["tokens"] == [1000, 100]
+    assert "secret-of-the-test" not in (tmp_path / "new" / "replies.jsonl").read_text()
+
+
+def test_the_key_of_a_question_is_all_that_the_answer_depends_on():
+    picture = np.zeros((2, 3, 3), np.uint8)
+    make = lambda prompt="p", system="s", parts=("a", picture), schema=None, repeat=0, model="m": Question(
+        prompt, system, list(parts), schema, number, repeat=repeat).key(model)
+    others = [make("q"), make(system="t"), make(parts=("b", picture)), make(parts=("a", picture + 1)),
+              make(parts=(picture, "a")), make(parts=("a", picture.reshape(3, 2, 3))), make(schema={}), make(repeat=1),
+              make(model="n"), make(parts=("a",))]
+    assert len({make(), *others}) == len(others) + 1
+    assert make() == make(parts=("a", picture.copy()))
+
+
+# ------------------------------------------------------------------------------------------------ good and broken
+
+FAULTS = {                                               # what comes, and what the reason must say
+    "429": ((429, {"error": {"message": "slow down"}}), "429.*slow down"),
+    "500": ((500, {"error": {"message": "oh"}}), "500.*oh"),
+    "400": ((400, {"error": {"message": "too many pictures"}}), "400.*too many pictures"),
+    "garbage": (b"<html>not an API</html>", "no chat completion"),
+    "no choices": (b'{"id": "x", "object": "chat.completion", "choices": []}', "no chat completion"),
+    "prose": ("I would say seven.", "not JSON"),
+    "a list": ("[7]", "no JSON object"),
+    "refusal": ({"message": {"role": "assistant", "content": None, "refusal": "I cannot help"}}, "refused.*cannot help"),
+    "filter": ({"finish_reason": "content_filter"}, "refused by the content filter"),
+    "truncated": ({"finish_reason": "length", "message": {"role": "assistant", "content": '{"n": 7}'}}, "truncated"),
+    "empty": ("", "empty"),
+    "11": ('{"n": 11}', "n is 11"),
+    "seven": ('{"n": "seven"}', "n is 'seven'"),
+    "nan": ('{"n": NaN}', "n is nan"),
+}
+CALLS = {"400": 1}                                       # a bad request is not made twice
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_is_broken_is_asked_again_and_then_missing(fault, tmp_path):
+    said, reason = FAULTS[fault]
+    cache = tmp_path / "replies.jsonl"
+    with Endpoint(lambda body, n: said if text_of(body) == "bad" or text_of(body) == "once" and n == 0
+                  else '{"n": 7}') as server:
+        client = Client(cache, "m", server.url, tries=3)
+        good, bad, once = client.ask([question("good"), question("bad"), question("once")])
+        count = lambda text: sum(text_of(body) == text for body in server.requests)
+        assert good == 7 and isinstance(bad, Missing)
+        assert re.search(reason, bad.reason), bad.reason
+        if fault == "400":
+            assert isinstance(once, Missing) and count("bad") == count("once") == 1
+        else:
+            assert once == 7 and count("once") == 2 and count("bad") == 3
+        assert count("good") == 1
+        client.close()
+        before, again = len(server.requests), Client(cache, "m", server.url, tries=3)
+        values = again.ask([question("good"), question("bad"), question("once")])
+        if fault in ("429", "500", "400"):               # no reply came: there is none in the file, so it is asked for
+            assert values[0] == 7 and values[1] == bad
+        else:                                            # three replies were paid for: that is enough
+            assert values == [good, bad, once] and len(server.requests) == before
+
+
+def test_late_answers(tmp_path):
+    freed = threading.Event()
+
+    def answer(body, n):
+        if text_of(body) == "late" or n == 0 and text_of(body) == "late once":
+            freed.wait(20)
+        return '{"n": 1}'
+    with Endpoint(answer) as server:
+        values = Client(tmp_path / "r.jsonl", "m", server.url, tries=2, timeout=1).ask(
+            [question("late"), question("late once"), question("soon")])
+        assert values == [Missing("no answer within 1 s, 2 times"), 1, 1]
+        assert [text_of(body) for body in server.requests].count("late") == 2
+        freed.set()
+
+
+@pytest.mark.parametrize("status, error", [(401, {"message": "bad key"}), (404, {"message": "no model m"}),
+                                           (429, {"message": "pay first", "code": "insufficient_quota"})])
+def test_what_no_retry_mends_ends_the_run(status, error, tmp_path):
+    with Endpoint(lambda body, n: (status, {"error": error})) as server:
+        with pytest.raises(BadInput, match=f"{status}.*{error['message']}") as caught:
+            Client(tmp_path / "r.jsonl", "m", server.url, workers=1, tries=2).ask([question(str(i)) for i in range(50)])
+        assert "\n" not in str(caught.value) and len(server.requests) <= 8
+
+
+def test_nobody_there(tmp_path):
+    with Endpoint(lambda body, n: "") as server:
+        pass
+    with pytest.raises(BadInput, match="127.0.0.1.*cannot be reached"):
+        Client(tmp_path / "r.jsonl", "m", server.url, tries=1).ask([question("a")])
+
+
+def test_no_key(tmp_path):
+    with pytest.raises(BadInput, match="^OPENAI_API_KEY: is not set"):
+        Client(tmp_path / "r.jsonl").ask([question("a")])
+    assert not list(tmp_path.iterdir())
+
+
+# ------------------------------------------------------------------------------------------------ order, money, load
+
+def test_order_twins_and_concurrency(tmp_path):
+    together, most, lock, two = 0, 0, threading.Lock(), threading.Event()
+
+    def answer(body, n):
+        nonlocal together, most
+        with lock:
+            together += 1
+            most = max(most, together)
+            if together >= 2:
+                two.set()
+        two.wait(20)                                     # nobody is answered before two ask at a time
+        with lock:
+            together -= 1
+        return json.dumps({"n": int(text_of(body)) % 11})
+    texts = [str(i) for i in range(20)] + ["3", "4"]
+    with Endpoint(answer) as server:
+        values = Client(tmp_path / "r.jsonl", "m", server.url, workers=3).ask(map(question, texts), total=22)
+    assert values == [int(t) % 11 for t in texts] and len(server.requests) == 20 and 2 <= most <= 3
+
+
+def test_only_some_questions_are_in_memory(tmp_path):
+    drawn, ahead = 0, []
+
+    def generate():
+        nonlocal drawn
+        for i in range(60):
+            drawn += 1
+            yield question(str(i))
+    client = Client(tmp_path / "r.jsonl", "m", workers=2)
+    with Endpoint(lambda body, n: ahead.append(drawn - len(ahead)) or '{"n": 0}') as server:
+        client.base_url = server.url
+        assert client.ask(generate()) == [0] * 60
+    assert max(ahead) <= 2 * client.workers + 2
+
+
+def test_money(tmp_path, capsys):
+    with Endpoint(lambda body, n: '{"n": 11}' if n == 0 else '{"n": 1}') as server:
+        client = Client(tmp_path / "r.jsonl", "m", server.url, price_in=2.5, price_out=10, workers=1)
+        client.ask([question("a"), question("b")], total=2)
+    assert client.calls == 4                             # the useless replies cost as much
+    assert client.spent == pytest.approx(4 * (1000 * 2.5e-6 + 100 * 10e-6))
+    assert "$0.0140 spent, about $0.0000 to go" in capsys.readouterr().err
+
+
+def test_the_dry_run(tmp_path):
+    picture = np.zeros((352, 640, 3), np.uint8)
+    ask_for = lambda text: Question("p", "s" * 40, [text * 40, picture, picture], None, number, expected=50)
+    cache = tmp_path / "r.jsonl"
+    with Endpoint(lambda body, n: '{"n": 1}') as server:
+        client = Client(cache, "m", server.url)
+        client.ask([ask_for("a")])
+        client.close()
+    told = Client(cache, "m", price_in=1000, price_out=2000).count([ask_for("a"), ask_for("b"), ask_for("c"), ask_for("c")])
+    each = (40 + 40 + len("null")) // 4 + 2 * (85 + 170 * 2)                               # 2 tiles a picture
+    assert told == {"questions": 4, "calls": 2, "tokens_in": 2 * each, "tokens_out": 100,
+                    "cost": pytest.approx(2 * each * 1e-3 + 100 * 2e-3)}
+    assert len(rows(cache)) == 1
+
+
+def test_image_tokens_by_hand():
+    assert image_tokens(512, 512) == 255                 # one tile
+    assert image_tokens(1024, 1024) == 765               # the published example: 768 x 768 is four tiles
+    assert image_tokens(4096, 2048) == 1105              # and the other: 2048 x 1024, then 1536 x 768: six tiles
+
+
+def test_parse_json():
+    assert parse_json('{"a": 1}') == parse_json('```json\n{"a": 1}\n```') == parse_json('\n```\n{"a": 1}```') == {"a": 1}
+    for wrong in ("", "seven", "[1]", '{"a": 1', '{"a": 1} {"b": 2}', "7", "[" * 100_000):
+        with pytest.raises(ValueError):
+            parse_json(wrong)
+
+
+# ------------------------------------------------------------------------------------------------------- the file
+
+def test_a_cut_last_line(tmp_path):
+    cache = tmp_path / "r.jsonl"
+    with Endpoint(lambda body, n: '{"n": 5}') as server:
+        client = Client(cache, "m", server.url)
+        client.ask([question("a"), question("b")])
+        client.close()
+        whole = cache.read_bytes()
+        cache.write_bytes(whole[:-20])
+        client = Client(cache, "m", server.url, workers=1)
+        assert client.ask([question("a"), question("b")]) == [5, 5] and len(server.requests) == 3
+        client.close()
+    assert sorted(cache.read_bytes().splitlines()) == sorted(whole.splitlines())           # cut, and written once more
+
+
+def test_a_broken_line_is_named(tmp_path):
+    cache = tmp_path / "r.jsonl"
+    cache.write_text('{"key": "x", "problem": null, "reply": "1"}\nnot ours\n')
+    with pytest.raises(BadInput, match=r"r\.jsonl:2: is no reply of ours"):
+        Client(cache)
+
+
+def test_one_run_at_a_time(tmp_path):
+    with Endpoint(lambda body, n: '{"n": 5}') as server:
+        first = Client(tmp_path / "r.jsonl", "m", server.url)
+        first.ask([question("a")])
+        second = Client(tmp_path / "r.jsonl", "m", server.url)
+        assert second.ask([question("a")]) == [5]        # to read is free
+        with pytest.raises(BadInput, match="another run is writing it"):
+            second.ask([question("b")])
+        first.ask([question("c")])
+        first.close()
+        assert second.ask([question("c"), question("b")]) == [5, 5] and len(server.requests) == 3
+    assert len(rows(tmp_path / "r.jsonl")) == 3
+
+
+def test_kill_9_in_the_middle(tmp_path):
+    """Killed when 7 of 30 are answered and others are under way: no answer is fetched twice, none is lost."""
+    cache, open_again, answered, lock = tmp_path / "r.jsonl", threading.Event(), [], threading.Lock()
+
+    def answer(body, n):
+        with lock:
+            mine = len(answered) < 7 or open_again.is_set()
+            if mine:
+                answered.append(text_of(body))
+        if not mine:
+            open_again.wait(60)
+        return json.dumps({"n": int(text_of(body)) % 11})
+    script = textwrap.dedent("""
+        import sys
+        from rvebench.ask import *
+        from test_ask import question
+        print(Client(sys.argv[1], "m", sys.argv[2], workers=4).ask([question(str(i)) for i in range(30)]))""")
+    with Endpoint(answer) as server:
+        start = lambda: subprocess.Popen([sys.executable, "-c", script, str(cache), server.url], text=True,
+                                         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                                         env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"})
+        first, end = start(), time.monotonic() + 120
+        while not (cache.exists() and len(rows(cache)) == 7 and len(server.requests) == 11):
+            assert time.monotonic() < end and first.poll() is None
+            time.sleep(.02)
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+        kept = rows(cache)
+        before = len(server.requests)
+        open_again.set()
+        again = start()
+        out, _ = again.communicate(timeout=120)
+        assert again.returncode == 0 and json.loads(out) == [i % 11 for i in range(30)]
+        assert len(server.requests) - before == 23 and rows(cache)[:7] == kept and len(rows(cache)) == 30
+        assert len({row["key"] for row in rows(cache)}) == 30

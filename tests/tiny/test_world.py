@@ -1,0 +1,235 @@
+"""The tiny world keeps its promises: deterministic, hidden operations, honest splits, and an oracle to be trusted."""
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tiny import world
+from tiny.scene import SIZE
+from tiny.world import (MISSES, PLACES, RULES, SPLITS, SUBSETS, TYPES, apply, judge, literal,
+                        make_triplet, random_scene, render)
+
+RULES_OF = [(kind, rule) for kind, rules in RULES.items() for rule in rules]
+WIGGLE = torch.tensor([.2, -.2, .2, -.2, .2, -.2, .2, -.2, 0.])[:, None, None, None]       # averages to zero
+
+
+def outcomes(kind, rule, scenes):
+    """{what the instruction names: the literal edits that it means in these scenes}"""
+    found = {}
+    for k, scene in enumerate(scenes):
+        seen = scene if kind == "rave" else scene.later()
+        if hit := rule.resolve(seen, np.random.default_rng(k)):
+            edit, named, _ = hit
+            found.setdefault("" if named is None else scene.things[named].name, []).append(literal(scene, edit))
+    return found
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Such small tensors are slower on two."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    """{place: 150 scenes in it}"""
+    return {place: [random_scene(np.random.default_rng([k, p]), place) for k in range(150)]
+            for p, place in enumerate(PLACES)}
+
+
+@pytest.fixture(scope="module")
+def triplets():
+    """Every rule of both subsets at least once."""
+    return [make_triplet(i, subset, "test") for subset, n in (("rave", 16), ("icvg", 12)) for i in range(n)]
+
+
+# ------------------------------------------------------------------------------------------------- what is asked
+
+def test_a_triplet_depends_on_split_subset_and_index_and_on_nothing_else():
+    for subset in ("rave", "icvg", "literal", "cross"):
+        a, b = make_triplet(5, subset, "val"), make_triplet(5, subset, "val")
+        assert a.before == b.before and a.instruction == b.instruction and a.edit == b.edit
+        assert torch.equal(a.source, b.source) and torch.equal(a.target, b.target)
+    scenes = [make_triplet(i, subset, split).before for subset in SUBSETS for split in SPLITS for i in (0, 1)
+              if (subset, split) != ("cross", "train")]
+    assert len(set(scenes)) == len(scenes)
+
+
+def test_a_video_is_as_promised(triplets):
+    for t in triplets:
+        for video in (t.source, t.target):
+            assert video.shape == (world.FRAMES, 3, SIZE, SIZE) and video.dtype == torch.float32
+            assert video.min() >= -1 and video.max() <= 1
+        assert torch.equal(t.source, render(t.before)) and torch.equal(t.target, render(t.after))
+
+
+def test_types_rules_and_phrasings():
+    assert TYPES == {"rave": ["Temporal Reasoning", "Spatial Reasoning", "Physical Causality", "Semantic Inference"],
+                     "icvg": ["Camera Reasoning", "Causal Reasoning", "Emotional Reasoning", "Commonsense Reasoning"]}
+    for kind, types in TYPES.items():
+        for type in types:
+            assert sum(r.type == type for r in RULES[kind]) >= 3, type
+    for _, rule in RULES_OF:
+        assert len(set(rule.phrases)) == 5, f"{rule.name}: four phrasings to train on and one held out"
+    phrases = [p for _, rule in RULES_OF for p in rule.phrases]
+    assert len(set(phrases)) == len(phrases)
+
+
+@pytest.mark.parametrize("kind, rule", RULES_OF, ids=[r.name for _, r in RULES_OF])
+def test_a_rule_applies_at_its_held_out_place_and_elsewhere(kind, rule, scenes):
+    """Or make_triplet would look for a scene without end."""
+    assert outcomes(kind, rule, scenes[rule.away]), f"{rule.name} never applies in a {rule.away}: choose another"
+    assert any(outcomes(kind, rule, scenes[p]) for p in PLACES if p != rule.away)
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_held_out_phrases_and_places_stay_out(split):
+    rules = {kind: {r.name: r for r in rules} for kind, rules in RULES.items()}
+    for subset in ("rave", "icvg"):
+        seen = set()
+        for i in range(16 if subset == "rave" else 12):
+            t = make_triplet(i, subset, split)
+            rule = rules[subset][t.rule]
+            seen.add(rule.name)
+            held_out = re.escape(rule.phrases[4]).replace(re.escape("{n}"), ".*")
+            assert not re.fullmatch(held_out, t.instruction) and t.before.place != rule.away
+        assert seen == set(rules[subset])
+
+
+def test_cross_is_made_of_held_out_phrases_and_places(scenes):
+    for rule in RULES["rave"]:                           # a loop without end would be a poor error message
+        assert outcomes("rave", rule, scenes[rule.away]), f"{rule.name} never applies in a {rule.away}"
+    rules = {r.name: r for r in RULES["rave"]}
+    for split in ("val", "test"):
+        for i in range(16):
+            t = make_triplet(i, "cross", split)
+            held_out = re.escape(rules[t.rule].phrases[4]).replace(re.escape("{n}"), "the .*")
+            assert re.fullmatch(held_out, t.instruction) and t.before.place == rules[t.rule].away
+
+
+def test_the_literal_subset_is_literal():
+    for i in range(8):
+        t = make_triplet(i, "literal", "test")
+        assert t.instruction == t.literal == literal(t.before, t.edit)
+
+
+def test_no_instruction_states_the_operation():
+    verbs = r"\b(remove|paint|move|swap|zoom|pan|put|jump|fall|turn)(s|d|ed|ned)?\b"
+    for _, rule in RULES_OF:
+        for phrase in rule.phrases:
+            words = phrase.replace("the operator turns", "").replace("the year has turned", "") \
+                          .replace("a mirror turned to", "")                               # no ground is turned there
+            assert not re.search(verbs, words), f"{rule.name}: {phrase}"
+
+
+@pytest.mark.parametrize("kind, rule", RULES_OF, ids=[r.name for _, r in RULES_OF])
+def test_what_a_phrase_means_depends_on_the_source(kind, rule, scenes):
+    """Even who always gave a phrase's (and a named thing's) most frequent edit would be wrong two times in ten."""
+    everywhere = [scene for place in PLACES if place != rule.away for scene in scenes[place]]
+    found = outcomes(kind, rule, everywhere)
+    guessed = sum(max(edits.count(e) for e in set(edits)) for edits in found.values() if len(edits) > 4)
+    assert guessed / sum(len(edits) for edits in found.values() if len(edits) > 4) <= .8
+
+
+def test_the_examples_of_the_paper(scenes):
+    rule = {r.name: r for _, r in RULES_OF}
+    ask = lambda name, scene: literal(scene, rule[name].resolve(scene, np.random.default_rng(0))[0])
+    of = lambda place, ground: next(s for s in scenes[place] if s.ground == ground)
+    assert ask("frost", of("meadow", "grass")) == "turn the ground to snow"
+    assert ask("frost", of("lake", "water")) == "turn the ground to ice"
+    a = next(s for s in scenes["city"] if rule["mirror"].resolve(s, np.random.default_rng(0)))
+    assert {ask("mirror", replace(a, time=time)).split()[-1] for time in ("dusk", "night")} == {"orange", "navy"}
+    b = next(s for s in scenes["city"] if s.mover is not None)
+    assert ask("departed", b) == f"remove the {b.things[b.mover].name}"
+    still = replace(b, things=tuple(replace(t, vx=0.) for t in b.things))
+    assert not rule["departed"].resolve(still, np.random.default_rng(0))
+    c = replace(b, things=(replace(b.things[0], x=.5, vx=0., y=b.things[0].floor),))
+    assert {ask("light", replace(c, light=side)).split()[-1] for side in (-1, 1)} == {"left", "right"}
+
+
+def test_unknown_names_raise():
+    with pytest.raises(ValueError, match="unknown subset 'raven'.*rave, icvg, literal, cross"):
+        make_triplet(0, "raven")
+    with pytest.raises(ValueError, match="no split 'dev'.*train, val, test"):
+        make_triplet(0, "rave", "dev")
+    with pytest.raises(ValueError, match="never trained on"):
+        make_triplet(0, "cross", "train")
+
+
+# --------------------------------------------------------------------------------------------------- the oracle
+
+def test_the_target_is_right_and_the_source_is_not(triplets):
+    for t in triplets:
+        right, nothing = judge(t, t.target), judge(t, t.source)
+        assert set(right) == {"EA", "GN", "GR"} | ({"PC"} if t.subset == "rave" else set())
+        assert all(x == pytest.approx(10, abs=1e-3) for x in right.values()), (t.rule, right)
+        assert nothing.pop("EA") == pytest.approx(0, abs=1e-3), t.rule
+        assert all(x == pytest.approx(10, abs=1e-3) for x in nothing.values()), (t.rule, nothing)
+
+
+def test_the_right_edit_on_the_wrong_object(triplets):
+    tried = set()
+    for t in triplets:
+        if t.subset == "rave" and t.edit.op in ("remove", "paint", "drop", "move"):
+            for other in range(len(t.before.things)):
+                video = render(apply(t.before, t.edit._replace(i=other)))
+                if other != t.edit.i and (video - t.source).abs().max() > .2:
+                    scores = judge(t, video)
+                    assert scores["EA"] < .1 and scores["PC"] < 9.9, (t.rule, scores)      # they may share a block
+                    tried.add(t.edit.op)
+    assert tried >= {"remove", "paint", "move"}
+
+
+def test_flicker_counts_in_naturalness_alone(triplets):
+    for t in triplets:
+        for video in (t.source, t.target):
+            calm, scores = judge(t, video), judge(t, video + WIGGLE)
+            clipped = judge(t, (video + WIGGLE / 4).clamp(-1, 1))                          # what a model can show
+            assert scores.pop("GN") < 2 and clipped.pop("GN") < 9 and calm.pop("GN") == 10
+            assert scores == pytest.approx(calm, abs=1e-3) and clipped == pytest.approx(calm, abs=1), t.rule
+        assert judge(t, t.target + WIGGLE)["GN"] < judge(t, t.target + .3 * WIGGLE)["GN"] < 10
+
+
+def test_noise_and_blur_lower_realism(triplets):
+    noise = torch.randn(triplets[0].target.shape, generator=torch.Generator().manual_seed(0))
+    blur = lambda x, k: F.avg_pool2d(x, k, 1, k // 2, count_include_pad=False)
+    for t in triplets:
+        noisy, blurred = [t.target + a * noise for a in (.05, .15, .3)], [blur(t.target, k) for k in (3, 7)]
+        for worse, last in ((noisy, 1.5), (blurred, 9)):
+            gr = [10.] + [judge(t, video)["GR"] for video in worse]
+            assert all(a - b > .05 for a, b in zip(gr, gr[1:])) and gr[-1] < last, (t.rule, gr)
+
+
+@pytest.mark.parametrize("kind", [*MISSES, "any noise"])
+def test_no_score_falls_on_the_way_from_wrong_to_right(triplets, kind):
+    rng = np.random.default_rng(0)
+    for t in triplets:
+        wrong = torch.from_numpy(rng.uniform(-1, 1, t.target.shape)).float() if kind == "any noise" else \
+            world.near_miss(t, kind, rng)[0]
+        way = [judge(t, wrong * (1 - a) + t.target * a) for a in (0., .4, .8)]
+        for score in way[0]:
+            climb = [step[score] for step in way] + [10.]
+            assert all(b >= a - 1e-3 for a, b in zip(climb, climb[1:])), (t.rule, score, climb)
+
+
+def test_half_an_edit_is_worth_half(triplets):
+    for t in triplets:
+        assert judge(t, (t.source + t.target) / 2)["EA"] == pytest.approx(5, abs=.01), t.rule
+
+
+def test_what_the_oracle_cannot_score_raises(triplets):
+    t = triplets[0]
+    for video in (t.target[:-1], t.target[..., :-2], t.target[None]):
+        with pytest.raises(ValueError, match="the oracle needs"):
+            judge(t, video)
+    with pytest.raises(ValueError, match="not finite"):
+        judge(t, torch.full_like(t.target, float("nan")))
+    with pytest.raises(ValueError, match="unknown miss"):
+        world.near_miss(t, "none", np.random.default_rng(0))

@@ -1,0 +1,1 @@
+"""The tiny world, and how the frozen parts of the tiny preset were made."""
