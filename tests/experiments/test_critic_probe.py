@@ -1,0 +1,108 @@
+"""critic_probe.py: what it measures, on clips whose answer is known, and the command."""
+
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from common.files import BadInput
+from common.intervals import overall
+from critic import THINK, Critic
+from experiments import critic_probe
+from experiments.critic_probe import HeldOut, batches, hold_out, measure_gradient
+from tiny import world
+
+ROOT = Path(critic_probe.__file__).parents[1]
+
+
+class StubCritic:
+    """Its margin is a weighted sum of the pixels of the frames that it sees: all of them."""
+    think = "expect"
+
+    class vlm:
+        pick = staticmethod(lambda clips: clips)
+
+    def __init__(self, weight):
+        self.weight = weight
+
+    def margin(self, source, edited, instructions, thoughts):
+        return (edited * self.weight).sum((1, 2, 3, 4))
+
+
+def test_batches_cover_all_rows_once():
+    rows = itertools.chain.from_iterable(range(45)[part] for part in batches(45, 20))
+    assert list(rows) == list(range(45)) and len(batches(40, 20)) == 2
+
+
+def test_wrong_answers_are_wrong_and_of_all_kinds():
+    held = hold_out(14, "val", seed=3)
+    assert len(held) == 14 and [t.subset for t in held.triplets[:3]] == ["rave", "icvg", "rave"]
+    assert len(set(held.kinds)) >= 5 and set(held.kinds) <= set(world.MISSES)
+    for triplet, wrong, right in zip(held.triplets, held.wrong, held.right):
+        score = world.judge(triplet, wrong)
+        assert overall(score["EA"], score.get("PC"), score["GN"], score["GR"]) < 6
+        assert torch.equal(right, triplet.target)
+
+
+def test_a_linear_critic_has_the_gradient_that_was_built_in():
+    held = hold_out(3, "val")
+    region = critic_probe.changed_region(StubCritic.vlm, held.source, held.right)
+    by_hand = (held.source - held.right).abs().max(2, keepdim=True).values > .02
+    assert torch.equal(region, by_hand)
+    critic = StubCritic(torch.ones_like(held.source[0]))
+    found = measure_gradient(critic, held, [None], held.right)
+    assert found["gradient"] == pytest.approx(held.source[0].numel() ** .5)
+    assert found["inside"] == pytest.approx(region.float().mean().item(), rel=1e-5)
+    assert found["spearman"] is None                     # the oracle gives all targets a 10
+
+
+def test_verdicts_are_counted_by_kind():
+    clip = torch.zeros(4, 1, 3, 2, 2)
+    held = HeldOut([None] * 4, ["a", "b", "c", "d"], clip, clip.clone(), clip.clone(),
+                   ["half", "half", "noise", "noise"])
+    held.right[:3] += 1                                  # three of four edits get a Yes
+    held.wrong[:2] -= 1                                  # both "half" get a No ...
+    held.wrong[2] += 1                                   # ... of "noise" one a Yes, one a 0
+    found = critic_probe.measure_verdicts(StubCritic(torch.ones_like(clip[0])), held, [None])
+    assert found == {"right": 5 / 8, "by_kind": {"edit": .75, "half": 1., "noise": 0.}}
+
+
+def test_psnr_and_rank_correlation():
+    a = torch.zeros(2, 1, 3, 2, 2)
+    assert critic_probe.psnr(a, a + .2) == pytest.approx(20)                   # 10 log10(4 / 0.04)
+    assert critic_probe.spearman([1, 2, 3], [-1, 0, 9]) == pytest.approx(1)
+    assert critic_probe.spearman([1, 1], [2, 3]) is None
+
+
+def test_probe_of_a_random_model(tiny):
+    found = critic_probe.probe(tiny, 3, "val")
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    assert len(found["alone_psnr"]) == 3 and found["alone_psnr"][0] > 60       # the first is exact
+    assert set(THINK) <= set(found)
+    held, critic = hold_out(3, "val"), Critic(tiny, "none")
+    yes = []
+    for source, right, text in zip(held.source, held.right, held.instructions):    # one by one
+        with torch.no_grad():
+            yes.append(critic.margin(source[None], right[None], [text]).item() > 0)
+    assert found["none"]["by_kind"]["edit"] == pytest.approx(np.mean(yes))
+
+
+def test_the_command(tiny_dir, tmp_path):
+    done = subprocess.run([sys.executable, "-m", "experiments.critic_probe", "--weights", tiny_dir,
+                           "--n", "2", "--out", tmp_path], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "on 2 triplets of the test split: VAE" in done.stdout
+    assert json.loads((tmp_path / "tiny.json").read_text())["n"] == 2
+
+
+@pytest.mark.parametrize("flags, says", [
+    (["--n", "1"], "--n 1: must be at least 2"), (["--seed", "-1"], "--seed -1: must not be"),
+    (["--split", "dev"], "invalid choice: 'dev'")])
+def test_bad_flags(flags, says):
+    with pytest.raises(BadInput, match=says):
+        critic_probe.parse(flags)
