@@ -1,144 +1,135 @@
-"""How is RVE-Bench held out, with no leak, and verified by people? (Sec. 3.2; `python curate.py bench`)
+"""How is a test split held out without leaks? (Sec. 3.2)
 
-Whole movies and whole source videos go to one side; what is in the training set then and is the same as, looks like or
-reads like something of the test goes; and a person accepts or rejects each test triplet in verify.html.
+Whole movies and whole source videos go to one side. Then what is left for training and is the same
+as, looks like or reads like something of the test is removed.
 
-Axis letters: N triplets of the test, D width of an embedding.
+Axis letters: N triplets of the test, M of the training set, D width of an embedding, W words.
 """
 
-import base64
-import hashlib
-import json
-import os
 from collections import Counter
-from pathlib import Path
-from typing import Callable
+from typing import Iterable
 
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from rvedata import pages as curate_pages
-from data import FIELDS
-from common.files import BadInput, atomic_write
-from rvedata.film import clip_vectors, read_frames, words
-from rvedata.lines import good, sha, stage, write_lines
+from rvedata.manifest import VIDEO_FIELDS
+from rvedata.stages import short_hash
+from rvedata.text import content_words
 
-VIDEOS = FIELDS[:2]                                      # the fields that are paths
+BLOCK = 1024                                             # triplets that are compared at a time
 
 
-def moved(record: dict, old: Path, new: Path, own: tuple[str, ...] = ()) -> dict:
-    """A record whose paths, relative to `old`, are made relative to `new`; but not in folders that move too, `own`."""
-    return {key: os.path.relpath(old / value, new) if key in VIDEOS and not value.startswith(own or "\0") else value
-            for key, value in record.items()}
+def group_of(triplet: dict) -> str:
+    """What must not be on both sides: the movie (ICVG), or the source video (RAVE)."""
+    return triplet.get("movie") or triplet["source_video_path"]
 
 
-def split(items: list[dict], n: int, share: float) -> tuple[list[dict], list[dict], list[dict]]:
-    """(test, reserve, train): `n` triplets, equally many of each type, and at most `share` of a type, for the test.
+def test_quota(triplets: list[dict], n: int, share: float) -> dict[str, int]:
+    """{type: triplets for the test}: equally many of each, but at most `share` of a type."""
+    count = Counter(triplet["type"] for triplet in triplets)
+    each, remainder = divmod(n, len(count))
+    quota = {}
+    for k, name in enumerate(sorted(count)):
+        wanted = each + (1 if k < remainder else 0)
+        quota[name] = min(wanted, max(1, int(share * count[name])))
+    return quota
 
-    A whole movie (ICVG) or source video (RAVE) goes to one side; `reserve` is what the test's have too much.
+
+def split(triplets: list[dict], n: int, share: float) -> tuple[list[dict], list[dict], list[dict]]:
+    """(test, reserve, train): `n` triplets for the test, see test_quota.
+
+    `reserve`: what the groups of the test have beyond the quota.
     """
-    of_type, groups = Counter(r["type"] for r in items), {}
-    quota = {t: min(n // len(of_type) + (k < n % len(of_type)), max(1, int(share * of_type[t])))
-             for k, t in enumerate(sorted(of_type))}
-    for r in sorted(items, key=lambda r: r["id"]):
-        groups.setdefault(r.get("movie") or r[VIDEOS[0]], []).append(r)
+    quota = test_quota(triplets, n, share)
+    groups = {}
+    for triplet in sorted(triplets, key=lambda triplet: triplet["id"]):
+        groups.setdefault(group_of(triplet), []).append(triplet)
     test, reserve, train = [], [], []
-    for group in sorted(groups, key=lambda g: sha("test", g)):
-        chosen = []
-        for r in groups[group]:
-            if quota[r["type"]] > 0:
-                quota[r["type"]] -= 1
-                chosen.append(r)
+    for name in sorted(groups, key=lambda name: short_hash("test", name)):
+        chosen, others = [], []
+        for triplet in groups[name]:
+            if quota[triplet["type"]] > 0:
+                quota[triplet["type"]] -= 1
+                chosen.append(triplet)
+            else:
+                others.append(triplet)
         test += chosen
-        (reserve if chosen else train).extend(r for r in groups[group] if r not in chosen)
+        if chosen:
+            reserve += others
+        else:
+            train += others
     return test, reserve, train
 
 
-def leaks(test: list[dict], train: list[dict], videos: dict[str, dict], same: float, near: float) -> dict[str, str]:
-    """Which of `train` are too near to the test, and why: {id: reason}. In blocks, never all at once.
+def find_leaks(test: list[dict], train: list[dict], videos: dict[str, dict], same: float,
+               near: float) -> dict[str, str]:
+    """Which triplets of `train` are too near to the test, and why: {id: reason}.
 
-    A video is the same file, or its embedding's cosine is at least `same`; or the instructions are `alike`. videos:
-    {path: {"sha": of the file, "vector": (D,)}}.
+    A video is the same file, or its embedding has a cosine of at least `same`; or the instructions
+    are near duplicates. videos: {path: {"sha": hash of the file, "vector": (D,)}}.
     """
-    shown = [(r["id"], r[field]) for r in test for field in VIDEOS]
-    files = {videos[path]["sha"]: name for name, path in shown}
-    sights = np.stack([videos[path]["vector"] for _, path in shown])                       # (2 N, D)
-    said = [words(r["instruction"]) for r in test]
-    column = {word: k for k, word in enumerate(sorted(frozenset().union(*said)))}
-    lengths, found = np.array([len(s) for s in said]), {}
-
-    def bag(texts):                                      # (len(texts), vocabulary), 0 and 1
-        cells = [(i, column[word]) for i, text in enumerate(texts) for word in text if word in column]
-        rows, columns = zip(*cells) if cells else ((), ())
-        return csr_matrix((np.ones(len(cells)), (rows, columns)), (len(texts), len(column)))
-
-    for start in range(0, len(train), 1024):
-        block = train[start:start + 1024]
-        texts = [words(r["instruction"]) for r in block]
-        shared = (bag(texts) @ bag(said).T).toarray()                                      # (block, N)
-        union = np.array([len(t) for t in texts])[:, None] + lengths - shared
-        for k, r in enumerate(block):
-            for path in (r[field] for field in VIDEOS):
-                cosine = sights @ videos[path]["vector"]
-                if videos[path]["sha"] in files:
-                    found[r["id"]] = f"{path} is a file of {files[videos[path]['sha']]}"
-                elif cosine.max() >= same:
-                    found.setdefault(r["id"], f"{path} looks like {shown[cosine.argmax()][1]} ({cosine.max():.3f})")
-            twins = np.flatnonzero(shared[k] >= near * union[k])
-            if len(twins):
-                found.setdefault(r["id"], f"reads like {test[twins[0]]['id']}: {r['instruction']!r}")
-    return found
+    index = _TestIndex(test, videos)
+    leaks = {}
+    for start in range(0, len(train), BLOCK):            # never all at once
+        block = train[start:start + BLOCK]
+        readers = index.like_texts([triplet["instruction"] for triplet in block], near)
+        for triplet, reads_like in zip(block, readers):
+            reason = index.like_videos(triplet, same)
+            if not reason and reads_like is not None:
+                reason = f"reads like {test[reads_like]['id']}: {triplet['instruction']!r}"
+            if reason:
+                leaks[triplet["id"]] = reason
+    return leaks
 
 
-def bench(args, embed: tuple[Callable, Callable]) -> None:
-    """train.jsonl and test.jsonl without leaks between them, verify.html, and what was kept out and why, in args.out.
+class _TestIndex:
+    """The test's files, embeddings and texts, to be compared with."""
 
-    Once there are decisions ({id: "accept" or "reject"}), only what was accepted is in test.jsonl.
-    """
-    items = {r["id"]: moved(r, folder, args.out) for folder in args.source for r in good(folder / "triplets.jsonl")}
-    if not items:
-        raise BadInput(f"--from {' '.join(map(str, args.source))}: no triplets.jsonl there; run rave or icvg first")
-    decisions = read_decisions(args.decisions or args.out / "decisions.json", args.decisions is not None, items)
+    def __init__(self, test: list[dict], videos: dict[str, dict]):
+        self.videos = videos
+        self.paths = [triplet[field] for triplet in test for field in VIDEO_FIELDS]
+        self.owner = {}                                  # hash of a file -> id of its triplet
+        for triplet in test:
+            for field in VIDEO_FIELDS:
+                self.owner[videos[triplet[field]]["sha"]] = triplet["id"]
+        self.vectors = np.stack([videos[path]["vector"] for path in self.paths])       # (2 N, D)
+        texts = [content_words(triplet["instruction"]) for triplet in test]
+        vocabulary = sorted(frozenset().union(*texts))
+        self.column = {word: k for k, word in enumerate(vocabulary)}
+        self.bags = self._bags(texts)                                                  # (N, W)
+        self.lengths = np.array([len(text) for text in texts])                         # (N,)
 
-    def work(item):
-        path, frames = args.out / item["id"], read_frames(args.out / item["id"])
-        with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        vector = clip_vectors(embed[0], [frames])[0].astype(np.float16)
-        return {"sha": digest, "vector": base64.b64encode(vector.tobytes()).decode()}
-    paths = sorted({r[field] for r in items.values() for field in VIDEOS})
-    stage(args.out / "videos.jsonl", ({"id": path} for path in paths), work, args.skip_bad, args.workers)
-    halves = lambda text: np.frombuffer(base64.b64decode(text), np.float16).astype(np.float32)
-    videos = {r["id"]: {"sha": r["sha"], "vector": halves(r["vector"])} for r in good(args.out / "videos.jsonl")}
-    items = [r for r in items.values() if all(r[field] in videos for field in VIDEOS)]
-    test, reserve, train = split(items, args.n, args.share)
-    why = leaks(test, train, videos, args.same, args.near)
-    write_lines(args.out / "removed.jsonl", ({"id": name, "rejected": reason} for name, reason in sorted(why.items())))
-    write_lines(args.out / "reserve.jsonl", reserve)
-    write_lines(args.out / "train.jsonl", (r for r in train if r["id"] not in why))
-    write_lines(args.out / "candidates.jsonl", test)
-    accepted = [r for r in test if decisions is None or decisions.get(r["id"]) == "accept"]
-    write_lines(args.out / "test.jsonl", accepted)
-    print("test: " + ", ".join(f"{n} {t}" for t, n in sorted(Counter(r["type"] for r in accepted).items())))
-    if decisions is None:
-        print(f"not verified yet: open {args.out}/verify.html, then pass what it downloads as --decisions")
-    else:
-        atomic_write(args.out / "decisions.json", json.dumps(decisions, indent=1) + "\n")
-        print(f"{len(accepted)} accepted, {sum(decisions.get(r['id']) == 'reject' for r in test)} rejected, "
-              f"{sum(r['id'] not in decisions for r in test)} not decided, of {len(test)}")
-    curate_pages.verify(args.out, test, sha([r["id"] for r in test]))
-    curate_pages.report(args.out, read_frames)
+    def like_videos(self, triplet: dict, same: float) -> str:
+        """Which video of a triplet is, or looks like, one of the test; or ""."""
+        reason = ""
+        for path in [triplet[field] for field in VIDEO_FIELDS]:
+            owner = self.owner.get(self.videos[path]["sha"])
+            if owner:
+                reason = f"{path} is a file of {owner}"
+                continue
+            cosines = self.vectors @ self.videos[path]["vector"]                       # (2 N,)
+            if not reason and cosines.max() >= same:
+                best = cosines.argmax()
+                reason = f"{path} looks like {self.paths[best]} ({cosines[best]:.3f})"
+        return reason
 
+    def like_texts(self, texts: Iterable[str], near: float) -> list[int | None]:
+        """For each text the first of the test that says nearly the same, or None."""
+        words = [content_words(text) for text in texts]
+        shared = (self._bags(words) @ self.bags.T).toarray()                           # (M, N)
+        lengths = np.array([len(text) for text in words])
+        union = lengths[:, None] + self.lengths - shared
+        found = []
+        for row in shared >= near * union:
+            hits = np.flatnonzero(row)
+            found.append(int(hits[0]) if len(hits) else None)
+        return found
 
-def read_decisions(path: Path, needed: bool, items: dict) -> dict | None:
-    """{id: "accept" or "reject"} as verify.html writes it; None where there is none. Raises BadInput."""
-    if not needed and not path.exists():
-        return None
-    try:
-        decisions = json.loads(path.read_text())
-        odd = [k for k, v in decisions.items() if k not in items or v not in ("accept", "reject")]
-    except (OSError, ValueError, AttributeError) as error:
-        raise BadInput(f"--decisions {path}: cannot be read ({error}); give what verify.html downloaded") from error
-    if odd:
-        raise BadInput(f"--decisions {path}: {odd[0]!r} is no triplet here, or neither accept nor reject; whose is it?")
-    return decisions
+    def _bags(self, texts: list[frozenset[str]]) -> csr_matrix:
+        """Which of the test's words each text has: (len(texts), W), 0 and 1."""
+        rows, columns = [], []
+        for k, text in enumerate(texts):
+            known = [self.column[word] for word in text if word in self.column]
+            rows += [k] * len(known)
+            columns += known
+        return csr_matrix((np.ones(len(rows)), (rows, columns)), (len(texts), len(self.column)))

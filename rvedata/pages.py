@@ -18,8 +18,8 @@ import cv2
 
 from data import FIELDS
 from common.files import BadInput, atomic_write
-from rvedata.film import STOP
-from rvedata.lines import good, scan
+from rvedata.stages import read_accepted, read_records
+from rvedata.text import STOP_WORDS
 
 STAGES = ("shots", "captions", "embeddings", "clusters", "pairs", "filter", "instructions", "rewrites", "duplicates",
           "triplets", "videos", "removed", "reserve", "candidates", "train", "test")
@@ -71,7 +71,7 @@ def report(folder: Path, read_frames: Callable, movies: Path | None = None) -> N
     for name in STAGES:
         if (folder / f"{name}.jsonl").exists():
             newest = {}                                  # what failed may have been done later
-            for _, r in scan(folder / f"{name}.jsonl"):
+            for _, r in read_records(folder / f"{name}.jsonl"):
                 kind = "rejected" if "rejected" in r else "failed" if "failed" in r else "done"
                 newest[r["id"]] = kind
                 if kind != "done" and len(bad) < 1000:
@@ -80,14 +80,14 @@ def report(folder: Path, read_frames: Callable, movies: Path | None = None) -> N
             rows.append([name, *(counts[kind] for kind in rows[0][1:])])
             bad = [b for b in bad if b[0] != name or newest[b[1]] != "done"]
     parts += ["<h2>Stages</h2>", _table(rows)]
-    sets = {name: list(good(folder / f"{name}.jsonl")) for name in ("triplets", "train", "test")
+    sets = {name: list(read_accepted(folder / f"{name}.jsonl")) for name in ("triplets", "train", "test")
             if (folder / f"{name}.jsonl").exists()}
     for name, items in sets.items():
         if not items:
             continue
         types, lengths = Counter(r["type"] for r in items), sorted(len(r["instruction"].split()) for r in items)
         bar = lambda n: f'<span class=bar style="width:{300 * n // max(types.values())}px"></span>'
-        said = Counter(w for r in items for w in re.findall("[a-z]+", r["instruction"].lower()) if w not in STOP)
+        said = Counter(w for r in items for w in re.findall("[a-z]+", r["instruction"].lower()) if w not in STOP_WORDS)
         parts.append(f"<h2>{name}: {len(items):,}</h2><table>" + "".join(
             f"<tr><td>{html.escape(t)}<td class=n>{n:,}<td>{bar(n)}</tr>" for t, n in sorted(types.items()))
             + "</table>")
@@ -99,7 +99,7 @@ def report(folder: Path, read_frames: Callable, movies: Path | None = None) -> N
         parts += ["<h2>Threshold</h2>", _histogram(json.loads((folder / "clusters.json").read_text()))]
     if movies and (folder / "clusters.jsonl").exists():
         parts.append(f"<h2>Clusters, the first {SHOWN}</h2>")
-        for cluster in islice(good(folder / "clusters.jsonl"), SHOWN):
+        for cluster in islice(read_accepted(folder / "clusters.jsonl"), SHOWN):
             parts.append(f"<b>{html.escape(cluster['id'])}</b><div class=sheet>" + "".join(
                 f"<figure>{_thumbnail(read_frames, movies / r['movie'], r['clip'])}#{r['index']} "
                 f"{html.escape(r['caption'][:120])}</figure>" for r in cluster["members"]) + "</div>")

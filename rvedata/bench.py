@@ -1,0 +1,149 @@
+"""RVE-Bench: a test split without leaks, which people verify (Sec. 3.2).
+
+    python -m rvedata.bench --from rave/ icvg/ --out bench/
+    python -m rvedata.bench --from rave/ icvg/ --out bench/ --decisions decisions.json
+
+The first command writes train.jsonl, test.jsonl (manifests), verify.html, in which a person accepts
+or rejects each triplet of the test, and report.html. The second takes what verify.html downloaded:
+then only what was accepted is in test.jsonl. What was kept out, and why, is in removed.jsonl.
+"""
+
+import base64
+import hashlib
+import json
+from argparse import Namespace
+from collections import Counter
+from pathlib import Path
+from typing import Callable
+
+import numpy as np
+
+from common.files import BadInput, Parser, atomic_write, run_script
+from rvedata import pages
+from rvedata.embed import embed_clips, load_embedder
+from rvedata.film import read_frames
+from rvedata.flags import add_siglip_flag, add_work_flags, count, existing_folder, ratio
+from rvedata.holdout import find_leaks, split
+from rvedata.manifest import VIDEO_FIELDS, rebase_paths
+from rvedata.stages import read_accepted, run_stage, short_hash, write_stage
+
+
+def read_triplets(folders: list[Path], out: Path) -> dict[str, dict]:
+    """{id: triplet} of the manifests of these folders, with paths relative to `out`."""
+    triplets = {}
+    for folder in folders:
+        for record in read_accepted(folder / "triplets.jsonl"):
+            triplets[record["id"]] = rebase_paths(record, folder, out)
+    if not triplets:
+        raise BadInput(f"--from {' '.join(map(str, folders))}: no triplets.jsonl there; "
+                       f"run rave or icvg first")
+    return triplets
+
+
+def index_videos(args: Namespace, paths: list[str], embed_images: Callable) -> dict[str, dict]:
+    """{path: {"sha": hash of the file, "vector": embedding (D,)}}; kept in videos.jsonl."""
+    def work(item: dict) -> dict:
+        path = args.out / item["id"]
+        vector = embed_clips(embed_images, [read_frames(path)])[0].astype(np.float16)
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return {"sha": digest, "vector": base64.b64encode(vector.tobytes()).decode()}
+
+    items = ({"id": path} for path in paths)
+    run_stage(args.out / "videos.jsonl", items, work, args.skip_bad, args.workers, len(paths))
+    videos = {}
+    for record in read_accepted(args.out / "videos.jsonl"):
+        vector = np.frombuffer(base64.b64decode(record["vector"]), np.float16)
+        videos[record["id"]] = {"sha": record["sha"], "vector": vector.astype(np.float32)}
+    return videos
+
+
+def hold_out(args: Namespace, embed_images: Callable) -> None:
+    """Write the split, what was kept out of it, verify.html and report.html in args.out."""
+    out = args.out
+    triplets = read_triplets(args.source, out)
+    decisions = read_decisions(args.decisions or out / "decisions.json",
+                               args.decisions is not None, triplets)
+    paths = {triplet[field] for triplet in triplets.values() for field in VIDEO_FIELDS}
+    videos = index_videos(args, sorted(paths), embed_images)
+    readable = [triplet for triplet in triplets.values()
+                if all(triplet[field] in videos for field in VIDEO_FIELDS)]
+    test, reserve, train = split(readable, args.n, args.share)
+    leaks = find_leaks(test, train, videos, args.same, args.near)
+    removed = [{"id": name, "rejected": reason} for name, reason in sorted(leaks.items())]
+    write_stage(out / "removed.jsonl", removed)
+    write_stage(out / "reserve.jsonl", reserve)
+    write_stage(out / "train.jsonl", [triplet for triplet in train if triplet["id"] not in leaks])
+    write_stage(out / "candidates.jsonl", test)
+    write_test(out, test, decisions)
+    pages.verify(out, test, short_hash([triplet["id"] for triplet in test]))
+    pages.report(out, read_frames)
+
+
+def write_test(out: Path, candidates: list[dict], decisions: dict | None) -> None:
+    """Write test.jsonl: the accepted candidates, or all of them as long as there is no decision."""
+    if decisions is None:
+        accepted = candidates
+    else:
+        accepted = [triplet for triplet in candidates if decisions.get(triplet["id"]) == "accept"]
+    write_stage(out / "test.jsonl", accepted)
+    types = Counter(triplet["type"] for triplet in accepted)
+    print("test: " + ", ".join(f"{n} {name}" for name, n in sorted(types.items())))
+    if decisions is None:
+        print(f"not verified yet: open {out}/verify.html, "
+              f"then pass what it downloads as --decisions")
+        return
+    atomic_write(out / "decisions.json", json.dumps(decisions, indent=1) + "\n")
+    rejected = sum(decisions.get(triplet["id"]) == "reject" for triplet in candidates)
+    undecided = len(candidates) - len(accepted) - rejected
+    print(f"{len(accepted)} accepted, {rejected} rejected, {undecided} not decided, "
+          f"of {len(candidates)}")
+
+
+def read_decisions(path: Path, required: bool, triplets: dict) -> dict | None:
+    """{id: "accept" or "reject"} as verify.html writes it; None if there is none.
+
+    Raises BadInput if it is something else, or about other triplets.
+    """
+    if not required and not path.exists():
+        return None
+    try:
+        decisions = json.loads(path.read_text())
+        odd = [name for name, decision in decisions.items()
+               if name not in triplets or decision not in ("accept", "reject")]
+    except (OSError, ValueError, AttributeError) as error:
+        raise BadInput(f"--decisions {path}: cannot be read ({error}); "
+                       f"give what verify.html downloaded") from error
+    if odd:
+        raise BadInput(f"--decisions {path}: {odd[0]!r} is no triplet here, or neither accept nor "
+                       f"reject; whose is it?")
+    return decisions
+
+
+def parse(argv: list[str] | None = None) -> Namespace:
+    parser = Parser(prog="python -m rvedata.bench", description=__doc__.split("\n\n")[0])
+    add = parser.add_argument
+    add("--from", dest="source", type=Path, nargs="+", required=True,
+        help="folders of rave and icvg")
+    add("--out", type=Path, default=Path("out/bench"), help="folder of the results")
+    add("--n", type=count, default=1000, help="test triplets")
+    add("--share", type=ratio, default=.2,
+        help="share of a type's triplets that may go to the test, at most")
+    add("--same", type=ratio, default=.98, help="videos of such a cosine are the same")
+    add("--decisions", type=Path, help="what verify.html downloaded")
+    add_work_flags(parser)
+    add_siglip_flag(parser)
+    args = parser.parse_args(argv)
+    for folder in args.source:
+        existing_folder(folder)
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    embed_images, _ = load_embedder(args.siglip)
+    hold_out(args, embed_images)
+
+
+if __name__ == "__main__":
+    run_script(main)

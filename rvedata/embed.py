@@ -1,0 +1,101 @@
+"""What looks and reads alike? Embeddings of frames and texts by SigLIP 2 (Sec. 3.1.2).
+
+Axis letters: N frames, clips or texts, K frames of a clip, D width of an embedding, S side of a
+square picture. A frame is (H, W, 3) uint8; the rows of embeddings have length 1.
+"""
+
+import zlib
+from typing import Callable
+
+import numpy as np
+import torch
+from PIL import Image
+
+from common.files import BadInput
+from rvedata.text import content_words
+
+DEFAULT = "google/siglip2-base-patch16-224"
+BATCH = 32
+
+
+def unit(x: np.ndarray) -> np.ndarray:
+    """Rows of length 1. (N, D) -> (N, D)"""
+    return x / np.linalg.norm(x, axis=1, keepdims=True).clip(1e-12)
+
+
+def load_embedder(name: str) -> tuple[Callable, Callable]:
+    """(embed_images, embed_texts): frames -> (N, D) and texts -> (N, D'), float32, unit rows.
+
+    name: the id or the folder of a SigLIP of fixed size, or "pixels", which needs no weights.
+    Raises BadInput if it cannot be loaded.
+    """
+    if name == "pixels":
+        return embed_pixels, embed_word_counts
+    siglip = SigLIP(name)
+    return siglip.embed_images, siglip.embed_texts
+
+
+class SigLIP:
+    """A SigLIP or SigLIP 2 of fixed picture size, from the hub or a folder."""
+
+    def __init__(self, name: str):
+        from transformers import AutoModel, AutoTokenizer
+        try:
+            self.model = AutoModel.from_pretrained(name, dtype=torch.float32)
+            self.tokenizer = AutoTokenizer.from_pretrained(name)
+            self.side = self.model.config.vision_config.image_size
+            self.length = self.model.config.text_config.max_position_embeddings
+        except (OSError, ValueError, AttributeError) as error:
+            reason = " ".join(str(error).split())[:120]
+            raise BadInput(f"--siglip {name}: cannot be loaded ({reason}); give the id or the "
+                           f"folder of a SigLIP of fixed size, such as {DEFAULT}") from error
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.model.eval().to(self.device)
+
+    @torch.no_grad()
+    def embed_images(self, frames: list[np.ndarray]) -> np.ndarray:
+        """Each frame is squeezed into a square in [-1, 1], as SigLIP's own processor does."""
+        size = (self.side, self.side)
+        squares = [Image.fromarray(frame).resize(size, Image.Resampling.BILINEAR)
+                   for frame in frames]
+        x = torch.from_numpy(np.stack([np.asarray(square) for square in squares]))    # (N, S, S, 3)
+        x = x.permute(0, 3, 1, 2).float() / 127.5 - 1                                 # (N, 3, S, S)
+        rows = []
+        for batch in x.split(BATCH):
+            features = self.model.get_image_features(pixel_values=batch.to(self.device))
+            rows.append(features.pooler_output.cpu())
+        return unit(torch.cat(rows).numpy())                                           # (N, D)
+
+    @torch.no_grad()
+    def embed_texts(self, texts: list[str]) -> np.ndarray:
+        """Lower case, padded to the full length: SigLIP pools the last position."""
+        ids = self.tokenizer([text.lower() for text in texts], padding="max_length",
+                             max_length=self.length, truncation=True, return_tensors="pt").input_ids
+        features = self.model.get_text_features(input_ids=ids.to(self.device))
+        return unit(features.pooler_output.cpu().numpy())                              # (N, D')
+
+
+def embed_clips(embed_images: Callable, clips: list[list[np.ndarray]]) -> np.ndarray:
+    """Embeddings (N, D) of clips of equally many frames: the mean over their frames, unit rows."""
+    frames = embed_images([frame for clip in clips for frame in clip])                 # (N K, D)
+    per_clip = frames.reshape(len(clips), -1, frames.shape[1])                         # (N, K, D)
+    return unit(per_clip.mean(1))
+
+
+# --------------------------------------------------------------- stand-ins for the demo: no weights
+
+def embed_pixels(frames: list[np.ndarray]) -> np.ndarray:
+    """Stands in for the vision tower: the colours of a 4 x 4 grid, around grey. (N, 48)"""
+    rows = []
+    for frame in frames:
+        grid = Image.fromarray(frame).resize((4, 4), Image.Resampling.BOX)
+        rows.append(np.asarray(grid, np.float32).ravel() / 255 - .5)
+    return unit(np.stack(rows))
+
+
+def embed_word_counts(texts: list[str]) -> np.ndarray:
+    """Stands in for the text tower: which content words there are, hashed to 64 places. (N, 64)"""
+    rows = np.full((len(texts), 64), 1e-6, np.float32)
+    for row, text in zip(rows, texts):
+        row[[zlib.crc32(word.encode()) % 64 for word in content_words(text)]] = 1
+    return unit(rows)

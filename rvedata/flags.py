@@ -1,0 +1,75 @@
+"""Flags that several commands of this folder share."""
+
+import argparse
+import math
+from pathlib import Path
+from typing import Callable
+
+from common.files import BadInput
+from model import PRESETS
+from rvedata import embed
+from rvedata.instructions import EXAMPLES
+
+
+def number(kind: type, low: float, high: float = math.inf) -> Callable:
+    """An argparse type: an int or a float in [low, high]."""
+    def parse(text):
+        value = kind(text)
+        if not low <= value <= high:
+            limit = f", {high:g} at most" if high < math.inf else ""
+            raise argparse.ArgumentTypeError(f"must be {low:g} or more{limit}, not {text}")
+        return value
+    parse.__name__ = kind.__name__
+    return parse
+
+
+count = number(int, 1)
+price = number(float, 0)
+ratio = number(float, 0, 1)
+
+
+def shard(text: str) -> tuple[int, int]:
+    """An argparse type: "i/n" with 0 <= i < n."""
+    i, _, n = text.partition("/")
+    if not (i.isdecimal() and n.isdecimal() and int(i) < int(n)):
+        raise argparse.ArgumentTypeError(f"must be i/n with 0 <= i < n, such as 0/4, not {text}")
+    return int(i), int(n)
+
+
+def existing_folder(path: Path) -> Path:
+    """Raises BadInput if there is no such folder."""
+    if not path.is_dir():
+        raise BadInput(f"{path}: there is no such folder; correct the path")
+    return path
+
+
+def add_work_flags(parser: argparse.ArgumentParser) -> None:
+    """Of every command that reads videos."""
+    add = parser.add_argument
+    add("--skip-bad", action="store_true",
+        help="go on without what cannot be read or asked, and count it")
+    add("--workers", type=count, default=8, help="items that are worked on at a time")
+    add("--near", type=ratio, default=.8,
+        help="texts that share so much of their content words are the same")
+
+
+def add_siglip_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--siglip", default=embed.DEFAULT,
+                        help="id or folder of the embedder; pixels: a stand-in without weights")
+
+
+def add_vlm_flags(parser: argparse.ArgumentParser) -> None:
+    """Of the commands that ask a VLM: which one, at what price, and what of (see vlm.make_vlm)."""
+    add = parser.add_argument
+    add("--shard", type=shard, default=(0, 1), metavar="i/n", help="do only this part")
+    add("--examples", type=Path, default=EXAMPLES, help="few-shot examples and forbidden verbs")
+    add("--vlm", choices=("openai", "vila"), default="openai",
+        help="an OpenAI-compatible endpoint, or the model's own VLM")
+    add("--weights", help="vila: model folder; weights/<preset> if not given")
+    add("--preset", choices=PRESETS, default="tiny", help="vila: size of the model")
+    add("--model", default="gpt-4o", help="openai: name of the model")
+    add("--base-url", help="openai: the endpoint; OPENAI_BASE_URL or OpenAI's if not given")
+    add("--price-in", type=price, default=0., help="openai: dollars a million tokens of questions")
+    add("--price-out", type=price, default=0., help="openai: dollars a million tokens of answers")
+    add("--overlap", type=ratio, default=.5,
+        help="share of the literal content words that may be said again, at most")

@@ -1,0 +1,44 @@
+"""What curation writes: a manifest of triplets, which train.py and evaluate.py read."""
+
+import os
+from pathlib import Path
+from typing import Iterable
+
+from data import FIELDS
+from rvedata.stages import write_stage
+from rvedata.text import SeenTexts
+
+VIDEO_FIELDS = FIELDS[:2]                                # the fields that hold paths
+
+
+def rebase_paths(record: dict, old: Path, new: Path, keep: str | None = None) -> dict:
+    """A record whose video paths are relative to `old`, made relative to `new`.
+
+    Paths that start with `keep` stay: that folder moves along with the manifest.
+    """
+    rebased = dict(record)
+    for field in VIDEO_FIELDS:
+        path = record.get(field)
+        if path is None or (keep and path.startswith(keep)):
+            continue
+        rebased[field] = os.path.relpath(old / path, new)
+    return rebased
+
+
+def write_triplets(out: Path, records: Iterable[dict], share: float) -> None:
+    """Write triplets.jsonl, the manifest, sorted by id, and duplicates.jsonl.
+
+    A duplicate says nearly the same as another triplet of the same source video (see
+    text.near_duplicates).
+    """
+    texts_of, triplets, duplicates = {}, [], []
+    for record in sorted(records, key=lambda record: record["id"]):
+        texts = texts_of.setdefault(record["source_video_path"], SeenTexts(share))
+        other = texts.first_like(record["id"], record["instruction"])
+        if other is None:
+            triplets.append(record)
+        elif other != record["id"]:                      # after a merge an item may have two lines
+            reason = f"says near the same as {other}"
+            duplicates.append({"id": record["id"], "rejected": reason})
+    write_stage(out / "duplicates.jsonl", duplicates)
+    write_stage(out / "triplets.jsonl", triplets)

@@ -1,0 +1,59 @@
+"""Join the shards of rave or icvg that several machines made.
+
+    python -m rvedata.merge --from part0/ part1/ --out icvg/
+
+Files of the same name are written one after the other, each id once; failed items are left out, so
+that the next run tries them again. Replies of the endpoint stay with their shard.
+"""
+
+import shutil
+from argparse import Namespace
+from pathlib import Path
+from typing import Iterator
+
+from common.files import Parser, run_script
+from rvedata.flags import existing_folder
+from rvedata.manifest import rebase_paths
+from rvedata.stages import read_records, write_stage
+
+
+def merge(folders: list[Path], out: Path) -> None:
+    """Write the stages' files of all folders, joined, and copy their embeddings and clips."""
+    names = {path.name for folder in folders for path in folder.glob("*.jsonl")}
+    for name in sorted(names - {"replies.jsonl"}):
+        write_stage(out / name, join_records(folders, name, out))
+    for folder in folders:
+        for part in ("embeddings", "clips"):
+            if (folder / part).is_dir():
+                shutil.copytree(folder / part, out / part, dirs_exist_ok=True)
+
+
+def join_records(folders: list[Path], name: str, out: Path) -> Iterator[dict]:
+    """The records of a stage, each id once; paths are relative to `out`."""
+    seen = set()
+    for folder in folders:
+        for _, record in read_records(folder / name):
+            if "failed" in record or record["id"] in seen:
+                continue
+            seen.add(record["id"])
+            yield rebase_paths(record, folder, out, keep="clips/")
+
+
+def parse(argv: list[str] | None = None) -> Namespace:
+    parser = Parser(prog="python -m rvedata.merge", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--from", dest="source", type=Path, nargs="+", required=True,
+                        help="folders of the shards")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
+    args = parser.parse_args(argv)
+    for folder in args.source:
+        existing_folder(folder)
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    merge(args.source, args.out)
+
+
+if __name__ == "__main__":
+    run_script(main)

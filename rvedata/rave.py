@@ -1,0 +1,109 @@
+"""RAVE: Ditto-1M with its literal instructions made implicit (Sec. 3.1.1).
+
+    python -m rvedata.rave --ditto training_metadata/*.json --videos DIR --out rave/
+    python -m rvedata.rave ... --shard 0/2 --out part0/      # one machine, and 1/2 on another
+    python -m rvedata.merge --from part0/ part1/ --out rave/
+
+Writes rewrites.jsonl (a line for each item of Ditto-1M), triplets.jsonl (the manifest) and
+report.html. The same command goes on after a stop.
+"""
+
+import json
+import os
+from argparse import Namespace
+from pathlib import Path
+from typing import Callable, Iterator
+
+from common.files import BadInput, Parser, run_script
+from rvedata import pages
+from rvedata.film import read_frames
+from rvedata.flags import add_vlm_flags, add_work_flags, existing_folder
+from rvedata.instructions import read_examples, write_instruction
+from rvedata.manifest import VIDEO_FIELDS, write_triplets
+from rvedata.stages import Rejected, my_shard, read_accepted, run_stage, short_hash
+from rvedata.text import SeenTexts
+from rvedata.vlm import make_vlm
+
+
+def read_ditto(files: list[Path], shard: tuple[int, int], share: float) -> Iterator[dict]:
+    """The items of Ditto-1M's training_metadata, sorted by source; a shard has whole sources.
+
+    {id, source, target, literal, twin}: `twin` is an item of the same source whose text says nearly
+    the same. Raises BadInput if a file is no such list.
+    """
+    by_source = {}
+    for file in files:
+        for source, target, text in _read_metadata(file):
+            name = f"rave-{short_hash(source, target, text)}"
+            by_source.setdefault(source, {})[name] = (target, text)
+    for source in sorted(by_source):
+        if not my_shard(source, shard):
+            continue
+        texts = SeenTexts(share)
+        for name, (target, text) in sorted(by_source[source].items()):
+            yield {"id": name, "source": source, "target": target, "literal": text,
+                   "twin": texts.first_like(name, text)}
+
+
+def _read_metadata(file: Path) -> list[tuple[str, str, str]]:
+    keys = ("source_path", "edited_path", "instruction")
+    try:
+        records = json.loads(file.read_text())
+        return [tuple(record[key].strip() for key in keys) for record in records]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise BadInput(f"{file}: no list of source_path, instruction and edited_path ({reason}); "
+                       f"give files of Ditto-1M's training_metadata") from error
+
+
+def rewrite(args: Namespace, ask: Callable) -> None:
+    """Write rewrites.jsonl, triplets.jsonl and report.html in args.out."""
+    def work(item: dict) -> dict:
+        source, target = args.videos / item["source"], args.videos / item["target"]
+        for video in (source, target):
+            if not video.is_file():
+                raise BadInput(f"{video}: the metadata names it, and it is missing; "
+                               f"correct --videos")
+        if item["twin"]:
+            raise Rejected(f"says near the same as {item['twin']} of the same source")
+        parts = ["Source:", *read_frames(source), "Edited:", *read_frames(target),
+                 f"Literal: {item['literal']}"]
+        answer = write_instruction(ask, parts, item["literal"], "rave", args.examples, args.overlap)
+        paths = [os.path.relpath(video, args.out) for video in (source, target)]
+        return {"subset": "rave", **dict(zip(VIDEO_FIELDS, paths)), **answer,
+                "literal": item["literal"]}
+
+    path = args.out / "rewrites.jsonl"
+    items = list(read_ditto(args.ditto, args.shard, args.near))
+    run_stage(path, items, work, args.skip_bad, args.workers, len(items),
+              getattr(ask, "cost", None))
+    write_triplets(args.out, read_accepted(path), args.near)
+    pages.report(args.out, read_frames)
+
+
+def parse(argv: list[str] | None = None) -> Namespace:
+    parser = Parser(prog="python -m rvedata.rave", description=__doc__.split("\n\n")[0])
+    add = parser.add_argument
+    add("--ditto", type=Path, nargs="+", required=True, help="files of training_metadata")
+    add("--videos", type=Path, required=True, help="folder to which their paths are relative")
+    add("--out", type=Path, default=Path("out/rave"), help="folder of the results")
+    add_work_flags(parser)
+    add_vlm_flags(parser)
+    args = parser.parse_args(argv)
+    existing_folder(args.videos)
+    args.examples = read_examples(args.examples)
+    return args
+
+
+def main(argv: list[str] | None = None, ask: Callable | None = None) -> None:
+    args = parse(argv)
+    vlm = ask or make_vlm(args)
+    try:
+        rewrite(args, vlm)
+    finally:
+        if ask is None:
+            vlm.close()
+
+
+if __name__ == "__main__":
+    run_script(main)

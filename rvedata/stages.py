@@ -1,0 +1,212 @@
+"""How does long work go on after a stop, and split over machines? Stages: files of JSON lines.
+
+A stage is a file, and each of its lines is a record of one item:
+
+    {"id": ..., ...}                    what was made of it
+    {"id": ..., "rejected": reason}     it is not good enough; that is final
+    {"id": ..., "failed": reason}       it could not be read or asked; the next run tries again
+
+A line is added as soon as its item is done. So a rerun does what has no line yet, or a failed one.
+Nothing depends on the order of the lines: two shards are joined by writing one after the other.
+"""
+
+import hashlib
+import json
+import os
+import sys
+from collections import Counter
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, Callable, Iterable, Iterator
+
+from tqdm import tqdm
+
+from common.files import BadInput, replacing
+
+
+class Rejected(ValueError):
+    """An item is not good enough, which is no error. The reason goes into the stage's file."""
+
+
+class StopRun(BadInput):
+    """What would go wrong for every item, such as a missing key: skipping one does not help."""
+
+
+def short_hash(*parts) -> str:
+    """16 hex digits that depend on all parts, which must be JSON."""
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def my_shard(name: str, shard: tuple[int, int]) -> bool:
+    """Whether an item belongs to shard (i, n): by a hash of its name, not by its place."""
+    index, count = shard
+    return int(short_hash(name), 16) % count == index
+
+
+# ---------------------------------------------------------------------------------- reading a stage
+
+def read_records(path: Path) -> Iterator[tuple[int, dict]]:
+    """(offset in the file, record) of each whole line; what was cut off at the end is skipped."""
+    if not path.exists():
+        return
+    offset = 0
+    with open(path, "rb") as file:
+        for line in file:
+            if line.endswith(b"\n"):
+                yield offset, _parse(line, path, offset)
+            offset += len(line)
+
+
+def _parse(line: bytes, path: Path, offset: int) -> dict:
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        raise BadInput(f"{path}: the line at byte {offset} is not JSON; delete it") from error
+
+
+def is_accepted(record: dict) -> bool:
+    """Whether an item was done: neither rejected nor failed."""
+    return "rejected" not in record and "failed" not in record
+
+
+def read_accepted(path: Path) -> Iterator[dict]:
+    """The records of what was done."""
+    for _, record in read_records(path):
+        if is_accepted(record):
+            yield record
+
+
+def read_grouped(path: Path, key: Callable[[dict], object]) -> Iterator[tuple[object, list[dict]]]:
+    """(key, its accepted records sorted by id), sorted by key. Only offsets are held in memory."""
+    groups = {}
+    for offset, record in read_records(path):
+        if is_accepted(record):
+            groups.setdefault(key(record), {})[record["id"]] = offset
+    for group in sorted(groups):
+        offsets = [offset for _, offset in sorted(groups[group].items())]
+        with open(path, "rb") as file:
+            yield group, [_read_at(file, offset) for offset in offsets]
+
+
+def _read_at(file: BinaryIO, offset: int) -> dict:
+    file.seek(offset)
+    return json.loads(file.readline())
+
+
+# ---------------------------------------------------------------------------------- writing a stage
+
+def print_counts(path: Path, counts: Counter) -> None:
+    """One line: what a stage did."""
+    parts = [f"{n} {what}" for what, n in sorted(counts.items())]
+    print(f"{path.stem}: {', '.join(parts) or 'nothing to do'}")
+
+
+def write_stage(path: Path, records: Iterable[dict]) -> Counter:
+    """Write the file of a cheap stage anew. Returns how many records are done and rejected."""
+    counts = Counter()
+    with replacing(path) as temporary, open(temporary, "w") as file:
+        for record in records:
+            counts["rejected" if "rejected" in record else "done"] += 1
+            file.write(json.dumps(record) + "\n")
+    print_counts(path, counts)
+    return counts
+
+
+def run_stage(path: Path, items: Iterable[dict], work: Callable[[dict], dict],
+              skip_bad: bool = False, workers: int = 1, total: int | None = None,
+              cost: Callable[[int, int | None], str] | None = None) -> Counter:
+    """Add a line work(item) to `path` for each item whose id has none yet. Items and lines stream.
+
+    `work` raises Rejected, which becomes a line with the reason, or BadInput: with skip_bad that
+    becomes a line, too, otherwise the run ends, and the same command goes on from what is there.
+    total: number of items, for the progress bar. cost(done, left): what to say about the money.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    known = {record["id"] for _, record in read_records(path) if "failed" not in record}
+    first = min(len(known), total or 0)
+    with (_appending(path) as file, ThreadPoolExecutor(workers) as pool,
+          tqdm(desc=path.stem, unit="item", total=total, initial=first, disable=None) as bar):
+        running = _Running(path.stem, file, bar, skip_bad, cost)
+        try:
+            for item in items:
+                if item["id"] in known:
+                    continue
+                known.add(item["id"])
+                running.add(pool.submit(work, item), item["id"])
+                running.collect(at_most=2 * workers - 1)
+            running.collect(at_most=0)
+        except BaseException:                            # Ctrl-C: what still waits does not begin
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    if cost and running.counts:
+        print(f"{path.stem}: {cost(running.counts.total(), None)}")
+    print_counts(path, running.counts)
+    return running.counts
+
+
+@contextmanager
+def _appending(path: Path) -> Iterator[BinaryIO]:
+    """The file, open for appending after its last whole line."""
+    longest_line = 2 ** 26
+    with open(path, "ab+") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - longest_line))
+        tail = file.read()
+        interrupted = len(tail) - (tail.rfind(b"\n") + 1)
+        file.truncate(size - interrupted)
+        yield file
+
+
+class _Running:
+    """The items that are being worked on, and what becomes of them."""
+
+    def __init__(self, stage: str, file: BinaryIO, bar: tqdm, skip_bad: bool, cost):
+        self.stage, self.file, self.bar = stage, file, bar
+        self.skip_bad, self.cost = skip_bad, cost
+        self.ids: dict[Future, str] = {}
+        self.counts = Counter()
+        self.fatal: BadInput | None = None
+
+    def add(self, future: Future, name: str) -> None:
+        self.ids[future] = name
+
+    def collect(self, at_most: int) -> None:
+        """Wait until at most so many items are running; write what they gave.
+
+        After a fatal error what has begun is finished and written first: it is paid for.
+        """
+        while len(self.ids) > (0 if self.fatal else at_most):
+            for future in wait(self.ids, return_when=FIRST_COMPLETED).done:
+                self._settle(future)
+        if self.fatal:
+            hint = "" if isinstance(self.fatal, StopRun) else " (or pass --skip-bad)"
+            raise BadInput(f"{self.stage}: {self.fatal}{hint}") from self.fatal
+
+    def _settle(self, future: Future) -> None:
+        name = self.ids.pop(future)
+        try:
+            self._write("done", {"id": name, **future.result()})
+        except Rejected as error:
+            self._write("rejected", {"id": name, "rejected": str(error)})
+        except BadInput as error:
+            if self.skip_bad and not isinstance(error, StopRun):
+                print(f"{self.stage}: skipped: {error}", file=sys.stderr)
+                self._write("failed", {"id": name, "failed": str(error)})
+            else:
+                self.fatal = self.fatal or error
+                self._cancel_waiting()
+
+    def _cancel_waiting(self) -> None:
+        for future in list(self.ids):
+            if future.cancel():
+                del self.ids[future]
+
+    def _write(self, what: str, record: dict) -> None:
+        self.file.write(json.dumps(record).encode() + b"\n")
+        self.file.flush()
+        self.counts[what] += 1
+        self.bar.update()
+        if self.cost:
+            left = max(0, self.bar.total - self.bar.n) if self.bar.total else None
+            self.bar.set_postfix_str(self.cost(self.counts.total(), left), refresh=False)

@@ -1,0 +1,43 @@
+"""Fixtures of rvedata/: three films, and what curation makes of films and of Ditto-like edits."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from common.video import write_video
+from curation import FADES, PLACES, PLAN, go
+from rvedata import tiny_films
+from tiny import world
+
+
+@pytest.fixture(scope="session")
+def movies(tmp_path_factory):
+    """A folder of three films, and of each its cuts and the place of each shot."""
+    folder, rng, truth = tmp_path_factory.mktemp("movies"), np.random.default_rng(3), {}
+    for number, plan in enumerate(PLAN):
+        shots, last = [], {}
+        for letter in plan:
+            place, time, ground = PLACES[letter]
+            new = dataclasses.replace(world.random_scene(rng, place), time=time, ground=ground, light=1, ridge=1.)
+            shots.append(tiny_films.film_shot(new))          # the same place, with other things in it
+        clip, cuts = tiny_films.join_shots(shots, FADES)
+        write_video(folder / f"m{number}.mp4", clip, 24, 4)
+        truth[f"m{number}.mp4"] = SimpleNamespace(cuts=cuts, places=plan, clip=clip)
+    return SimpleNamespace(folder=folder, truth=truth)
+
+
+@pytest.fixture(scope="session")
+def icvg(movies, tmp_path_factory):
+    out = tmp_path_factory.mktemp("curated") / "icvg"
+    go("icvg", out, "--movies", movies.folder, "--least", 9)
+    return out
+
+
+@pytest.fixture(scope="session")
+def rave(tmp_path_factory):
+    folder, vlm = tmp_path_factory.mktemp("rave"), tiny_films.TinyWorldVLM()
+    metadata = tiny_films.make_ditto(folder / "ditto", 24, vlm)
+    go("rave", folder / "rave", "--ditto", metadata, "--videos", folder / "ditto", ask=vlm)
+    return SimpleNamespace(out=folder / "rave", folder=folder / "ditto", metadata=metadata, vlm=vlm)

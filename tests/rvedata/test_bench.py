@@ -1,0 +1,39 @@
+"""The test split from end to end, without leaks, with people's decisions."""
+
+import json
+from collections import Counter
+
+import pytest
+
+from common.files import BadInput
+from curation import go, no_leak, read
+from data import manifest_items
+from model import PRESETS
+
+
+def test_bench_holds_out_without_leaks(rave, icvg, tmp_path, capsys):
+    out = tmp_path / "bench"
+    flags = ["--from", rave.out, icvg, "--n", 8, "--share", .3]
+    go("bench", out, *flags)
+    test, train = no_leak(out)
+    counts = Counter(r["type"] for r in test)
+    assert counts.keys() == {r["type"] for folder in (rave.out, icvg) for r in read(folder / "triplets.jsonl")}
+    assert max(counts.values()) - min(counts.values()) <= 1
+    removed, reserve = read(out / "removed.jsonl"), read(out / "reserve.jsonl")
+    everything = {r["id"] for folder in (rave.out, icvg) for r in read(folder / "triplets.jsonl")}
+    parts = [{r["id"] for r in rows} for rows in (test, train, removed, reserve)]
+    assert sum(map(len, parts)) == len(everything) and set().union(*parts) == everything
+    for name in ("test", "train"):
+        assert len(manifest_items(out / f"{name}.jsonl", PRESETS["tiny"])[0]) == len(read(out / f"{name}.jsonl"))
+    decisions = {r["id"]: "accept" if k % 2 else "reject" for k, r in enumerate(test[:-1])}
+    (tmp_path / "decisions.json").write_text(json.dumps(decisions))
+    go("bench", out, *flags, "--decisions", tmp_path / "decisions.json")
+    accepted = [r["id"] for r in read(out / "test.jsonl")]
+    assert accepted == [name for name, what in decisions.items() if what == "accept"]
+    told = f"{len(accepted)} accepted, {len(test) - 1 - len(accepted)} rejected, 1 not decided"
+    assert told in capsys.readouterr().out
+    go("bench", out, *flags)                             # they are kept
+    assert [r["id"] for r in read(out / "test.jsonl")] == accepted and read(out / "candidates.jsonl") == test
+    (tmp_path / "decisions.json").write_text('{"another": "accept"}')
+    with pytest.raises(BadInput, match="decisions.json: 'another' is no triplet here"):
+        go("bench", out, *flags, "--decisions", tmp_path / "decisions.json")

@@ -1,0 +1,49 @@
+"""The commands: bad flags are one line, the demo runs from end to end."""
+
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from curation import no_leak
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("flags, words", [
+    (["rave"], "the following arguments are required"),
+    (["rave", "--ditto", "x.json"], "the following arguments are required: --videos"),
+    (["rave", "--ditto", "none.json", "--videos", "."], "none.json: no list of"),
+    (["rave", "--ditto", "none.json", "--videos", "nowhere"], "nowhere: there is no such folder"),
+    (["icvg", "--movies", "nowhere", "--siglip", "pixels"], "--movies nowhere: holds no film"),
+    (["icvg", "--movies", ".", "--shard", "2/2"], "argument --shard: must be i/n"),
+    (["icvg", "--movies", ".", "--window", "0"], "argument --window: must be 1 or more"),
+    (["icvg", "--movies", ".", "--threshold", "2"], "argument --threshold: must be 0 or more, 1 at most"),
+    (["icvg", "--movies", ".", "--examples", "none"], "--examples none: FileNotFoundError"),
+    (["bench", "--from", ".", "--siglip", "pixels"], "--from .: no triplets.jsonl there"),
+    (["bench", "--from", "nowhere"], "nowhere: there is no such folder"),
+])
+def test_bad_flags(flags, words, tmp_path, monkeypatch, capsys):
+    command, *others = flags
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [f"{command}.py", *others])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(ROOT / "rvedata" / f"{command}.py"), run_name="__main__")
+    error = capsys.readouterr().err
+    assert end.value.code == 2
+    assert error.count("\n") == 1 and error.startswith(f"{command}.py: ") and words in error, error
+
+
+def test_the_demo(tiny_dir, tmp_path):
+    run = subprocess.run([sys.executable, "-m", "rvedata.demo", "--out", tmp_path / "demo", "--movies", "1",
+                          "--steps", "1", "--weights", tiny_dir], capture_output=True, text=True,
+                         env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=ROOT)
+    assert run.returncode == 0, run.stderr
+    demo = tmp_path / "demo"
+    no_leak(demo / "bench")
+    for page in ("rave/report.html", "icvg/report.html", "bench/report.html", "bench/verify.html"):
+        assert page.split("/")[0] in (demo / page).read_text().lower() or "verify" in page
+    assert (demo / "train/model/model.json").is_file() and "1/1" in run.stderr

@@ -1,0 +1,59 @@
+"""The check of what the VLM writes, and what is sent back."""
+
+import json
+from collections import Counter
+
+import pytest
+
+from curation import VERBS, answer
+from rvedata.instructions import EXAMPLES, read_examples, why_unusable, write_instruction
+from rvedata.stages import Rejected
+from tiny import world
+
+
+@pytest.mark.parametrize("given, literal, reason", [
+    (answer("an hour after sunset everyone left"), "remove the crowd", ""),
+    (answer("please remove the crowd"), "darken it", "operation: remove"),
+    (answer("the crowd was Removed an hour ago"), "darken it", "operation: remove"),
+    (answer("they are swapping their hats"), "darken it", "operation: swap"),
+    (answer("somebody has swapped the hats"), "darken it", "operation: swap"),
+    (answer("after replacing what was old"), "darken it", "operation: replace"),
+    (answer("the seasons changed over night"), "darken it", "operation: change"),
+    (answer("an address by the editor"), "darken it", ""),         # add, edit: within other words
+    (answer("the red ball rolled under the green tent"), "put the red ball under a green tent", "words: ball, green"),
+    (answer("a red ball"), "make the wooden house with its many windows look red like a ball in bright light", "words"),
+    (answer("an hour later", type="Camera Reasoning"), "darken it", "the type must be one of Temporal Reasoning"),
+    (answer("an hour later", type=None), "darken it", "the type must be one of"),
+    (answer("later"), "darken it", "3 to 60 words"), (answer("so " * 61), "darken it", "3 to 60 words"),
+    (answer(7), "darken it", "3 to 60 words"), (answer("an hour later", rationale=" "), "darken it", "the rationale"),
+    ({}, "darken it", "the type must be one of"),
+])
+def test_the_check(given, literal, reason):
+    found = why_unusable(given, literal, world.TYPES["rave"], VERBS)
+    assert (reason in found) if reason else found == ""
+
+
+def test_our_examples_pass_the_check():
+    examples = read_examples(EXAMPLES)
+    for subset, types in world.TYPES.items():
+        assert Counter(e["type"] for e in examples[subset]) == dict.fromkeys(types, 2)
+        for e in examples[subset]:
+            assert why_unusable(e, e.get("original") or e["target"], types, VERBS) == "", e
+
+
+def test_an_answer_is_sent_back_once_with_the_reason():
+    replies, heard = [answer("remove the dog"), answer("it has run after a cat")], []
+
+    def ask(system, parts, schema):
+        heard.append(parts)
+        assert "Temporal Reasoning" in system and all(json.dumps(e) in system for e in examples["rave"])
+        return replies[len(heard) - 1]
+    examples = read_examples(EXAMPLES)
+    assert write_instruction(ask, ["Literal: erase the dog"], "erase the dog", "rave", examples, .5) == replies[1]
+    assert len(heard) == 2 and heard[0] == ["Literal: erase the dog"]
+    assert "it states an operation: remove" in heard[1][-1]
+    heard.clear()
+    replies[1] = answer("erase that dog now")
+    with pytest.raises(Rejected, match="it states an operation: erase .*erase that dog now"):
+        write_instruction(ask, ["Literal: erase the dog"], "erase the dog", "rave", examples, .5)
+    assert len(heard) == 2
