@@ -1,60 +1,63 @@
 """The self-reflective critic: how a frozen VLM gives a gradient to a video generator (Sec. 4.2).
 
-    python evaluate.py --critic                  # is it right, and what do its choices do to the gradient?
+    python critic.py                             # one reflection, drawn: out/reflection.png
+    python critic.py --index 3 --subset icvg --t 0.4
 
-Eq. 3   x0_hat = x_t - t v_theta(x_t, t, c)                      clean_estimate
-gate    only samples with t < tau are shown to the critic        gate
-decode  K frames of x0_hat through the frozen VAE decoder        decode_frames
-margin  m(V_src, V, I) = z_yes - z_no at the verdict             Critic.margin
+Eq. 3   x0_hat = x_t - t v_theta(x_t, t, c)                            clean_estimate
+gate    only samples with t < tau are shown to the critic              gate
+decode  K frames of x0_hat through the frozen VAE decoder              decode_frames
+margin  m(V_src, V, I) = z_yes - z_no at the verdict                   Critic.margin
 Eq. 4   L_reason = -log sigmoid(m - m_0), m_0 = m(V_src, V_src, I)     reason_loss
-Eq. 5   L = L_FM + lambda * mean of L_reason over gated samples  uso_loss
 
-The gradient's way: logits -> Llama -> projector -> SigLIP -> pixels -> VAE decoder -> x0_hat -> DiT. Nothing on it is
-trained, and everything on it is differentiable.
+The gradient's way: logits -> Llama -> projector -> SigLIP -> pixels -> VAE decoder -> x0_hat -> DiT. Nothing on
+it is trained, and everything on it is differentiable.
 
-The chain of thought is a choice of three (`think`), because of what it does to the gradient (see README):
+The chain of thought is a choice of three (`think`), because of what it does to the gradient:
     "full"    as in the paper: V_src, V and I are seen, a thought about both is written, then the verdict
     "expect"  V_src and I are seen, what should happen is written, then V is seen, then the verdict (our default)
     "none"    the verdict at once
 
-Axis letters: B batch, K frames that are looked at, F frames, C f h w latents, T tokens, D width.
+Axis letters: B batch, G gated samples, K frames the VLM looks at, F frames, C f h w latents, T tokens, D width.
 """
 
+import json
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
+from tqdm import tqdm
 from transformers import DynamicCache
 
-from common.files import BadInput
-from model import UnifiedModel, chat
+from common.distributed import gather_rows, is_first_rank, my_shard
+from common.files import BadInput, Parser, at_least_0, atomic_write, between, replacing, run_script
+from data import Batch, Latents
+from model import UnifiedModel, add_noise, chat, load_model
 
 SYSTEM = ("Judge the edit : accuracy , it does what the instruction implies ; preservation , the rest is kept ; "
           "naturalness , it moves smoothly ; realism , no noise . Say Yes only if all four hold , else No .")
 SOURCE, EDITED, VERDICT = "Source :", "Edited :", "Verdict : "
+USER_TURN = "<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n"
+ASSISTANT_TURN = "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
 THINK = ("expect", "full", "none")
 DECODE = ("alone", "exact")
 
 
-def load_model(folder: str | None, preset: str | None = None) -> UnifiedModel:
-    """The model in `folder`, of this preset if one is named; or weights/<preset>. Raises BadInput with the mend."""
-    try:
-        if folder is None:
-            return UnifiedModel.from_preset(preset or "tiny")
-        run = Path(folder) / "model"                     # a run of train.py keeps its model there
-        model = UnifiedModel.from_pretrained(run if run.is_dir() else folder)
-    except BadInput:
-        raise
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise BadInput(f"cannot load {folder or 'weights/' + (preset or 'tiny')}: {' '.join(str(error).split())[:300]}") from error
-    if preset and model.preset.name != preset:
-        raise BadInput(f"{folder} is a checkpoint of preset {model.preset.name!r}, not {preset!r}: "
-                       f"pass --preset {model.preset.name}")
-    return model
+# ---------------------------------------------------------------------------- the loss of one training step
 
+def critic_loss(critic: "Critic", x_t: torch.Tensor, v: torch.Tensor,
+                batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """The tau-gated one-step critic loss: reason (G,), margin (G,) of the G samples with t < tau (Eq. 3, 4).
 
-# -------------------------------------------------------------------------------------- from noise to K frames
+    x_t, v: (B, C, f, h, w). Differentiable in v.
+    """
+    near = batch.near
+    x0_hat = clean_estimate(x_t[near], v[near], batch.t[near])                             # Eq. 3
+    frames = critic.decode(x0_hat)                                                         # (G, K, 3, H, W)
+    shown = batch.select(near)
+    margin = critic.margin(shown.frames, frames, shown.instructions, shown.thoughts)       # (G,)
+    return reason_loss(margin, shown.baseline), margin                                     # Eq. 4, against m_0
+
 
 def clean_estimate(x_t: torch.Tensor, v: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
     """Eq. 3: x0_hat = x_t - t v. x_t, v: (B, C, f, h, w); t: (B,). One step, differentiable in v."""
@@ -66,28 +69,116 @@ def gate(t: torch.Tensor, tau: float) -> torch.Tensor:
     return t < tau
 
 
+def reason_loss(margin: torch.Tensor, baseline: torch.Tensor) -> torch.Tensor:
+    """Eq. 4: -log sigmoid(d), d = m - m_0; the cross-entropy of the answer Yes. margin, baseline: (B,) -> (B,)."""
+    return -F.logsigmoid(margin - baseline.detach())
+
+
 def decode_frames(model: UnifiedModel, latents: torch.Tensor, how: str = "exact") -> torch.Tensor:
     """The K frames of a clip that the critic looks at: latents (B, C, f, h, w) -> (B, K, 3, H, W) in [-1, 1].
 
     "exact" decodes the whole clip, as the causal VAE needs, and picks K frames. "alone" picks K latent frames and
-    decodes each as if it were a clip of its own: a third of the work in the tiny preset, whose VAE has learnt to do so
-    (33 dB against the exact decode); another VAE is right only for the first of them (11 dB before ours had learnt it).
+    decodes each as if it were a clip of its own: a third of the work in the tiny preset, whose VAE was trained for
+    it (33 dB against the exact decode); an untrained VAE is right only for the first of them (11 dB).
     Raises BadInput where "alone" is asked for more frames than there are latent ones.
     """
     if how == "exact":
         return model.vlm.pick(model.decode_video(latents))
     f, k = latents.shape[2], model.vlm.frames
     if k > f:
-        raise BadInput(f"{k} frames cannot be decoded alone: a clip has {f} latent frames; decode exactly, or look at fewer")
+        raise BadInput(f"{k} frames cannot be decoded alone: a clip has {f} latent frames; "
+                       f"decode exactly, or look at fewer")
     picked = latents[:, :, torch.linspace(0, f - 1, k).round().long()]                     # (B, C, K, h, w)
     singles = picked.transpose(1, 2).flatten(0, 1)[:, :, None]                             # (B*K, C, 1, h, w)
-    return model.decode_video(singles)[:, 0].unflatten(0, (len(latents), k))
+    frames = model.decode_video(singles)[:, 0]                                             # (B*K, 3, H, W)
+    return frames.unflatten(0, (len(latents), k))
 
 
-# --------------------------------------------------------------------------------------------------- the critic
+# ------------------------------------------------------------------------------------------- the critic
+
+class Critic:
+    """Asks the model's own frozen VLM: does this edit satisfy the instruction?"""
+
+    def __init__(self, model: UnifiedModel, think: str = "expect", decode: str | None = None):
+        if think not in THINK:
+            raise ValueError(f"unknown chain of thought {think!r}: choose one of {', '.join(THINK)}")
+        self.model, self.vlm, self.think = model, model.vlm, think
+        self.how = decode or model.preset.decode
+        self.paired = model.preset.paired
+        self.yes, self.no = [self.vlm.tokenizer.convert_tokens_to_ids(word) for word in ("Yes", "No")]
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """The K frames that are looked at, of latents (B, C, f, h, w): (B, K, 3, H, W)."""
+        return decode_frames(self.model, latents, self.how)
+
+    def margin(self, source: torch.Tensor, edited: torch.Tensor, instructions: list[str],
+               thoughts: list[str] | None = None) -> torch.Tensor:
+        """m(V_src, V, I) = z_yes - z_no at the verdict position: (B,), differentiable in `edited` (Sec. 4.2.2).
+
+        source, edited: (B, F, 3, H, W) in [-1, 1], whole clips or the K picked frames. Everything before the
+        edited frames does not depend on them: it is read once without gradient into a key-value cache.
+        """
+        if thoughts is None:
+            thoughts = self.thoughts(source, instructions, edited.detach())
+        prefix = Prefix()
+        with torch.no_grad():
+            seen = self.vlm.see(source)                                                    # (B, T, D)
+            rows = [self.prompt_before_edit(*row) for row in zip(seen, instructions, thoughts)]
+            before, mask = self.vlm.join(rows)
+            self.vlm.read(before, mask, prefix, last=True)
+            prefix.closed = True
+        rows = [[self.shown(s, e), *self.prompt_after_edit(thought)]
+                for s, e, thought in zip(seen, self.vlm.see(edited), thoughts)]
+        after, after_mask = self.vlm.join(rows)
+        mask = torch.cat([mask, after_mask], 1)
+        logits = self.vlm.read(after, mask, prefix).logits[:, -1]               # (B, vocabulary)
+        return logits[:, self.yes] - logits[:, self.no]
+
+    @torch.no_grad()
+    def baseline(self, source: torch.Tensor, instructions: list[str],
+                 thoughts: list[str] | None = None) -> torch.Tensor:
+        """m_0 = m(V_src, V_src, I), without gradient: what the critic says of an edit that did nothing. (B,)"""
+        return self.margin(source, source, instructions, thoughts)
+
+    @torch.no_grad()
+    def thoughts(self, source: torch.Tensor, instructions: list[str], edited: torch.Tensor | None = None,
+                 limit: int = 48) -> list[str]:
+        """The chain of thought, written greedily; one text a row, "" where `think` is "none".
+
+        source, edited: (B, F, 3, H, W) in [-1, 1]; "expect" needs no `edited`, so its thoughts can be kept.
+        """
+        if self.think == "none":
+            return [""] * len(instructions)
+        seen = self.vlm.see(source)
+        rows = [opening(*row) for row in zip(seen, instructions)]
+        if self.think == "full":
+            rows = [[*row[:-1], EDITED, self.shown(s, e), row[-1]]
+                    for row, s, e in zip(rows, seen, self.vlm.see(edited))]
+        texts = write(self.vlm, rows, limit)
+        return [text.split(VERDICT.strip())[0].strip().rstrip(".").strip() for text in texts]
+
+    # ---- the prompt
+
+    def prompt_before_edit(self, seen: torch.Tensor, instruction: str, thought: str = "") -> list:
+        """The row before the edited frames: the opening, and in "expect" the thought."""
+        row = opening(seen, instruction)
+        if self.think == "expect":
+            return [*row, f"{thought} .{USER_TURN}{EDITED}"]
+        return [*row[:-1], EDITED]
+
+    def prompt_after_edit(self, thought: str = "") -> list[str]:
+        """The texts after the edited frames, up to where Yes or No comes next; cut where training cuts them."""
+        if self.think == "full" and thought:
+            return [ASSISTANT_TURN, f"{thought} . ", VERDICT]
+        return [ASSISTANT_TURN + VERDICT]
+
+    def shown(self, source: torch.Tensor, edited: torch.Tensor) -> torch.Tensor:
+        """The tokens of an edit, as the preset shows them: alone, or each after the source's."""
+        return pairs(source, edited) if self.paired else edited
+
 
 def opening(seen: torch.Tensor, instruction: str) -> list:
-    """How every question begins, as a row for `VILA.join`: system prompt, instruction, source tokens (T, D).
+    """How every prompt begins, as a row for `VILA.join`: system sentence, instruction, source tokens (T, D).
 
     The source comes last, so that without a thought whatever is edited follows it at the same distance.
     """
@@ -104,27 +195,32 @@ def pairs(source: torch.Tensor, edited: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def write(vlm, rows: list[list], limit: int) -> list[str]:
-    """What the VLM writes after each of the rows (see `VILA.join`), greedily, up to its end of turn or `limit` tokens."""
+    """What the VLM writes after each row (see `VILA.join`), greedily, up to its end of turn or `limit` tokens."""
     embeddings, mask = vlm.join(rows)
-    cache, done, written = DynamicCache(), torch.zeros(len(rows), dtype=torch.bool, device=mask.device), []
-    stop = vlm.tokenizer.convert_tokens_to_ids(["<|eot_id|>"])[0]
+    cache, written = DynamicCache(), []
+    done = torch.zeros(len(rows), dtype=torch.bool, device=mask.device)
+    stop = vlm.tokenizer.convert_tokens_to_ids("<|eot_id|>")
     for _ in range(limit):
-        token = vlm.read(embeddings, mask, cache).logits[:, -1].argmax(-1)                 # (B,)
+        token = vlm.read(embeddings, mask, cache).logits[:, -1].argmax(-1)      # (B,)
         token = torch.where(done, stop, token)
         done |= token == stop
         if done.all():
             break
         written.append(token)
-        embeddings = vlm.llm.get_input_embeddings()(token[:, None])
+        embeddings = vlm.llm.get_input_embeddings()(token[:, None])                        # (B, 1, D)
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
     if not written:
         return [""] * len(rows)
-    ids = torch.stack(written, 1).tolist()
-    return [vlm.tokenizer.decode(row[:row.index(stop)] if stop in row else row) for row in ids]
+    texts = []
+    for ids in torch.stack(written, 1).tolist():
+        if stop in ids:
+            ids = ids[:ids.index(stop)]
+        texts.append(vlm.tokenizer.decode(ids))
+    return texts
 
 
 class Prefix(DynamicCache):
-    """What the VLM has read, once `closed`, is not added to: a layer that reads on may be run twice, as `scale.lean` does."""
+    """A key-value cache that is not added to once `closed`: then a layer may be run again in the backward pass."""
     closed = False
 
     def update(self, key_states, value_states, layer_idx, *args, **named):
@@ -134,91 +230,128 @@ class Prefix(DynamicCache):
         return torch.cat([layer.keys, key_states], -2), torch.cat([layer.values, value_states], -2)
 
 
-class Critic:
-    """Asks the model's own frozen VLM: does this edit satisfy the instruction?"""
+def reflect(critic: Critic, latents: Latents, folder: Path, batch: int = 16) -> list[tuple[str | None, float]]:
+    """(thought, m_0) of every training sample (Sec. 4.2.3): asked once, in a fixed order, and kept in a file.
 
-    def __init__(self, model: UnifiedModel, think: str = "expect"):
-        if think not in THINK:
-            raise ValueError(f"unknown chain of thought {think!r}: choose one of {', '.join(THINK)}")
-        self.vlm, self.think = model.vlm, think
-        self.shown = pairs if model.preset.paired else lambda source, edited: edited
-        ids = [self.vlm.tokenizer.convert_tokens_to_ids(word) for word in ("Yes", "No")]
-        self.yes, self.no = ids
-
-    def question(self, seen: torch.Tensor, instruction: str, thought: str = "") -> list:
-        """The row before the edited frames: the opening, and in "expect" the thought."""
-        row = opening(seen, instruction)
-        if self.think == "expect":
-            return [*row, f"{thought} .<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n{EDITED}"]
-        return [*row[:-1], EDITED]
-
-    def verdict(self, thought: str = "") -> list[str]:
-        """The texts after the edited frames, up to where Yes or No comes next; cut where training cuts them."""
-        turn = "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
-        return [turn, f"{thought} . ", VERDICT] if self.think == "full" and thought else [turn + VERDICT]
-
-    @torch.no_grad()
-    def thoughts(self, source: torch.Tensor, instructions: list[str], edited: torch.Tensor | None = None,
-                 limit: int = 48) -> list[str]:
-        """The chain of thought, written greedily without gradient; one text a row, "" where `think` is "none".
-
-        source, edited: (B, F, 3, H, W) in [-1, 1]; "expect" needs no `edited`, so its thoughts can be kept.
-        """
-        if self.think == "none":
-            return [""] * len(instructions)
-        seen = self.vlm.see(source)
-        rows = [opening(*row) for row in zip(seen, instructions)]
-        if self.think == "full":
-            rows = [[*row[:-1], EDITED, self.shown(s, e), row[-1]] for row, s, e in zip(rows, seen, self.vlm.see(edited))]
-        texts = write(self.vlm, rows, limit)
-        return [text.split(VERDICT.strip())[0].strip().rstrip(".").strip() for text in texts]
-
-    def margin(self, source: torch.Tensor, edited: torch.Tensor, instructions: list[str],
-               thoughts: list[str] | None = None) -> torch.Tensor:
-        """m(V_src, V, I) = z_yes - z_no at the verdict position: (B,), differentiable in `edited` (Sec. 4.2.2).
-
-        source, edited: (B, F, 3, H, W) in [-1, 1], whole clips or the K picked frames. Everything before the edited
-        frames does not depend on them: it is read once without gradient into a key-value cache.
-        """
-        if thoughts is None:
-            thoughts = self.thoughts(source, instructions, edited.detach())
-        cache = Prefix()
-        with torch.no_grad():
-            seen = self.vlm.see(source)
-            before, mask = self.vlm.join([self.question(*row) for row in zip(seen, instructions, thoughts)])
-            self.vlm.read(before, mask, cache, last=True)
-            cache.closed = True
-        after, after_mask = self.vlm.join([[self.shown(s, e), *self.verdict(thought)]
-                                           for s, e, thought in zip(seen, self.vlm.see(edited), thoughts)])
-        logits = self.vlm.read(after, torch.cat([mask, after_mask], 1), cache).logits[:, -1]    # (B, vocabulary)
-        return logits[:, self.yes] - logits[:, self.no]
-
-    @torch.no_grad()
-    def baseline(self, source: torch.Tensor, instructions: list[str], thoughts: list[str] | None = None) -> torch.Tensor:
-        """m_0 = m(V_src, V_src, I), without gradient: what the critic says of an edit that did nothing. (B,)"""
-        return self.margin(source, source, instructions, thoughts)
-
-
-# --------------------------------------------------------------------------------------------------- the losses
-
-def reason_loss(margin: torch.Tensor, baseline: torch.Tensor) -> torch.Tensor:
-    """Eq. 4: -log sigmoid(d), d = m - m_0; the cross-entropy of the answer Yes. margin, baseline: (B,) -> (B,)."""
-    return -F.logsigmoid(margin - baseline.detach())
-
-
-def flow_loss(v: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Eq. 2, one value a sample: mean squared error of the velocity. (B, C, f, h, w) -> (B,)."""
-    return (v - target).pow(2).mean((1, 2, 3, 4))
-
-
-def uso_loss(flow: torch.Tensor, reason: torch.Tensor, lam: float, gated: float | None = None) -> torch.Tensor:
-    """Eq. 5: L_FM + lambda * mean over gated samples of L_reason. flow: (B,); reason: (gated,), may be empty.
-
-    gated: how many to divide by, where it is not their number: with several ranks, the mean number over the ranks.
+    With "full" the thought is None: it is about the edit, too, and is written anew in every step.
     """
-    return flow.mean() + lam * reason.sum() / (gated or len(reason)) if len(reason) else flow.mean()
+    file = Path(folder) / f"reflections-{critic.think}-{latents.key}.json"
+    with suppress(OSError, ValueError):                  # it is not there, or broken: ask again
+        return _read_reflections(file, len(latents))
+    answers = []
+    starts = my_shard(range(0, len(latents), batch))
+    for start in tqdm(starts, desc="ask the critic about the sources", disable=not is_first_rank()):
+        numbers = range(start, min(start + batch, len(latents)))
+        source = torch.stack([latents[i]["frames"] for i in numbers]).to(critic.model.device)
+        instructions = [latents.items[i].instruction for i in numbers]
+        thoughts = critic.thoughts(source, instructions, source)
+        baseline = critic.baseline(source, instructions, thoughts).tolist()
+        if critic.think == "full":
+            thoughts = [None] * len(thoughts)
+        answers.append(list(zip(thoughts, baseline)))
+    answers = [row for part in gather_rows(answers) for row in part]
+    if is_first_rank():
+        atomic_write(file, json.dumps(answers))
+    return answers
 
 
-def rwr_weights(margin: torch.Tensor, baseline: torch.Tensor) -> torch.Tensor:
-    """Table 4's RWR: w = 2 sigmoid(m - m_0), no gradient; w * L_FM. 1 where the edit is no better than none. (B,)"""
-    return 2 * torch.sigmoid(margin - baseline).detach()
+def _read_reflections(file: Path, n: int) -> list[tuple[str | None, float]]:
+    """Raises OSError or ValueError where the file is not what `reflect` wrote about n samples."""
+    rows = json.loads(file.read_text())
+    if not isinstance(rows, list) or len(rows) != n:
+        raise ValueError(f"{file}: does not hold {n} reflections")
+    for row in rows:
+        thought, baseline = row
+        if not isinstance(thought, str | None) or not isinstance(baseline, float):
+            raise ValueError(f"{file}: {row} is no reflection")
+    return [(thought, baseline) for thought, baseline in rows]
+
+
+# ---------------------------------------------------------------------------- one reflection, as a picture
+
+def follow(critic: Critic, latents: torch.Tensor, margin_of, steps: int = 6, size: float = 0.6) -> torch.Tensor:
+    """Latents moved uphill on the margin, by `steps` normalised steps of RMS `size` in all."""
+    z = latents.detach()
+    for _ in range(steps):
+        z.requires_grad_(True)
+        gradient, = torch.autograd.grad(margin_of(critic.decode(z)).sum(), z)
+        rms = gradient.pow(2).mean((1, 2, 3, 4), keepdim=True).sqrt().clamp_min(1e-12)
+        z = (z + size / steps * gradient / rms).detach()
+    return z
+
+
+def reflection(model: UnifiedModel, triplet, t: float, seed: int = 0) -> dict:
+    """All of one reflection on `triplet` at noise level t: frames (K, 3, H, W), what U writes, and its verdicts."""
+    critic = Critic(model)
+    source, words = triplet.source[None], [triplet.instruction]                            # (1, F, 3, H, W)
+    thoughts = critic.thoughts(source, words)
+
+    def margin_of(frames):
+        return critic.margin(source, frames, words, thoughts)
+    with torch.no_grad():
+        z, x0 = model.encode_video(source), model.encode_video(triplet.target[None])
+        c = model.context(z, model.bridge(model.encode_vlm(source, words)), model.encode_text(words))
+        level = torch.tensor([t])
+        noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(seed))
+        x_t = add_noise(x0, noise, level)                                                  # Eq. 2
+        x0_hat = clean_estimate(x_t, model.velocity(x_t, level, c, z), level)              # Eq. 3
+        noisy, estimate = critic.decode(x_t), critic.decode(x0_hat)
+        baseline = critic.baseline(source, words, thoughts)                                # m_0
+    pixels = estimate.clone().requires_grad_(True)
+    margin = margin_of(pixels)
+    gradient, = torch.autograd.grad(margin.sum(), pixels)
+    moved = critic.decode(follow(critic, x0_hat, margin_of)).detach()
+    return {"thought": thoughts[0], "m_0": baseline.item(), "m": margin.item(),
+            "m_moved": margin_of(moved).item(), "source": model.vlm.pick(source)[0], "x_t": noisy[0],
+            "x0_hat": estimate[0], "heat": gradient[0].abs().sum(1), "moved": moved[0]}
+
+
+def draw_reflection(found: dict, instruction: str, t: float, path: Path) -> None:
+    """One row a thing that is seen, K frames each; the words and the verdicts above them."""
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    p_yes, p_moved, p_source = [torch.tensor(found[name]).sigmoid() for name in ("m", "m_moved", "m_0")]
+    rows = {"source": f"source: P(Yes) {p_source:.2f}, m_0 = {found['m_0']:+.2f}",
+            "x_t": f"x_t, t = {t:g}",
+            "x0_hat": f"one-step estimate: P(Yes) {p_yes:.2f}, m = {found['m']:+.2f}",
+            "heat": "|d m / d pixels|",
+            "moved": f"after six steps uphill: P(Yes) {p_moved:.2f}, m = {found['m_moved']:+.2f}"}
+    k = len(found["source"])
+    figure, axes = plt.subplots(len(rows), k, figsize=(2 * k, 2.3 * len(rows) + .8), squeeze=False)
+    for axs, (name, title) in zip(axes, rows.items()):
+        for ax, frame in zip(axs, found[name]):
+            ax.axis("off")
+            if name == "heat":
+                ax.imshow(frame, cmap="inferno", vmin=0, vmax=found["heat"].max())
+            else:
+                ax.imshow(((frame + 1) / 2).clamp(0, 1).permute(1, 2, 0))
+        axs[0].set_title(title, loc="left", fontsize=9)
+    figure.suptitle(f"I: {instruction}\nU thinks: {found['thought']}", fontsize=10, parse_math=False)
+    figure.tight_layout()
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=100)
+    plt.close(figure)
+
+
+def main(argv=None) -> None:
+    from tiny.world import SUBSETS, make_triplet
+    parser = Parser(description="Draw one reflection of the frozen VLM on a one-step estimate.")
+    parser.add_argument("--index", type=at_least_0, default=0, help="number of the test triplet of the tiny world")
+    parser.add_argument("--subset", choices=SUBSETS, default="rave", help="of the tiny world")
+    parser.add_argument("--t", type=between(0, 1, True), default=0.4, help="noise level of x_t")
+    parser.add_argument("--weights", help="a run's or model's folder (without it: weights/tiny)")
+    parser.add_argument("--out", type=Path, default=Path("out/reflection.png"), help="the picture to write")
+    args = parser.parse_args(argv)
+    model = load_model(args.weights, "tiny")
+    model.requires_grad_(False)
+    triplet = make_triplet(args.index, args.subset)
+    found = reflection(model, triplet, args.t)
+    draw_reflection(found, triplet.instruction, args.t, args.out)
+    print(f"instruction: {triplet.instruction}\nU thinks: {found['thought']}\n"
+          f"m_0 {found['m_0']:+.2f}, m {found['m']:+.2f}, after six steps uphill {found['m_moved']:+.2f}\n"
+          f"wrote {args.out}")
+
+
+if __name__ == "__main__":
+    run_script(main, "stopped; nothing was written")

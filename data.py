@@ -1,43 +1,43 @@
-"""Triplets (source, target, instruction), and where they come from: the tiny world or the user's own videos (Sec. 3).
+"""Triplets (source, target, instruction): where they come from, and what a batch of them is (Sec. 3).
 
-    python train.py --data triplets.jsonl        # JSON lines, paths relative to the file; eight types, see world.TYPES:
+    python train.py --data triplets.jsonl        # JSON lines, paths relative to the file; types: see tiny/world.py
     {"source_video_path": "a.mp4", "target_video_path": "b.gif", "instruction": "...", "type": "Temporal Reasoning"}
 
-Whatever they come from, triplets become `Item`s, and `Latents` encodes each of them once, to a cache on disk: of the
-whole model, training then runs only the generator (and the critic). `batch_indices` says which of them come next.
+A triplet is an `Item` until it is read. `Latents` runs the frozen encoders once for each, into a cache on disk;
+training then needs only the generator and the critic. `Batches` says what is in step number n.
 
-Curation (scene cuts, similarity filters, a VLM's instructions) is curate.py's; what it writes is such a manifest.
+Left out: curation (scene cuts, similarity filters, a VLM's instructions). That is rvedata/, which writes manifests.
 
-Axis letters: F frames, C channels, H W pixels, f h w latent frames and sides, T tokens, D width, K frames that U sees.
-A video is (F, 3, H, W), float32 in [-1, 1].
+Axis letters: B batch, F frames, C channels, H W pixels, f h w latent frames and sides, T tokens, D width,
+K frames that U sees. A video is (F, 3, H, W), float32 in [-1, 1].
 """
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Callable
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from tqdm import tqdm
 
-from common.distributed import RANK, WORLD_SIZE
+from common.distributed import RANK, WORLD_SIZE, wait_for_all
 from common.files import BadInput, atomic_write
-from common.video import _pictures, count_frames, from_bytes, read_video, to_bytes
+from common.video import count_frames, from_bytes, hash_video, read_video, to_bytes
+from model import FROZEN, sample_timesteps
 from tiny import world
 
 
-# ------------------------------------------------------------------------------------------------------ triplets
+# ---------------------------------------------------------------------------------------------- triplets
 
 @dataclass(frozen=True)
 class Item:
-    """A triplet that is not in memory yet: `load()` reads it, (source, target). `key` is a hash of its content.
+    """A triplet that is not in memory yet: `load()` reads (source, target). `key` is a hash of its content.
 
-    subset, index: its place in the tiny world (`world.make_triplet`); or what its type belongs to, and its line.
+    subset, index: its place in the tiny world (`world.make_triplet`); of a manifest, its type's subset and line.
     """
     key: str
     instruction: str
@@ -47,7 +47,8 @@ class Item:
     index: int
 
 
-def _sha(*parts) -> str:
+def hash_of(*parts) -> str:
+    """sha256 of what JSON can hold."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -55,29 +56,34 @@ def world_items(subsets: tuple[str, ...] = ("rave", "icvg"), split: str = "train
                 wrong: float = 0.) -> list[Item]:
     """`n` triplets of the tiny world, the subsets in turn. Raises ValueError for an unknown subset or split.
 
-    wrong: this share of the targets are near misses (world.MISSES, each as often), as in data that a model has made and
-    that nobody looked through. The same items are wrong, in the same way, for whoever asks.
+    wrong: this share of the targets are near misses (world.MISSES, each as often), as in data that a model made
+    and nobody checked. Which ones, and how, depends on the triplet alone.
     """
+    return [_world_item(k // len(subsets), subsets[k % len(subsets)], split, wrong) for k in range(n)]
 
-    def item(index, subset):
-        t = world.make_triplet(index, subset, split)
-        rng = np.random.default_rng([world.SUBSETS.index(subset), index, 11])
-        miss = world.MISSES[int(rng.integers(len(world.MISSES)))] if rng.random() < wrong else ""
 
-        def load():
-            again = world.make_triplet(index, subset, split)
-            return again.source, world.near_miss(again, miss, np.random.default_rng(index))[0] if miss else again.target
-        return Item(_sha(world.VERSION, split, subset, index, *[miss] * bool(miss)), t.instruction, t.type, subset, load, index)
-    return [item(k // len(subsets), subsets[k % len(subsets)]) for k in range(n)]
+def _world_item(index: int, subset: str, split: str, wrong: float) -> Item:
+    triplet = world.make_triplet(index, subset, split)
+    rng = np.random.default_rng([world.SUBSETS.index(subset), index, 11])
+    miss = world.MISSES[int(rng.integers(len(world.MISSES)))]
+    is_wrong = rng.random() < wrong
+    key = [world.VERSION, split, subset, index]
+    if is_wrong:
+        key.append(miss)
 
+    def load():
+        triplet = world.make_triplet(index, subset, split)
+        if not is_wrong:
+            return triplet.source, triplet.target
+        video, _ = world.near_miss(triplet, miss, np.random.default_rng(index))
+        return triplet.source, video
+    return Item(hash_of(*key), triplet.instruction, triplet.type, subset, load, index)
+
+
+# ---------------------------------------------------------------------------------- the user's own triplets
 
 FIELDS = ("source_video_path", "target_video_path", "instruction", "type")
 SUBSET_OF = {type: subset for subset, types in world.TYPES.items() for type in types}
-
-
-def hash_video(path: Path) -> list[str]:
-    """sha256 of a file, or of each image of a folder."""
-    return [hashlib.sha256(file.read_bytes()).hexdigest() for file in (_pictures(path) if path.is_dir() else [path])]
 
 
 def manifest_record(line: str) -> dict:
@@ -89,11 +95,12 @@ def manifest_record(line: str) -> dict:
     if not isinstance(record, dict):
         raise BadInput(f"is no JSON object; write {{\"{FIELDS[0]}\": ..., ...}}")
     for field in FIELDS:
-        if not isinstance(record.get(field), str) or not record[field].strip():
-            value = json.dumps(record[field])[:40] if field in record else "missing"
-            raise BadInput(f"the field {field!r} is {value}; each line needs texts for {', '.join(FIELDS)}")
+        value = record.get(field)
+        if not isinstance(value, str) or not value.strip():
+            found = json.dumps(value)[:40] if field in record else "missing"
+            raise BadInput(f"the field {field!r} is {found}; each line needs texts for {', '.join(FIELDS)}")
     if record["type"] not in SUBSET_OF:
-        raise BadInput(f"unknown type {record['type']!r}; choose one of {', '.join(SUBSET_OF)}")
+        raise BadInput(f"unknown type {record['type'][:80]!r}; choose one of {', '.join(SUBSET_OF)}")
     return record
 
 
@@ -102,31 +109,18 @@ def manifest_lines(path: Path) -> list[tuple[int, str]]:
     try:
         lines = path.read_text("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}); "
+        reason = getattr(error, "strerror", None) or error
+        raise BadInput(f"{path}: cannot be read ({reason}); "
                        f"give a manifest of JSON lines, in UTF-8") from error
     return [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
 
 
-def _manifest_item(line: str, number: int, folder: Path, preset, check_text) -> Item:
-    record = manifest_record(line)
-    try:
-        check_text(record["instruction"])
-    except ValueError as error:
-        raise BadInput(str(error)) from error
-    videos, size = [folder / record[field] for field in FIELDS[:2]], (preset.frames, preset.height, preset.width)
-    for video in videos:
-        count_frames(video, preset.frames)
-    key = _sha(*map(hash_video, videos), record["instruction"], size)
-    return Item(key, record["instruction"], record["type"], SUBSET_OF[record["type"]],
-                lambda: tuple(read_video(video, *size) for video in videos), number)
-
-
 def manifest_items(path: str | Path, preset, skip_bad: bool = False,
                    check_text: Callable[[str], object] = lambda text: None) -> tuple[list[Item], list[str]]:
-    """The triplets of a manifest, every line and every video of it checked; and one line for each that was skipped.
+    """The triplets of a manifest, every line and video of it checked; and one line for each that was skipped.
 
-    preset: something with frames, height and width. check_text: raises ValueError for an instruction that the model
-    cannot take. Raises BadInput, naming file:line, for the first bad line; with `skip_bad` only where none is good.
+    preset: has frames, height and width. check_text: raises ValueError for an instruction that the model cannot
+    take. Raises BadInput, naming file:line, for the first bad line; with `skip_bad` only where none is good.
     """
     path, items, skipped = Path(path), [], []
     lines = manifest_lines(path)
@@ -136,24 +130,43 @@ def manifest_items(path: str | Path, preset, skip_bad: bool = False,
         except BadInput as error:
             skipped.append(f"{path}:{number}: {error}")
             if not skip_bad:
-                raise BadInput(skipped[0] + " (or pass --skip-bad)") from error
+                raise BadInput(f"{skipped[0]} (or pass --skip-bad)") from error
+    if not items and skipped:
+        raise BadInput(f"{skipped[0]} (and no other line is better)")
     if not items:
-        raise BadInput(skipped[0] + " (and no other line is better)" if skipped else
-                       f"{path}: holds no triplet; write one JSON object on each line")
+        raise BadInput(f"{path}: holds no triplet; write one JSON object on each line")
     return items, skipped
 
 
-# --------------------------------------------------------------------------------------------- the latent cache
+def _manifest_item(line: str, number: int, folder: Path, preset, check_text) -> Item:
+    record = manifest_record(line)
+    try:
+        check_text(record["instruction"])
+    except ValueError as error:
+        raise BadInput(str(error)) from error
+    videos = [folder / record["source_video_path"], folder / record["target_video_path"]]
+    for video in videos:
+        count_frames(video, preset.frames)
+    size = (preset.frames, preset.height, preset.width)
 
-FROZEN = ("vlm", "text_encoder", "vae", "ar_head", "adapter", "boundary")                  # as in model.py
+    def load():
+        source, target = [read_video(video, *size) for video in videos]
+        return source, target
+    key = hash_of(*map(hash_video, videos), record["instruction"], size)
+    return Item(key, record["instruction"], record["type"], SUBSET_OF[record["type"]], load, number)
+
+
+# -------------------------------------------------------------------------------------- the latent cache
+
 TENSORS = {"source", "target", "bridged", "text", "frames"}
 BATCH = 8                                                # clips encoded at a time
 MEMORY = 4 * 2 ** 30                                     # bytes of encoded clips that are kept in memory
 
 
 def fingerprint(model, parts: tuple[str, ...] = FROZEN) -> str:
-    """sha256 of all that encoding depends on: the frozen weights (or other `parts`), tokenizers, VAE's scale, preset."""
-    sha = hashlib.sha256(repr((model.preset, model.vae.config.latents_mean, model.vae.config.latents_std)).encode())
+    """sha256 of all that encoding depends on: frozen weights (or other `parts`), tokenizers, VAE scale, preset."""
+    scale = model.vae.config.latents_mean, model.vae.config.latents_std
+    sha = hashlib.sha256(repr((model.preset, *scale)).encode())
     for tokenizer in (model.vlm.tokenizer, model.text_tokenizer):
         sha.update(repr(sorted(tokenizer.get_vocab().items())).encode())
     for part in parts:
@@ -165,49 +178,60 @@ def fingerprint(model, parts: tuple[str, ...] = FROZEN) -> str:
 
 @torch.no_grad()
 def encode(model, items: list[Item]) -> list[dict[str, torch.Tensor]]:
-    """What training needs of each triplet, made by the frozen parts. Raises BadInput for a too long instruction."""
-    source, target = (torch.stack(clips).to(model.device) for clips in zip(*(item.load() for item in items)))
+    """What training needs of each triplet, from the frozen parts. Raises BadInput for a too long instruction."""
+    clips = [item.load() for item in items]
+    source = torch.stack([source for source, _ in clips]).to(model.device)                 # (B, F, 3, H, W)
+    target = torch.stack([target for _, target in clips]).to(model.device)
     instructions = [item.instruction for item in items]
     try:
         with model.precision():
-            text = model.encode_text(instructions)
+            text = model.encode_text(instructions)                                         # B x (T, D)
+            bridged = model.bridge(model.encode_vlm(source, instructions))                 # (B, T, D)
     except ValueError as error:
         raise BadInput(str(error)) from error
     with model.precision():
-        bridged = model.bridge(model.encode_vlm(source, instructions))
-        columns = {"source": model.encode_video(source), "target": model.encode_video(target), "text": text,
-                   "bridged": bridged.to(model.dtype_of("adapter")), "frames": to_bytes(model.vlm.pick(source))}
-    return [{name: column[i].cpu().contiguous() for name, column in columns.items()} for i in range(len(items))]
+        columns = {"source": model.encode_video(source),                                   # (B, C, f, h, w)
+                   "target": model.encode_video(target),
+                   "text": text,
+                   "bridged": bridged.to(model.dtype_of("adapter")),
+                   "frames": to_bytes(model.vlm.pick(source))}                             # (B, K, 3, H, W)
+    return [{name: column[i].cpu().contiguous() for name, column in columns.items()}
+            for i in range(len(items))]
 
 
 class Latents:
-    """A sequence of encoded triplets: ds[i] is a dict, all float32, of
+    """A sequence of encoded triplets: latents[i] is a dict, all float32, of
 
         source, target (C, f, h, w)   latents           frames (K, 3, H, W)   what U sees of the source, in [-1, 1]
         bridged (T, D)                Adapter(ARHead(U(V_src, I)))            text (T, D)   T5(I)
 
-    and ds.items[i] its Item. Each is encoded once, to `folder`/<hash of its key and `fingerprint(model)`>.safetensors:
-    a run that was stopped goes on where it was, and a broken file is made again. Raises BadInput where a clip cannot
-    be read or the folder cannot be written.
+    and latents.items[i] its Item. Each is encoded once, to `folder`/<hash of its key and of the frozen
+    weights>.safetensors: a run that was stopped goes on where it was, and a broken file is made again. Raises
+    BadInput where a clip cannot be read or the folder cannot be written.
     """
 
     def __init__(self, items: list[Item], model, folder: str | Path, progress: bool = True):
-        self.items, self._memory = list(items), {}                                         # of the files, while it is small
+        self.items = list(items)
+        self._memory = {}                                # of the files, while it is small
         stamp = fingerprint(model)
-        self.key = _sha(stamp, *(item.key for item in self.items))[:16]                    # of the whole set
-        self.files = [Path(folder) / f"{_sha(item.key, stamp)}.safetensors" for item in self.items]
-        missing = {i for i in range(len(self)) if i // BATCH % WORLD_SIZE == RANK and not self._is_whole(i)}   # each rank's share
+        self.key = hash_of(stamp, *(item.key for item in self.items))[:16]                 # of the whole set
+        self.files = [Path(folder) / f"{hash_of(item.key, stamp)}.safetensors" for item in self.items]
+        self._encode_missing(model, progress)
+        wait_for_all()
+
+    def _encode_missing(self, model, progress: bool) -> None:
+        """In fixed groups, shared among the ranks: the last bits of a clip's encoding depend on its company."""
+        starts = range(0, len(self), BATCH)
+        shard = [range(start, min(start + BATCH, len(self))) for start in starts][RANK::WORLD_SIZE]
+        missing = {i for rows in shard for i in rows if not self._is_whole(i)}
         with tqdm(total=len(missing), desc="encode", unit="clip", disable=not (progress and missing)) as bar:
-            for start in range(0, len(self), BATCH):     # fixed groups: the last bits of an item depend on its company
-                rows = range(start, min(start + BATCH, len(self)))
+            for rows in shard:
                 if missing.isdisjoint(rows):
                     continue
                 for i, tensors in zip(rows, encode(model, [self.items[i] for i in rows])):
                     if i in missing:
                         atomic_write(self.files[i], save(tensors))
                         bar.update()
-        if WORLD_SIZE > 1:
-            dist.barrier()
 
     def _is_whole(self, i: int) -> bool:
         try:
@@ -228,11 +252,100 @@ class Latents:
         return {name: from_bytes(x) if name == "frames" else x.float() for name, x in row.items()}
 
 
+# ----------------------------------------------------------------------------------- what is in step n?
+
 def batch_indices(n: int, batch: int, step: int, seed: int) -> list[int]:
     """Which of `n` samples make up batch number `step` (from 0): each epoch is a permutation, from (seed, epoch).
 
     A pure function, so that a resumed run needs no stored position. A batch may reach over the end of an epoch.
     """
     places = range(step * batch, (step + 1) * batch)
-    epochs = {epoch: np.random.default_rng([seed, epoch]).permutation(n) for epoch in {p // n for p in places}}
-    return [int(epochs[p // n][p % n]) for p in places]
+    orders = {epoch: np.random.default_rng([seed, epoch]).permutation(n)
+              for epoch in {place // n for place in places}}
+    return [int(orders[place // n][place % n]) for place in places]
+
+
+def draws(step: int, seed: int, batch: int, shape: tuple, timesteps: Callable = sample_timesteps) -> tuple:
+    """What is random in a step, from (seed, step) alone: t (B,), noise (B, *shape), condition dropout u (B,)."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+    t = timesteps(batch, generator=generator)
+    noise = torch.randn(batch, *shape, generator=generator)
+    return t, noise, torch.rand(batch, generator=generator)
+
+
+@dataclass
+class Batch:
+    """What one step needs, for this rank: row i of everything is the same triplet."""
+    source: torch.Tensor             # (B, C, f, h, w)  latents
+    target: torch.Tensor             # (B, C, f, h, w)
+    bridged: torch.Tensor            # (B, T, D)        Adapter(ARHead(U(V_src, I))); dropped: of nothing
+    text: list                       # B x (T, D)       T5(I)
+    frames: torch.Tensor             # (B, K, 3, H, W)  what U sees of the source
+    instructions: list               # B texts
+    thoughts: list | None            # B texts that U wrote about source and instruction; None: not yet
+    baseline: torch.Tensor           # (B,)             m_0
+    t: torch.Tensor                  # (B,)             noise levels
+    noise: torch.Tensor              # (B, C, f, h, w)
+    near: torch.Tensor               # (B,) bool        t < tau: the critic is asked about these
+    n_near: float                    # their number, on average over this step's micro-batches and ranks
+    seed: int                        # for what else a step draws
+
+    def select(self, rows: torch.Tensor) -> "Batch":
+        """The rows where `rows` (B,) is true."""
+        numbers = rows.nonzero()[:, 0].tolist()
+        picked = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, torch.Tensor):
+                value = value[rows]
+            elif isinstance(value, list):
+                value = [value[i] for i in numbers]
+            picked[field.name] = value
+        return Batch(**picked)
+
+
+class Batches:
+    """The batches of a training: `of(step)` yields this rank's micro-batches, a pure function of (seed, step).
+
+    latents: the encoded triplets. reflections: (thought, m_0) of each, from `critic.reflect`; None for SFT.
+    batch: samples a step, over all ranks and micro-batches. drop: the share of samples whose VLM and T5 states are
+    replaced by those of an empty instruction; the source latents stay.
+    """
+
+    def __init__(self, latents: Latents, model, reflections: list[tuple[str, float]] | None, *, batch: int,
+                 tau: float, drop: float, seed: int, accumulate: int = 1):
+        self.latents, self.device, self.shape = latents, model.device, model.preset.latent_shape
+        self.reflections = reflections or [("", 0.)] * len(latents)
+        self.batch, self.tau, self.drop, self.seed, self.accumulate = batch, tau, drop, seed, accumulate
+        self.timesteps = sample_timesteps
+        with torch.no_grad(), model.precision():
+            h, text = model.unconditional()
+            self.unconditional = model.bridge([h])[0].float(), text.float()                # (T, D), (T', D)
+
+    def of(self, step: int):
+        """Yields `accumulate` batches: this rank's share of the step's samples, in equal parts."""
+        indices = batch_indices(len(self.latents), self.batch, step, self.seed)
+        t, noise, u = draws(step, self.seed, self.batch, self.shape, self.timesteps)
+        near = t < self.tau
+        parts = WORLD_SIZE * self.accumulate
+        n_near = near.sum().item() / parts
+        for part in range(self.accumulate):
+            rows = slice(RANK + part * WORLD_SIZE, None, parts)
+            seed = self.seed * 1_000_003 + (step * self.accumulate + part) * WORLD_SIZE + RANK
+            yield self._batch(indices[rows], t[rows], noise[rows], u[rows], near[rows], n_near, seed)
+
+    def _batch(self, indices, t, noise, u, near, n_near, seed) -> Batch:
+        encoded = [{name: x.to(self.device) for name, x in self.latents[i].items()} for i in indices]
+        empty_bridged, empty_text = self.unconditional
+        bridged, text = [], []
+        for row, dropped in zip(encoded, (u < self.drop).tolist()):
+            bridged.append(empty_bridged if dropped else row["bridged"])
+            text.append(empty_text if dropped else row["text"])
+        source, target, frames = (torch.stack([row[name] for row in encoded])
+                                  for name in ("source", "target", "frames"))
+        thoughts, baselines = zip(*(self.reflections[i] for i in indices))
+        return Batch(source, target, torch.stack(bridged), text, frames,
+                     instructions=[self.latents.items[i].instruction for i in indices],
+                     thoughts=None if None in thoughts else list(thoughts),
+                     baseline=torch.tensor(baselines, device=self.device), t=t.to(self.device),
+                     noise=noise.to(self.device), near=near.to(self.device), n_near=n_near, seed=seed)

@@ -1,27 +1,25 @@
-"""The connector-based unified model: a frozen VLM understands, a DiT generates, a connector joins them (Sec. 4.1).
+"""The connector-based unified model: a VLM understands, a DiT generates, a connector joins them (Sec. 4.1).
 
-    python model.py                              # print the parts of the tiny preset and their sizes
+    python model.py                              # the parts of the tiny preset and their sizes
     python model.py --preset wan1.3b             # the same for the real size, without allocating it
-    python model.py convert --from revise_ckpt/ --to weights/revise/     # the authors' weights; see convert.py
 
-Eq. 1   h = U(V_src, I)                          UnifiedModel.encode_vlm
-        c = [VCA(E(V_src)); Adapter(ARHead(h)); T5(I)]   UnifiedModel.context
-Eq. 2   x_t = (1 - t) x_0 + t eps, target eps - x_0      add_noise, velocity_target
+Eq. 1   h = U(V_src, I)                                          UnifiedModel.encode_vlm
+        c = [VCA(E(V_src)); Adapter(ARHead(h)); T5(I)]           UnifiedModel.context
+Eq. 2   x_t = (1 - t) x_0 + t eps, target velocity eps - x_0     add_noise, velocity_target, flow_loss
 
-Built from the classes of transformers and diffusers; ours are the connector's three small modules. One code path for
-both sizes: a `Preset` holds nothing but sizes, ids and named switches.
+Built from the classes of transformers and diffusers; ours are the connector's three small modules. One
+code path for both sizes: a `Preset` holds nothing but sizes, ids and named switches.
 
-Left out of the paper: the VLM's image *generation* head (ReViSE never calls it); VILA's audio and multi-image modes.
+Left out of the paper: the VLM's image *generation* head (ReViSE never calls it); VILA's audio and
+multi-image modes.
 
 Axis letters: B batch, F frames, C channels, H W pixels, f h w latent frames and sides, T tokens, D width.
 """
 
-import argparse
 import copy
 import json
 import os
 import shutil
-import sys
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,22 +30,26 @@ import torch.nn as nn
 import torch.nn.functional as F
 import transformers
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch.utils.checkpoint import checkpoint
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, SiglipVisionConfig, SiglipVisionModel, UMT5Config, UMT5EncoderModel
+from transformers import (AutoTokenizer, LlamaConfig, LlamaForCausalLM, SiglipVisionConfig,
+                          SiglipVisionModel, UMT5Config, UMT5EncoderModel)
 
-warnings.filterwarnings("ignore", message="enable_nested_tensor is True")                  # nn.Transformer, of norm_first
-transformers.utils.logging.disable_progress_bar()        # loading and saving are silent; what goes wrong is raised
+from common.files import BadInput, Parser, run_script
+
+# nn.Transformer says so of norm_first
+warnings.filterwarnings("ignore", message="enable_nested_tensor is True")
+# loading and saving are silent; what goes wrong is raised
+transformers.utils.logging.disable_progress_bar()
 transformers.utils.logging.set_verbosity_error()
 diffusers.utils.logging.set_verbosity_error()
 diffusers.utils.logging.disable_progress_bar()
-if not torch.cuda.is_available():                        # the faster kernels of a CPU: 1.5 times as many steps
+if not torch.cuda.is_available():                # the faster kernels of a CPU: 1.5 times as many steps
     torch.set_float32_matmul_precision("medium")         # oneDNN's matrix products
     torch.backends.cuda.enable_flash_sdp(False)          # this switch is not CUDA's alone
 
 
-# -------------------------------------------------------------------------------------------------------- presets
+# ------------------------------------------------------------------------------------------- presets
 
 @dataclass(frozen=True)
 class Preset:
@@ -56,7 +58,7 @@ class Preset:
     frames: int                         # pixel frames of a clip: 4 k + 1
     height: int
     width: int
-    vlm_frames: int                     # how many frames of a clip the VLM looks at, uniformly spaced
+    vlm_frames: int                     # K: the frames of a clip that the VLM sees, uniformly spaced
     vlm_size: int                       # they are resized to a square of this many pixels
     siglip: dict
     llama: dict
@@ -74,92 +76,82 @@ class Preset:
     context_length: int                 # the context is padded with zeros to this, and never cut
     text_length: int                    # longest T5 sequence
     ar_queries: int = 4
-    vlm_pool: int = 1                   # the VLM's tokens of a frame are averaged over squares of this side
-    use_visual_as_input: bool = False   # source latents beside x_t on the channel axis (the authors' switch; off there)
-    visual_position: bool = False       # a learned position for each visual token (the authors' adapter has none)
-    use_vlm: bool = True                # off: the VLM's states are zeros; the generator reads only T5 (an ablation)
+    use_visual_as_input: bool = False   # source latents beside x_t on the channel axis
+    visual_position: bool = False       # a learned position for each visual token (not the authors')
+    use_vlm: bool = True                # off: the VLM's states are zeros, G reads only T5 (an ablation)
     shift: float = 3.0                  # flow shift at inference
-    first_frame: bool = False           # the condition h is of the source's first frame only, as the authors' is
-    guidance_from: str = "cond"         # guided velocity: c + g (c - u) from "cond", u + g (c - u) from "uncond"
+    first_frame: bool = False           # h is of the source's first frame only, as the authors' is
+    guidance_from: str = "cond"         # guided v: c + g (c - u) from "cond", u + g (c - u) from "uncond"
     order: tuple[str, ...] = ("img", "ipl", "prp")       # of the context: source, VLM states, T5 states
-    bf16: bool = False                  # frozen parts in bfloat16, and products under autocast; G stays in float32
-    paired: bool = False                # what the critic is shown: each token of the edit right after the source's
-    decode: str = "exact"               # how the critic's K frames are decoded; see critic.decode_frames
+    bf16: bool = False                  # frozen parts in bfloat16, products under autocast; G in float32
+    paired: bool = False                # the critic sees each token of the edit right after the source's
+    decode: str = "exact"               # how the critic's K frames are decoded: critic.decode_frames
 
     @property
     def latent_shape(self) -> tuple[int, int, int, int]:
         """(C, f, h, w) of one clip's latents."""
-        s = self.vae["scale_factor_spatial"]
-        return self.vae["z_dim"], (self.frames - 1) // 4 + 1, self.height // s, self.width // s
+        side = self.vae["scale_factor_spatial"]
+        return self.vae["z_dim"], (self.frames - 1) // 4 + 1, self.height // side, self.width // side
 
 
 PRESETS = {
     "tiny": Preset(
         name="tiny", frames=9, height=32, width=32, vlm_frames=3, vlm_size=32,
-        siglip=dict(hidden_size=128, intermediate_size=256, num_hidden_layers=4, num_attention_heads=4,
-                    image_size=32, patch_size=4, vision_use_head=False),
-        llama=dict(hidden_size=128, intermediate_size=256, num_hidden_layers=7, num_attention_heads=4,
-                   num_key_value_heads=4, max_position_embeddings=512, vocab_size=1024, tie_word_embeddings=True),
-        t5=dict(d_model=128, d_kv=32, d_ff=128, num_layers=2, num_heads=4, vocab_size=1024, dropout_rate=0.0),
-        vae=dict(base_dim=16, z_dim=16, dim_mult=[1, 2, 4], num_res_blocks=1, temperal_downsample=[True, True],
-                 scale_factor_spatial=4,
+        siglip=dict(hidden_size=128, intermediate_size=256, num_hidden_layers=4,
+                    num_attention_heads=4, image_size=32, patch_size=4, vision_use_head=False),
+        llama=dict(hidden_size=128, intermediate_size=256, num_hidden_layers=7,
+                   num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=512,
+                   vocab_size=1024, tie_word_embeddings=True),
+        t5=dict(d_model=128, d_kv=32, d_ff=128, num_layers=2, num_heads=4, vocab_size=1024,
+                dropout_rate=0.0),
+        vae=dict(base_dim=16, z_dim=16, dim_mult=[1, 2, 4], num_res_blocks=1,
+                 temperal_downsample=[True, True], scale_factor_spatial=4,
                  latents_mean=[0.] * 16, latents_std=[1.] * 16),
-        dit=dict(patch_size=(1, 2, 2), num_attention_heads=4, attention_head_dim=48, in_channels=32, out_channels=16,
-                 text_dim=128, freq_dim=128, ffn_dim=352, num_layers=5),
-        ar_width=64, ar_layers=1, ar_heads=4, adapter_layers=1, adapter_heads=4, adapter_queries=4,
+        dit=dict(patch_size=(1, 2, 2), num_attention_heads=4, attention_head_dim=48,
+                 in_channels=32, out_channels=16, text_dim=128, freq_dim=128, ffn_dim=352,
+                 num_layers=5),
+        ar_width=64, ar_layers=1, ar_heads=4,
+        adapter_layers=1, adapter_heads=4, adapter_queries=4,
         visual_kernel=2, visual_width=128, context_length=128, text_length=48,
         use_visual_as_input=True, visual_position=True, paired=True, decode="alone"),
     "wan1.3b": Preset(
         name="wan1.3b", frames=17, height=352, width=640, vlm_frames=8, vlm_size=384,
-        siglip=dict(hidden_size=1152, intermediate_size=4304, num_hidden_layers=27, num_attention_heads=16,
-                    image_size=384, patch_size=14, vision_use_head=False),
-        llama=dict(hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
-                   num_key_value_heads=8, max_position_embeddings=8192, vocab_size=128256, rope_theta=500000.0,
-                   rms_norm_eps=1e-5),
-        t5=dict(d_model=4096, d_kv=64, d_ff=10240, num_layers=24, num_heads=64, vocab_size=256384,
-                feed_forward_proj="gated-gelu", tie_word_embeddings=False),
-        vae=dict(base_dim=96, z_dim=16, dim_mult=[1, 2, 4, 4], num_res_blocks=2, temperal_downsample=[False, True, True],
-                 scale_factor_spatial=8),
-        dit=dict(patch_size=(1, 2, 2), num_attention_heads=12, attention_head_dim=128, in_channels=16, out_channels=16,
-                 text_dim=4096, freq_dim=256, ffn_dim=8960, num_layers=30),
-        ar_width=1152, ar_layers=4, ar_heads=8, adapter_layers=4, adapter_heads=8, adapter_queries=256,
+        siglip=dict(hidden_size=1152, intermediate_size=4304, num_hidden_layers=27,
+                    num_attention_heads=16, image_size=384, patch_size=14, vision_use_head=False),
+        llama=dict(hidden_size=4096, intermediate_size=14336, num_hidden_layers=32,
+                   num_attention_heads=32, num_key_value_heads=8, max_position_embeddings=8192,
+                   vocab_size=128256, rope_theta=500000.0, rms_norm_eps=1e-5),
+        t5=dict(d_model=4096, d_kv=64, d_ff=10240, num_layers=24, num_heads=64,
+                vocab_size=256384, feed_forward_proj="gated-gelu", tie_word_embeddings=False),
+        vae=dict(base_dim=96, z_dim=16, dim_mult=[1, 2, 4, 4], num_res_blocks=2,
+                 temperal_downsample=[False, True, True], scale_factor_spatial=8),
+        dit=dict(patch_size=(1, 2, 2), num_attention_heads=12, attention_head_dim=128,
+                 in_channels=16, out_channels=16, text_dim=4096, freq_dim=256, ffn_dim=8960,
+                 num_layers=30),
+        ar_width=1152, ar_layers=4, ar_heads=8,
+        adapter_layers=4, adapter_heads=8, adapter_queries=256,
         visual_kernel=4, visual_width=1536, context_length=2560, text_length=512, shift=5.0,
         first_frame=True, bf16=True),
 }
 
 
-# ------------------------------------------------------------------------------------------------- flow matching
+# ------------------------------------------------------------------------------------- flow matching
 
-def sample_timesteps(n: int, shift: float = 3.0, generator: torch.Generator | None = None) -> torch.Tensor:
+def sample_timesteps(n: int, shift: float = 3.0,
+                     generator: torch.Generator | None = None) -> torch.Tensor:
     """Noise levels t (n,) in (0, 1]: u ~ U(0, 1), t = s u / (1 + (s - 1) u) with flow shift s.
 
-    With s = 3, P(t < tau) = tau / (3 - 2 tau): the trigger rates of Table 6. Raises ValueError for shift <= 0.
+    With s = 3, P(t < tau) = tau / (3 - 2 tau): the trigger rates of Table 6. ValueError for shift <= 0.
     """
     if shift <= 0:
         raise ValueError(f"the flow shift must be positive, not {shift}")
-    return shifted(1 - torch.rand(n, generator=generator), shift)                          # u in (0, 1]
+    u = 1 - torch.rand(n, generator=generator)                               # in (0, 1]
+    return shifted(u, shift)
 
 
 def shifted(u: torch.Tensor, shift: float) -> torch.Tensor:
     """Noise levels t of uniform u in [0, 1], any shape: the flow shift spends more of them on much noise."""
     return shift * u / (1 + (shift - 1) * u)
-
-
-def sample_timesteps_together(n: int, ranks: int, tau: float, shift: float = 3.0,
-                              generator: torch.Generator | None = None) -> torch.Tensor:
-    """As `sample_timesteps`, (n,), but of `ranks` samples in a row, one a rank, all are below tau or none is.
-
-    They share one coin that shows "below" with P(t < tau); then each draws its own t of that part. So each sample's t is
-    distributed as ever, and no rank asks the critic, which costs, while others wait. Raises ValueError for tau outside (0, 1].
-    """
-    if not 0 < tau <= 1:
-        raise ValueError(f"tau must be in (0, 1], not {tau}")
-    p = tau / (shift - (shift - 1) * tau)                                                  # P(t < tau)
-    below = (torch.rand(-(-n // ranks), generator=generator) < p).repeat_interleave(ranks)[:n]
-    u = 1 - torch.rand(n, generator=generator)                                             # in (0, 1]
-    t = shifted(torch.where(below, p * u, p + (1 - p) * u), shift)
-    edge = torch.tensor(float(tau))                      # rounding must not carry a rank over to the other side
-    return torch.where(below, t.minimum(edge.nextafter(torch.tensor(0.))), t.maximum(edge))
 
 
 def add_noise(x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
@@ -173,68 +165,64 @@ def velocity_target(x0: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     return noise - x0
 
 
-def draws(step: int, seed: int, batch: int, shape: tuple, shift: float, tau: float | None = None, ranks: int = 1) -> tuple:
-    """What is random in a step, from (seed, step) alone: t (B,), noise (B, C, f, h, w), condition dropout u (B,).
-
-    tau: with it, `ranks` samples in a row are below it together; see `sample_timesteps_together`.
-    """
-    g = torch.Generator().manual_seed(seed * 1_000_003 + step)
-    t = sample_timesteps(batch, shift, g) if tau is None else sample_timesteps_together(batch, ranks, tau, shift, g)
-    return t, torch.randn(batch, *shape, generator=g), torch.rand(batch, generator=g)
+def flow_loss(v: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Eq. 2, one value a sample: mean squared error of the velocity. (B, C, f, h, w) -> (B,)."""
+    return (v - target).pow(2).mean((1, 2, 3, 4))
 
 
-# ------------------------------------------------------------------------------------------------------- the VLM
+# ------------------------------------------------------------------------------------------- the VLM
 
 class DownsampleProjector(nn.Module):
     """VILA's `mlp_downsample`: 2x2 neighbouring patches become one token. (N, S*S, D) -> (N, ceil(S/2)^2, D')."""
 
     def __init__(self, vision_width: int, width: int):
         super().__init__()
-        self.layers = nn.Sequential(nn.LayerNorm(4 * vision_width), nn.Linear(4 * vision_width, width), nn.GELU(),
-                                    nn.Linear(width, width))
+        self.layers = nn.Sequential(
+            nn.LayerNorm(4 * vision_width),
+            nn.Linear(4 * vision_width, width),
+            nn.GELU(),
+            nn.Linear(width, width))
 
     def forward(self, x):
         n, patches, d = x.shape
         s = int(patches ** .5)
         x = x.view(n, s, s, d)
-        x = F.pad(x, (0, 0, 0, s % 2, 0, s % 2))                                           # odd sides: zeros
+        x = F.pad(x, (0, 0, 0, s % 2, 0, s % 2))                             # odd sides: zeros
         s = x.shape[1] // 2
-        x = x.view(n, s, 2, s, 2, d).transpose(2, 3).reshape(n, s * s, 4 * d)
-        return self.layers(x)
+        x = x.view(n, s, 2, s, 2, d).transpose(2, 3)                         # (N, s, s, 2, 2, D)
+        return self.layers(x.reshape(n, s * s, 4 * d))
 
 
 class VILA(nn.Module):
     """SigLIP -> projector -> Llama. Sees frames, reads and writes text; frozen after its own training."""
 
-    def __init__(self, siglip: dict, llama: dict, frames: int, size: int, pool: int = 1):
+    def __init__(self, siglip: dict, llama: dict, frames: int, size: int):
         super().__init__()
-        self.frames, self.size, self.pool = frames, size, pool
+        self.frames, self.size = frames, size
         self.vision_tower = SiglipVisionModel(SiglipVisionConfig(**siglip))
         self.mm_projector = DownsampleProjector(siglip["hidden_size"], llama["hidden_size"])
         self.llm = LlamaForCausalLM(LlamaConfig(**llama))
-        self.tokenizer = None                                                              # set by load or training
+        self.tokenizer = None                            # set by load or training
 
     def pick(self, video: torch.Tensor) -> torch.Tensor:
-        """`frames` frames of a clip (B, F, 3, H, W), uniformly spaced, the first and the last among them."""
+        """K frames of a clip (B, F, 3, H, W), uniformly spaced, the first and the last among them."""
         n = min(self.frames, video.shape[1])
         return video[:, torch.linspace(0, video.shape[1] - 1, n).round().long().to(video.device)]
 
     def patches(self, frames: torch.Tensor) -> torch.Tensor:
         """Patch features of frames (N, 3, H, W) in [-1, 1]: (N, S*S, D), SigLIP's hidden_states[-2].
 
-        Differentiable in the pixels. SigLIP wants (x - 0.5) / 0.5 of values in [0, 1], and that is [-1, 1] again.
+        Differentiable in the pixels. SigLIP wants (x - 0.5) / 0.5 of x in [0, 1]: that is [-1, 1] again.
         """
         if frames.shape[-2:] != (self.size, self.size):
-            frames = F.interpolate(frames, (self.size, self.size), mode="bicubic", antialias=True, align_corners=False)
+            frames = F.interpolate(frames, (self.size, self.size), mode="bicubic", antialias=True,
+                                   align_corners=False)
         return self.vision_tower(frames, output_hidden_states=True).hidden_states[-2]
 
     def see(self, video: torch.Tensor) -> torch.Tensor:
         """Vision tokens of a clip (B, F, 3, H, W) in [-1, 1]: (B, K*tokens, D) for K picked frames."""
-        frames = self.pick(video)                                                          # (B, K, 3, H, W)
-        tokens = self.mm_projector(self.patches(frames.flatten(0, 1)))                     # (B*K, S*S, D)
-        if self.pool > 1:
-            grid = tokens.transpose(1, 2).unflatten(2, (int(tokens.shape[1] ** .5), -1))   # (B*K, D, S, S)
-            tokens = F.avg_pool2d(grid, self.pool, ceil_mode=True).flatten(2).transpose(1, 2)
+        frames = self.pick(video)                                            # (B, K, 3, H, W)
+        tokens = self.mm_projector(self.patches(frames.flatten(0, 1)))       # (B*K, S*S, D)
         return tokens.unflatten(0, frames.shape[:2]).flatten(1, 2)
 
     def words(self, text: str) -> torch.Tensor:
@@ -245,61 +233,59 @@ class VILA(nn.Module):
     def join(self, rows: list[list[torch.Tensor | str]]) -> tuple[torch.Tensor, torch.Tensor]:
         """Rows of texts and vision tokens -> embeddings (B, T, D) and mask (B, T), padded on the left.
 
-        On the left, so that the last position is the one to read in every row.
+        On the left, so that the last position is the one to read in every row. Raises ValueError where a row is
+        longer than the VLM can read.
         """
-        rows = [torch.cat([self.words(part) if isinstance(part, str) else part for part in row]) for row in rows]
-        length = max(len(row) for row in rows)
-        mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows], device=rows[0].device)
-        return torch.stack([F.pad(row, (0, 0, length - len(row), 0)) for row in rows]), mask
+        joined = []
+        for row in rows:
+            parts = [self.words(part) if isinstance(part, str) else part for part in row]
+            joined.append(torch.cat(parts))                                  # (T, D)
+        length, limit = max(map(len, joined)), self.llm.config.max_position_embeddings
+        if length > limit:
+            raise ValueError(f"the prompt is {length} tokens long, the VLM reads {limit}: shorten the instruction")
+        padding = [length - len(row) for row in joined]
+        mask = torch.tensor([[0] * n + [1] * (length - n) for n in padding], device=joined[0].device)
+        return torch.stack([F.pad(row, (0, 0, n, 0)) for row, n in zip(joined, padding)]), mask
 
     def read(self, embeddings, mask, cache=None, hidden=False, last=False):
-        """Run Llama over joined rows; `cache` holds what it has read before. Returns the library's output object.
+        """Run Llama over joined rows; returns the library's output object.
 
-        last: logits of the last position only; of all they are 128,256 numbers a token at the real size.
+        cache: what it has read before. hidden: keep all hidden states. last: logits of the last position only;
+        of all they are 128,256 numbers a token at the real size.
         """
         positions = (mask.cumsum(1) - 1).clamp_min(0)[:, -embeddings.shape[1]:]
-        return self.llm(inputs_embeds=embeddings, attention_mask=mask, position_ids=positions, past_key_values=cache,
-                        use_cache=cache is not None, output_hidden_states=hidden, logits_to_keep=int(last))
+        return self.llm(inputs_embeds=embeddings, attention_mask=mask, position_ids=positions,
+                        past_key_values=cache, use_cache=cache is not None,
+                        output_hidden_states=hidden, logits_to_keep=int(last))
 
 
-def chat(system: str, user: list, answer: str | None = None) -> list:
+def chat(system: str, user: list, answer: str = "") -> list:
     """Llama-3's chat, as a row for `VILA.join`: `user` is a list of texts and vision tokens; `answer` may be begun."""
-    head = "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n" + system + "<|eot_id|>"
-    return [head + "<|start_header_id|>user<|end_header_id|>\n\n", *user,
-            "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n" + (answer or "")]
+    head = f"<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n{system}<|eot_id|>"
+    return [f"{head}<|start_header_id|>user<|end_header_id|>\n\n", *user,
+            f"<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n{answer}"]
 
 
-GENERATE = "You are a helpful assistant that edits videos."      # system sentence of the generation chat (Eq. 1)
-SPECIAL_TOKENS = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "[GEN_VID]", "<pad>",
-                  "Yes", "No"]
+GENERATE = "You are a helpful assistant that edits videos."      # system sentence of Eq. 1's chat
 
 
-def make_tokenizer(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of `texts` with the special tokens of our chats, for the tiny VLM and T5; it can read anything."""
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    bpe.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=SPECIAL_TOKENS,
-                                                       show_progress=False,
-                                                       initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token="<pad>", eos_token="<|eot_id|>")
-
-
-# ------------------------------------------------------------------------------------------------- the connector
+# ------------------------------------------------------------------------------------- the connector
 
 class ARHead(nn.Module):
-    """Reads the VLM's states with 4 queries, into the space of SigLIP embeddings. (B, T, D_vlm) -> (B, 4, D_ar)."""
+    """Reads the VLM's states with 4 queries, into SigLIP's space. (B, T, D_vlm) -> (B, 4, D_ar)."""
 
     def __init__(self, vlm_width, width, layers, heads, queries):
         super().__init__()
         self.decoder_query = nn.Parameter(torch.randn(1, queries, width) * .02)
         self.fc = nn.Sequential(nn.Linear(vlm_width, width), nn.GELU(), nn.Linear(width, width))
-        self.visionHeadAdapter = nn.Transformer(width, heads, layers, layers, 4 * width, dropout=0., batch_first=True,
-                                                norm_first=True)
+        self.visionHeadAdapter = nn.Transformer(width, heads, layers, layers, 4 * width, dropout=0.,
+                                                batch_first=True, norm_first=True)
 
     def forward(self, h, mask):
         pad = mask == 0
-        return self.visionHeadAdapter(self.fc(h), self.decoder_query.expand(len(h), -1, -1),
-                                      src_key_padding_mask=pad, memory_key_padding_mask=pad)
+        queries = self.decoder_query.expand(len(h), -1, -1)
+        return self.visionHeadAdapter(self.fc(h), queries, src_key_padding_mask=pad,
+                                      memory_key_padding_mask=pad)
 
 
 class Adapter(nn.Module):
@@ -309,14 +295,14 @@ class Adapter(nn.Module):
         super().__init__()
         self.decoder_query = nn.Parameter(torch.randn(1, queries, width) * .02)
         self.fc = nn.Sequential(nn.Linear(ar_width, width), nn.GELU(), nn.Linear(width, width))
-        self.adapter = nn.Transformer(width, heads, layers, layers, 4 * width, dropout=0., batch_first=True,
-                                      norm_first=True)
+        self.adapter = nn.Transformer(width, heads, layers, layers, 4 * width, dropout=0.,
+                                      batch_first=True, norm_first=True)
 
     def forward(self, tokens):
         b, n, _ = tokens.shape
-        source = self.fc(tokens).flatten(0, 1)[:, None]                                    # (B*4, 1, D)
-        out = self.adapter(source, self.decoder_query.expand(b * n, -1, -1))               # (B*4, queries, D)
-        return out.unflatten(0, (b, n)).flatten(1, 2)
+        source = self.fc(tokens).flatten(0, 1)[:, None]                      # (B*4, 1, D)
+        queries = self.decoder_query.expand(b * n, -1, -1)                   # (B*4, queries, D)
+        return self.adapter(source, queries).unflatten(0, (b, n)).flatten(1, 2)
 
 
 class VisualContextAdapter(nn.Module):
@@ -328,10 +314,11 @@ class VisualContextAdapter(nn.Module):
         self.projection = nn.Linear(width, out_width)
         if position_shape:
             f, h, w = position_shape
-            self.position = nn.Parameter(torch.randn(1, f * (h // kernel) * (w // kernel), width) * .5)
+            tokens = f * (h // kernel) * (w // kernel)
+            self.position = nn.Parameter(torch.randn(1, tokens, width) * .5)
 
     def forward(self, latents):
-        x = self.patch_embedding(latents).flatten(2).transpose(1, 2)                       # (B, T, D)
+        x = self.patch_embedding(latents).flatten(2).transpose(1, 2)         # (B, T, D)
         x = F.layer_norm(x, x.shape[-1:])
         if hasattr(self, "position"):
             x = x + self.position
@@ -339,63 +326,66 @@ class VisualContextAdapter(nn.Module):
         return F.layer_norm(x, x.shape[-1:])
 
 
-# --------------------------------------------------------------------------------------------- the unified model
+# --------------------------------------------------------------------------------- the unified model
 
 FROZEN = ("vlm", "text_encoder", "vae", "ar_head", "adapter", "boundary")
-TRAINED = ("transformer", "visual_context_adapter")                # G and the visual context adapter (Sec. 5.1)
-LIBRARY = {"vlm.llm": LlamaForCausalLM, "vlm.vision_tower": SiglipVisionModel, "text_encoder": UMT5EncoderModel,
-           "vae": AutoencoderKLWan, "transformer": WanTransformer3DModel}
+TRAINED = ("transformer", "visual_context_adapter")      # G and the visual context adapter (Sec. 5.1)
+LIBRARY = {"vlm.llm": LlamaForCausalLM, "vlm.vision_tower": SiglipVisionModel,
+           "text_encoder": UMT5EncoderModel, "vae": AutoencoderKLWan,
+           "transformer": WanTransformer3DModel}
 OURS = ("vlm.mm_projector", "ar_head", "adapter", "visual_context_adapter", "boundary")
+BOUNDARY = ("img_st", "img_ed", "ipl_st", "ipl_ed", "prp_st", "prp_ed")
 
 
 class UnifiedModel(nn.Module):
-    """VLM U, connector, T5, VAE and the generator G (Wan's DiT). Random weights; see `from_preset`, `from_pretrained`."""
+    """VLM U, connector, T5, VAE and the generator G (Wan's DiT), with random weights.
+
+    `from_preset` and `from_pretrained` load pretrained ones.
+    """
 
     def __init__(self, preset: Preset):
         super().__init__()
         self.preset = p = preset
-        width = p.dit["text_dim"]
-        self.vlm = VILA(p.siglip, p.llama, p.vlm_frames, p.vlm_size, p.vlm_pool)
+        llm_width, width = p.llama["hidden_size"], p.dit["text_dim"]
+        channels, *grid = p.latent_shape
+        self.vlm = VILA(p.siglip, p.llama, p.vlm_frames, p.vlm_size)
         self.text_encoder = UMT5EncoderModel(UMT5Config(**p.t5))
         self.text_tokenizer = None
-        self.lean = False                # run the VAE's decoder again in the backward pass; see scale.lean
-        self.nothing = None              # the released condition of nothing, {"vlm", "text"}: (T, D); else it is encoded
         self.vae = AutoencoderKLWan(**p.vae)
         self.transformer = WanTransformer3DModel(**p.dit)
-        self.ar_head = ARHead(p.llama["hidden_size"], p.ar_width, p.ar_layers, p.ar_heads, p.ar_queries)
+        self.ar_head = ARHead(llm_width, p.ar_width, p.ar_layers, p.ar_heads, p.ar_queries)
         self.adapter = Adapter(p.ar_width, width, p.adapter_layers, p.adapter_heads, p.adapter_queries)
-        c, *grid = p.latent_shape
-        self.visual_context_adapter = VisualContextAdapter(c, p.visual_width, width, p.visual_kernel,
-                                                           grid if p.visual_position else None)
-        self.boundary = nn.ParameterDict({name: nn.Parameter(torch.randn(width))
-                                          for name in ("img_st", "img_ed", "ipl_st", "ipl_ed", "prp_st", "prp_ed")})
+        self.visual_context_adapter = VisualContextAdapter(
+            channels, p.visual_width, width, p.visual_kernel, grid if p.visual_position else None)
+        self.boundary = nn.ParameterDict({name: nn.Parameter(torch.randn(width)) for name in BOUNDARY})
+        self.released_unconditional = None               # {"vlm", "text"}: (T, D), where weights come with it
 
     @property
     def device(self):
         return self.boundary["img_st"].device
 
-    def look(self, frames: int | None = None, pool: int | None = None) -> None:
-        """Change how many frames of a clip the VLM sees, and how coarsely; ValueError unless both are at least 1."""
-        frames, pool = frames or self.preset.vlm_frames, pool or self.preset.vlm_pool
-        if not (1 <= frames <= self.preset.frames and 1 <= pool):
-            raise ValueError(f"the VLM can look at 1 to {self.preset.frames} frames, pooled by 1 or more, "
-                             f"not at {frames} pooled by {pool}")
-        self.preset = replace(self.preset, vlm_frames=frames, vlm_pool=pool)
-        self.vlm.frames, self.vlm.pool = frames, pool
+    def set_vlm_frames(self, frames: int | None) -> None:
+        """How many frames of a clip the VLM sees; None: the preset's. ValueError where a clip has fewer."""
+        frames = frames or self.preset.vlm_frames
+        if not 1 <= frames <= self.preset.frames:
+            raise ValueError(f"the VLM can look at 1 to {self.preset.frames} frames, not at {frames}")
+        self.preset = replace(self.preset, vlm_frames=frames)
+        self.vlm.frames = frames
 
     def without(self, parts: list[str]) -> None:
-        """Switch parts off, for ablations: "vlm" (its states are zeros) or "position" (of the visual context adapter)."""
-        if "position" in parts and hasattr(self.visual_context_adapter, "position"):
+        """Switch parts off, for ablations: "vlm" (its states are zeros), "position" (of visual tokens)."""
+        if "vlm" in parts:
+            self.preset = replace(self.preset, use_vlm=False)
+        if "position" in parts and self.preset.visual_position:
+            self.preset = replace(self.preset, visual_position=False)
             del self.visual_context_adapter.position
-        self.preset = replace(self.preset, use_vlm=self.preset.use_vlm and "vlm" not in parts,
-                              visual_position=self.preset.visual_position and "position" not in parts)
 
     def freeze(self) -> list[nn.Parameter]:
         """Freeze everything but G and the visual context adapter; returns the parameters to train (Sec. 5.1)."""
         self.requires_grad_(False)
-        trained = [p for name in TRAINED for p in getattr(self, name).requires_grad_(True).parameters()]
         self.eval()
-        return trained
+        trained = [getattr(self, name).requires_grad_(True) for name in TRAINED]
+        return [p for part in trained for p in part.parameters()]
 
     # ---- encode: once for each clip and instruction
 
@@ -412,56 +402,49 @@ class UnifiedModel(nn.Module):
         The VAE clamps: a saturated pixel passes no gradient.
         """
         mean, std = self._latent_scale(latents)
-        z = latents * std + mean
-        lean = self.lean and torch.is_grad_enabled() and z.requires_grad
-        return (self.decode_lean(z) if lean else self.vae.decode(z).sample).transpose(1, 2).float()
+        return self.run_decoder(latents * std + mean).transpose(1, 2).float()
 
-    def decode_lean(self, z: torch.Tensor) -> torch.Tensor:
-        """vae.decode with memory for one latent frame: (B, C, f, h, w) -> (B, 3, F, H, W).
+    def run_decoder(self, z: torch.Tensor) -> torch.Tensor:
+        """The VAE's decoder: (B, C, f, h, w) -> (B, 3, F, H, W). realsize/ replaces it by one that keeps less."""
+        return self.vae.decode(z).sample
 
-        The library's own loop, in which its cache of earlier frames, instead of being changed in place, goes into each
-        frame's decoding and comes out of it. So a frame can be run again in the backward pass.
-        """
-        def decode(first, x, *cache):
-            cache = list(cache)
-            return self.vae.decoder(x, feat_cache=cache, feat_idx=[0], first_chunk=first), *cache
-        z, cache, frames = self.vae.post_quant_conv(z), [None] * self.vae._cached_conv_counts["decoder"], []
-        for i in range(z.shape[2]):
-            frame, *cache = checkpoint(decode, i == 0, z[:, :, i:i + 1], *cache, use_reentrant=False)
-            frames.append(frame)
-        return torch.cat(frames, 2).clamp(-1, 1)
-
-    def _latent_scale(self, like):
-        return (torch.tensor(x, device=like.device, dtype=like.dtype).view(1, -1, 1, 1, 1)
-                for x in (self.vae.config.latents_mean, self.vae.config.latents_std))
+    def _latent_scale(self, z):
+        def like_z(values):
+            return torch.tensor(values, device=z.device, dtype=z.dtype).view(1, -1, 1, 1, 1)
+        return like_z(self.vae.config.latents_mean), like_z(self.vae.config.latents_std)
 
     @torch.no_grad()
     def encode_vlm(self, source: torch.Tensor, instructions: list[str]) -> list[torch.Tensor]:
         """Eq. 1: h = U(V_src, I), the last hidden states over frames and instruction; one (T, D) for each row.
 
-        source: (B, F, 3, H, W) in [-1, 1]. Rows differ in length, so they come as a list.
+        source: (B, F, 3, H, W) in [-1, 1]. Rows differ in length, so they come as a list. Raises ValueError
+        where an instruction is too long.
         """
         seen = self.vlm.see(source[:, :1] if self.preset.first_frame else source)
-        rows = [chat(GENERATE, [seen[i], text], "[GEN_VID]") for i, text in enumerate(instructions)]
+        rows = [chat(GENERATE, [tokens, text], "[GEN_VID]") for tokens, text in zip(seen, instructions)]
         embeddings, mask = self.vlm.join(rows)
-        h = self.vlm.read(embeddings, mask, hidden=True).hidden_states[-1]                 # (B, T, D)
+        h = self.vlm.read(embeddings, mask, hidden=True).hidden_states[-1]   # (B, T, D)
         return [row[m.bool()] * self.preset.use_vlm for row, m in zip(h, mask)]
 
     def encode_text(self, instructions: list[str]) -> list[torch.Tensor]:
-        """T5(I): one (T, D) for each row, padding taken off. Raises ValueError where a text is longer than the preset's."""
+        """T5(I): one (T, D) for each row, without padding. Raises ValueError where a text is too long."""
+        for text in instructions:
+            n = len(self.text_tokenizer(text).input_ids)
+            if n > self.preset.text_length:
+                raise ValueError(f"an instruction is {n} tokens long, the limit is "
+                                 f"{self.preset.text_length}: shorten {text[:80]!r}")
         batch = self.text_tokenizer(instructions, padding=True, return_tensors="pt").to(self.device)
-        if batch.input_ids.shape[1] > self.preset.text_length:
-            raise ValueError(f"an instruction is {batch.input_ids.shape[1]} tokens long, the limit is "
-                             f"{self.preset.text_length}: shorten {max(instructions, key=len)!r}")
-        h = self.text_encoder(**batch).last_hidden_state
+        h = self.text_encoder(**batch).last_hidden_state                     # (B, T, D)
         return [row[m.bool()] for row, m in zip(h, batch.attention_mask)]
 
     @torch.no_grad()
     def unconditional(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """(VLM states, T5 states) of nothing: a grey clip and an empty instruction; for dropout and guidance."""
-        if self.nothing:                                 # the authors ship theirs
-            return self.nothing["vlm"].to(self.device), self.nothing["text"].to(self.device)
-        grey = torch.zeros(1, self.preset.frames, 3, self.preset.height, self.preset.width, device=self.device)
+        """(VLM states, T5 states) of a grey clip and an empty instruction; for dropout and guidance."""
+        if self.released_unconditional:
+            vlm, text = self.released_unconditional["vlm"], self.released_unconditional["text"]
+            return vlm.to(self.device), text.to(self.device)
+        p = self.preset
+        grey = torch.zeros(1, p.frames, 3, p.height, p.width, device=self.device)
         return self.encode_vlm(grey, [""])[0], self.encode_text(["<pad>"])[0]
 
     # ---- the condition c and the generator G
@@ -473,62 +456,99 @@ class UnifiedModel(nn.Module):
         h = torch.stack([F.pad(row, (0, 0, 0, length - len(row))) for row in h])
         return self.adapter(self.ar_head(h, mask))
 
-    def context(self, source: torch.Tensor, bridged: torch.Tensor, text: list[torch.Tensor]) -> torch.Tensor:
-        """c = [VCA(E(V_src)); Adapter(ARHead(h)); T5(I)] with boundary tokens, zeros to the preset's length.
+    def context(self, source: torch.Tensor, bridged: torch.Tensor,
+                text: list[torch.Tensor]) -> torch.Tensor:
+        """Eq. 1: c = [VCA(E(V_src)); Adapter(ARHead(h)); T5(I)], with boundary tokens around each part.
 
         source: latents (B, C, f, h, w); bridged: (B, T, D) from `bridge`; text: one (T, D) a row.
-        Returns (B, context_length, D). Raises ValueError where it does not fit: it is never cut in silence.
+        Returns (B, context_length, D), filled up with zeros. Raises ValueError where it does not fit: it is never
+        cut in silence.
         """
-        visual = self.visual_context_adapter(source)                                       # (B, T, D)
-        e = {name: p[None] for name, p in self.boundary.items()}
-        rows = [torch.cat([x for name in self.preset.order for x in (e[f"{name}_st"], parts[name], e[f"{name}_ed"])])
-                for parts in ({"img": v, "ipl": a, "prp": s} for v, a, s in zip(visual, bridged, text))]
+        visual = self.visual_context_adapter(source)                         # (B, T, D)
+        rows = []
+        for i in range(len(source)):
+            parts = {"img": visual[i], "ipl": bridged[i], "prp": text[i]}
+            row = []
+            for name in self.preset.order:
+                row += [self.boundary[f"{name}_st"][None], parts[name], self.boundary[f"{name}_ed"][None]]
+            rows.append(torch.cat(row))                                      # (T, D)
         longest, limit = max(map(len, rows)), self.preset.context_length
         if longest > limit:
-            raise ValueError(f"the context is {longest} tokens long, its limit is {limit}: {visual.shape[1]} of them "
-                             f"show the source; use fewer frames or a smaller picture")
+            raise ValueError(f"the context is {longest} tokens long, its limit is {limit}: {visual.shape[1]} "
+                             f"of them show the source; use fewer frames or a smaller picture")
         return torch.stack([F.pad(row, (0, 0, 0, limit - len(row))) for row in rows])
 
-    def velocity(self, x_t: torch.Tensor, t: torch.Tensor, context: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
-        """v_theta(x_t, t, c): (B, C, f, h, w). t: (B,) in (0, 1]; source: latents, used where the preset says so."""
+    def velocity(self, x_t: torch.Tensor, t: torch.Tensor, context: torch.Tensor,
+                 source: torch.Tensor) -> torch.Tensor:
+        """v_theta(x_t, t, c): (B, C, f, h, w). t: (B,) in (0, 1]; source: latents, if the preset uses them."""
         x = torch.cat([x_t, source], 1) if self.preset.use_visual_as_input else x_t
         return self.transformer(x, t * 1000, context).sample
 
+    # ---- sample
+
     @torch.no_grad()
-    def sample(self, source: torch.Tensor, instructions: list[str], steps: int = 12, guidance: float = 1.0,
-               seed: int = 0, progress=lambda steps: steps) -> torch.Tensor:
+    def sample(self, source: torch.Tensor, instructions: list[str], steps: int = 12,
+               guidance: float = 1.0, seed: int = 0, progress=lambda steps: steps) -> torch.Tensor:
         """Edit clips: `steps` Euler steps from noise to a clip.
 
-        source: (B, F, 3, H, W) in [-1, 1]; returns the same shape. guidance g: cond + g (cond - uncond), so 0 is none
-        and the authors' 3 is the usual 4. Row i is drawn from seed + i: the same whatever the batch.
+        source: (B, F, 3, H, W) in [-1, 1]; returns the same shape. guidance g: cond + g (cond - uncond), so 0 is
+        none and the authors' 3 is the usual 4. Row i is drawn from seed + i: the same whatever the batch.
+        Raises ValueError where an instruction is too long.
         """
         with self.precision():
-            return self._sample(source, instructions, steps, guidance, seed, progress)
+            latents = self.encode_video(source)                              # (B, C, f, h, w)
+            text = self.encode_text(instructions)
+            bridged = self.bridge(self.encode_vlm(source, instructions))
+            c = self.context(latents, bridged, text)
+            uncond = self._unconditional_context(latents) if guidance else None
+            x = torch.stack([torch.randn(latents.shape[1:], generator=torch.Generator().manual_seed(seed + i))
+                             for i in range(len(latents))]).to(latents)
+            ts = shifted(torch.linspace(1, 0, steps + 1), self.preset.shift).tolist()
+            for t, t_next in progress(list(zip(ts[:-1], ts[1:]))):
+                v = self.guided_velocity(x, t, c, uncond, latents, guidance)
+                x = x + (t_next - t) * v                                     # one Euler step
+            return self.decode_video(x)
 
-    def _sample(self, source, instructions, steps, guidance, seed, progress):
-        latents = self.encode_video(source)
-        c = self.context(latents, self.bridge(self.encode_vlm(source, instructions)), self.encode_text(instructions))
-        if guidance:
-            h, s = self.unconditional()
-            n = len(latents)
-            c = torch.cat([c, self.context(latents, self.bridge([h]).expand(n, -1, -1), [s] * n)])
-        x = torch.stack([torch.randn(latents.shape[1:], generator=torch.Generator().manual_seed(seed + i))
-                         for i in range(len(latents))]).to(latents)
-        ts = shifted(torch.linspace(1, 0, steps + 1), self.preset.shift).tolist()
-        for t, t_next in progress(list(zip(ts[:-1], ts[1:]))):
-            k = 2 if guidance else 1
-            v = self.velocity(x.repeat(k, 1, 1, 1, 1), x.new_full((k * len(x),), t), c, latents.repeat(k, 1, 1, 1, 1))
-            if guidance:
-                cond, uncond = v.chunk(2)
-                v = (cond if self.preset.guidance_from == "cond" else uncond) + guidance * (cond - uncond)
-            x = x + (t_next - t) * v                                                       # one Euler step
-        return self.decode_video(x)
+    def _unconditional_context(self, latents):
+        h, text = self.unconditional()
+        n = len(latents)
+        return self.context(latents, self.bridge([h]).expand(n, -1, -1), [text] * n)
+
+    def guided_velocity(self, x, t: float, c, uncond, source, guidance: float) -> torch.Tensor:
+        """v at noise level t, away from that without instruction where guidance > 0; both in one pass."""
+        if not guidance:
+            return self.velocity(x, x.new_full((len(x),), t), c, source)
+        both = self.velocity(torch.cat([x, x]), x.new_full((2 * len(x),), t), torch.cat([c, uncond]),
+                             torch.cat([source, source]))
+        cond, uncond = both.chunk(2)
+        start = cond if self.preset.guidance_from == "cond" else uncond
+        return start + guidance * (cond - uncond)
+
+    # ---- precision
+
+    def dtype_of(self, part: str) -> torch.dtype:
+        """float32; bfloat16 for frozen parts if the preset says so. Not the VAE: it is small, and it shows."""
+        if self.preset.bf16 and part not in ("vae", *TRAINED):
+            return torch.bfloat16
+        return torch.float32
+
+    def cast(self) -> "UnifiedModel":
+        """Each part in its `dtype_of`; its parameters only: some buffers, of positions, are always float32."""
+        for name in (*LIBRARY, *OURS):
+            for p in self.get_submodule(name).parameters():
+                p.data = p.data.to(self.dtype_of(name))
+        return self
+
+    def precision(self):
+        """Autocast to bfloat16 where the preset says so; else it does nothing."""
+        # no cache: a weight cast without gradient would be used again with one
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.preset.bf16, cache_enabled=False)
 
     # ---- load and save
 
     @classmethod
     def from_preset(cls, name: str, weights: str | None = None) -> "UnifiedModel":
-        """The model of a preset with its pretrained parts, from `weights` (default: weights/<name> beside this file)."""
+        """A preset with its pretrained parts, from `weights` (default: weights/<name> beside this file)."""
         if name not in PRESETS:
             raise ValueError(f"unknown preset {name!r}: choose one of {', '.join(PRESETS)}")
         model = cls.from_pretrained(weights or Path(__file__).parent / "weights" / name)
@@ -539,114 +559,157 @@ class UnifiedModel(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "UnifiedModel":
-        """Load what `save_pretrained` wrote. Raises FileNotFoundError or ValueError, naming what is missing or misfits."""
+        """Load what `save_pretrained` wrote.
+
+        Raises FileNotFoundError or ValueError, naming what is missing or does not fit.
+        """
         folder = Path(folder)
-        if (folder / "ar_model").is_dir():               # the authors' directory, as it was downloaded
-            from realsize.convert import read_released
-            return read_released(folder).cast().eval()
-        if not (folder / "model.json").is_file():
-            raise FileNotFoundError(f"{folder}/model.json is missing: {folder} is no model folder")
-        record = json.loads((folder / "model.json").read_text())
-        if record.get("preset") not in PRESETS:
-            raise ValueError(f"{folder}/model.json names preset {record.get('preset')!r}: known are {', '.join(PRESETS)}")
+        record = read_record(folder)
+        frozen = folder / record["frozen"] if record["frozen"] else folder   # a run keeps only G
         with torch.device("meta"):                       # every part is replaced by a file's
             model = cls(PRESETS[record["preset"]])
-        model.look(record.get("vlm_frames"), record.get("vlm_pool"))
+        model.set_vlm_frames(record.get("vlm_frames"))
         model.without(record.get("without", []))
-        frozen = folder / record["frozen"] if record["frozen"] else folder                 # a run keeps only G
-        parts = {"tokenizer": frozen, "text_tokenizer": frozen}
-        parts |= {name if name in LIBRARY else f"{name}.safetensors": folder if name in TRAINED else frozen
-                  for name in (*LIBRARY, *OURS)}
-        for name, home in parts.items():                         # else the libraries look for it on the hub
-            if not (home / name).exists():
-                raise FileNotFoundError(f"{home / name} is missing: {folder} cannot be used without it")
+        for name in ("tokenizer", "text_tokenizer"):
+            require(frozen / name)
         model.vlm.tokenizer = AutoTokenizer.from_pretrained(frozen / "tokenizer")
         model.text_tokenizer = AutoTokenizer.from_pretrained(frozen / "text_tokenizer")
         for name in (*LIBRARY, *OURS):
-            home = folder if name in TRAINED else frozen
-            if name in LIBRARY:
-                part, info = LIBRARY[name].from_pretrained(home / name, torch_dtype=model.dtype_of(name),
-                                                           output_loading_info=True, ignore_mismatched_sizes=True)
-                wrong = {k: [x if isinstance(x, str) else x[0] for x in v] for k, v in info.items() if v}
-                if wrong:
-                    raise ValueError(f"{home / name} does not fit preset {record['preset']!r}: {wrong}")
-                parent, _, child = name.rpartition(".")
-                setattr(model.get_submodule(parent), child, part)
-            else:
-                model.get_submodule(name).load_state_dict(load_file(home / f"{name}.safetensors"), assign=True)
+            model._load_part(name, folder if name in TRAINED else frozen)
         if (frozen / "unconditional.safetensors").is_file():
-            model.nothing = load_file(frozen / "unconditional.safetensors")
+            model.released_unconditional = load_file(frozen / "unconditional.safetensors")
         return model.cast().eval()
 
-    def cast(self) -> "UnifiedModel":
-        """Each part in its `dtype_of`; its parameters only: some buffers, of positions, are in float32 always."""
-        for name in (*LIBRARY, *OURS):
-            for p in self.get_submodule(name).parameters():
-                p.data = p.data.to(self.dtype_of(name))
-        return self
+    def _load_part(self, name: str, home: Path) -> None:
+        if name in OURS:
+            file = require(home / f"{name}.safetensors")
+            self.get_submodule(name).load_state_dict(load_file(file), assign=True)
+            return
+        part, info = LIBRARY[name].from_pretrained(
+            require(home / name), torch_dtype=self.dtype_of(name), output_loading_info=True,
+            ignore_mismatched_sizes=True, use_safetensors=True)
+        wrong = {kind: [key if isinstance(key, str) else key[0] for key in keys]
+                 for kind, keys in info.items() if keys}
+        if wrong:
+            raise ValueError(f"{home / name} does not fit preset {self.preset.name!r}: {wrong}")
+        parent, _, child = name.rpartition(".")
+        setattr(self.get_submodule(parent), child, part)
 
-    def dtype_of(self, part: str) -> torch.dtype:
-        """float32; bfloat16 for frozen parts where the preset says so. Not for the VAE: it is small, and it shows."""
-        return torch.bfloat16 if self.preset.bf16 and part not in ("vae", *TRAINED) else torch.float32
-
-    def precision(self):
-        """Autocast to bfloat16 where the preset says so; else it does nothing."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.preset.bf16,
-                              cache_enabled=False)       # a weight cast without gradient would be used again with one
-
-    def save_pretrained(self, folder: str | Path, frozen: str | Path | None = None, dtype=torch.float32,
-                        parts: tuple[str, ...] | None = None) -> None:
-        """Write a model folder: `model.json` and safetensors for each part, under a temporary name and then renamed.
+    def save_pretrained(self, folder: str | Path, frozen: str | Path | None = None,
+                        dtype=torch.float32, parts: tuple[str, ...] | None = None) -> None:
+        """Write a model folder: `model.json`, and safetensors for each part; a kill leaves the old one or the new.
 
         frozen: a folder that holds the frozen parts; then only G and the visual context adapter are written.
         parts: write these and no tokenizer; such a folder is not loaded whole. dtype: None leaves each as it is.
         """
-        folder, temporary = Path(folder), Path(f"{folder}.tmp{os.getpid()}")
+        folder = Path(folder)
+        for left in folder.parent.glob(f"{folder.name}.tmp*"):               # by a run that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        temporary = Path(f"{folder}.tmp{os.getpid()}")
         try:
             temporary.mkdir(parents=True)
             for name in parts or (TRAINED if frozen else (*LIBRARY, *OURS)):
-                part = self.get_submodule(name)
-                if name in LIBRARY:
-                    part = part if dtype in (None, torch.float32) else copy.deepcopy(part).to(dtype)
-                    part.save_pretrained(temporary / name)
-                    config = temporary / name / "config.json"
-                    kept = json.loads(config.read_text())
-                    kept.pop("_name_or_path", None)      # a path of this machine
-                    config.write_text(json.dumps(kept, indent=2) + "\n")
-                else:
-                    save_file({k: v.to(dtype or v.dtype).contiguous() for k, v in part.state_dict().items()},
-                              temporary / f"{name}.safetensors")
+                self._save_part(name, temporary, dtype)
             if not (frozen or parts):
                 self.vlm.tokenizer.save_pretrained(temporary / "tokenizer")
                 self.text_tokenizer.save_pretrained(temporary / "text_tokenizer")
-                if self.nothing:
-                    save_file({k: v.contiguous() for k, v in self.nothing.items()}, temporary / "unconditional.safetensors")
-            frozen = os.path.relpath(Path(frozen).resolve(), folder.resolve()) if frozen else None
-            off = ["vlm"] * (not self.preset.use_vlm)
-            off += ["position"] * (PRESETS[self.preset.name].visual_position and not self.preset.visual_position)
-            (temporary / "model.json").write_text(json.dumps(
-                {"preset": self.preset.name, "frozen": frozen, "vlm_frames": self.preset.vlm_frames,
-                 "vlm_pool": self.preset.vlm_pool, "without": off}) + "\n")
-            old = Path(f"{folder}.old{os.getpid()}")
-            if folder.exists():
-                folder.rename(old)
-            temporary.rename(folder)
-            shutil.rmtree(old, ignore_errors=True)
+                if self.released_unconditional:
+                    states = {k: v.contiguous() for k, v in self.released_unconditional.items()}
+                    save_file(states, temporary / "unconditional.safetensors")
+            self._write_record(temporary, folder, frozen)
+            replace_folder(temporary, folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
+    def _save_part(self, name: str, folder: Path, dtype) -> None:
+        part = self.get_submodule(name)
+        if name in OURS:
+            tensors = {k: v.to(dtype or v.dtype).contiguous() for k, v in part.state_dict().items()}
+            save_file(tensors, folder / f"{name}.safetensors")
+            return
+        if dtype not in (None, torch.float32):
+            part = copy.deepcopy(part).to(dtype)
+        part.save_pretrained(folder / name)
+        config = folder / name / "config.json"
+        kept = json.loads(config.read_text())
+        kept.pop("_name_or_path", None)                  # a path of this machine
+        config.write_text(json.dumps(kept, indent=2) + "\n")
 
-if __name__ == "__main__":
-    if sys.argv[1:2] == ["convert"]:
-        from realsize import convert
-        from common.files import run_script
-        run_script(lambda: convert.main(sys.argv[2:]), "stopped; nothing was written")
-        sys.exit()
-    parser = argparse.ArgumentParser(description="Print the parts of a preset and their numbers of parameters.")
-    parser.add_argument("--preset", choices=PRESETS, default="tiny", help="which size (default: tiny)")
+    def _write_record(self, temporary: Path, folder: Path, frozen) -> None:
+        if frozen:
+            frozen = os.path.relpath(Path(frozen).resolve(), folder.resolve())
+        off = []
+        if not self.preset.use_vlm:
+            off.append("vlm")
+        if PRESETS[self.preset.name].visual_position and not self.preset.visual_position:
+            off.append("position")
+        record = {"preset": self.preset.name, "frozen": frozen, "vlm_frames": self.preset.vlm_frames,
+                  "without": off}
+        (temporary / "model.json").write_text(json.dumps(record) + "\n")
+
+
+def read_record(folder: Path) -> dict:
+    """model.json of a model folder. Raises FileNotFoundError or ValueError with the mend."""
+    if (folder / "ar_model").is_dir():
+        raise ValueError(f"{folder} is the released directory as it was downloaded; convert it first: "
+                         f"python -m realsize.convert --from {folder} --to weights/revise")
+    if not (folder / "model.json").is_file():
+        raise FileNotFoundError(f"{folder}/model.json is missing: {folder} is no model folder")
+    record = json.loads((folder / "model.json").read_text())
+    if not isinstance(record, dict) or record.get("preset") not in PRESETS:
+        raise ValueError(f"{folder}/model.json names none of the presets {', '.join(PRESETS)}")
+    if not isinstance(record.get("frozen"), str | None):
+        raise ValueError(f"{folder}/model.json: \"frozen\" is no path")
+    return record
+
+
+def require(path: Path) -> Path:
+    """The path, if it exists; else the libraries would look for it on the hub. Raises FileNotFoundError."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing: the model cannot be used without it")
+    return path
+
+
+def replace_folder(new: Path, folder: Path) -> None:
+    """Rename `new` to `folder`, in place of what was there."""
+    old = Path(f"{folder}.old{os.getpid()}")
+    if folder.exists():
+        folder.rename(old)
+    new.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def load_model(folder: str | Path | None, preset: str | None = None) -> UnifiedModel:
+    """The model in `folder` (a run's or model's), of this preset if one is named; None: weights/<preset>.
+
+    Raises BadInput with the mend where it cannot be loaded.
+    """
+    try:
+        if folder is None:
+            return UnifiedModel.from_preset(preset or "tiny")
+        run = Path(folder) / "model"                     # a run of train.py keeps its model there
+        model = UnifiedModel.from_pretrained(run if run.is_dir() else folder)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        name = folder or f"weights/{preset or 'tiny'}"
+        reason = " ".join(str(error).split())[:300]
+        raise BadInput(f"cannot load {name}: {reason}") from error
+    if preset and model.preset.name != preset:
+        raise BadInput(f"{folder} is a checkpoint of preset {model.preset.name!r}, not {preset!r}: "
+                       f"pass --preset {model.preset.name}")
+    return model
+
+
+def main() -> None:
+    parser = Parser(description="Print the parts of a preset and their numbers of parameters.")
+    parser.add_argument("--preset", choices=PRESETS, default="tiny", help="which size")
+    args = parser.parse_args()
     with torch.device("meta"):
-        model = UnifiedModel(PRESETS[parser.parse_args().preset])
+        model = UnifiedModel(PRESETS[args.preset])
     for name in (*LIBRARY, *OURS):
         n = sum(p.numel() for p in model.get_submodule(name).parameters())
         print(f"{name:24s}{n:15,d}   {'trained' if name in TRAINED else 'frozen'}")
     print(f"{'total':24s}{sum(p.numel() for p in model.parameters()):15,d}")
+
+
+if __name__ == "__main__":
+    run_script(main)

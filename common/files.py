@@ -1,4 +1,4 @@
-"""Files and errors: one clear line for bad input, files that are written whole or not at all, tables."""
+"""Files and errors: one clear line for bad input, files written whole or not at all, Markdown tables."""
 
 import argparse
 import json
@@ -11,13 +11,16 @@ from typing import Callable, Iterator
 from safetensors import SafetensorError
 
 
+# ------------------------------------------------------------------------------------ errors and flags
+
 class BadInput(ValueError):
-    """What the user gave cannot be used. One line: the file, line or flag, what is wrong, and how to mend it."""
+    """What the user gave cannot be used. One line: the file, line or flag, what is wrong, the mend."""
 
 
-def run_script(main: Callable[[], None], stopped: str = "stopped; the same command goes on from here") -> None:
-    """Run a script's `main`: what the user can mend becomes one line and exit code 2, Ctrl-C exit code 130."""
-    name = Path(sys.argv[0]).name
+def run_script(main: Callable, stopped: str = "stopped; the same command goes on from here") -> None:
+    """Run a script's `main`: bad input becomes one line and exit code 2, Ctrl-C exit code 130."""
+    script = Path(sys.argv[0])
+    name = f"{script.parent.name}" if script.stem == "__main__" else script.name
     try:
         main()
     except (BadInput, OSError, SafetensorError) as error:
@@ -28,19 +31,60 @@ def run_script(main: Callable[[], None], stopped: str = "stopped; the same comma
         sys.exit(130)
 
 
+class FlagHelp(argparse.ArgumentDefaultsHelpFormatter):
+    """Defaults in the help, where there is one."""
+
+    def _get_help_string(self, action):
+        if action.default is None or action.default is False:
+            return action.help
+        return super()._get_help_string(action)
+
+
 class Parser(argparse.ArgumentParser):
     """argparse, with defaults in the help, and errors as one line instead of the whole usage."""
 
     def __init__(self, **settings):
-        super().__init__(formatter_class=argparse.ArgumentDefaultsHelpFormatter, **settings)
+        super().__init__(formatter_class=FlagHelp, allow_abbrev=False, **settings)
 
     def error(self, message):
         raise BadInput(message)
 
 
+def positive(text: str) -> int:
+    """A whole number from 1 on, as a flag's `type`."""
+    return _whole_number(text, 1)
+
+
+def at_least_0(text: str) -> int:
+    """A whole number from 0 on that fits 63 bits, as a flag's `type`: counts, and seeds."""
+    return _whole_number(text, 0)
+
+
+def _whole_number(text: str, least: int) -> int:
+    value = int(text)
+    if not least <= value < 2 ** 63:
+        raise argparse.ArgumentTypeError(f"must be at least {least} and below 2^63, not {value}")
+    return value
+
+
+def between(low: float, high: float, open_low: bool = False) -> Callable[[str], float]:
+    """A number in [low, high], or (low, high] where `open_low`, as a flag's `type`."""
+
+    def number(text: str) -> float:
+        value = float(text)
+        enough = value > low if open_low else value >= low
+        if not (enough and value <= high):
+            bracket = "(" if open_low else "["
+            raise argparse.ArgumentTypeError(f"must be in {bracket}{low:g}, {high:g}], not {text}")
+        return value
+    return number
+
+
+# --------------------------------------------------------------------------------------- writing files
+
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A temporary name beside `path`, with its suffix, to be written in the block; renamed when the block ends well.
+    """A temporary name beside `path`, with its suffix, renamed to `path` when the block ends well.
 
     Raises BadInput, and leaves nothing behind, where that cannot be done.
     """
@@ -52,25 +96,42 @@ def replacing(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     except OSError as error:
         reason = error.strerror or str(error).partition("\n")[0]
-        raise BadInput(f"{path}: cannot be written ({reason}); choose a place that is writable and has room") from error
+        raise BadInput(f"{path}: cannot be written ({reason}); "
+                       f"choose a place that is writable and has room") from error
     finally:
         with suppress(OSError):
             temporary.unlink()
 
 
-def markdown(lines: list[list[str]]) -> str:
-    """A Markdown table with aligned columns, numbers to the right; the first line is its head."""
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    lines = [lines[0], ["-" * widths[0]] + ["-" * (w - 1) + ":" for w in widths[1:]], *lines[1:]]
-    cells = [[f"{cell:{'>' if k else '<'}{w}}" for k, (cell, w) in enumerate(zip(line, widths))] for line in lines]
-    return "".join(f"| {' | '.join(line)} |\n" for line in cells)
-
-
 def atomic_write(path: str | Path, content: bytes | str) -> None:
     """Write the whole file or nothing. Raises BadInput where it cannot be written."""
+    data = content.encode() if isinstance(content, str) else content
     with replacing(path) as temporary:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        temporary.write_bytes(data)
 
+
+def check_writable(path: str | Path) -> None:
+    """Raises BadInput where `path` cannot be written, before any work is done for it."""
+    parent = next(folder for folder in Path(path).absolute().parents if folder.exists())
+    if not parent.is_dir():
+        raise BadInput(f"{path}: cannot be written ({parent} is no folder); choose another place")
+    if not os.access(parent, os.W_OK):
+        raise BadInput(f"{path}: cannot be written ({parent} does not allow it); choose another place")
+
+
+def markdown(lines: list[list[str]]) -> str:
+    """A Markdown table with aligned columns, numbers to the right; the first line is its head."""
+    widths = [max(3, *map(len, column)) for column in zip(*lines)]
+    rule = ["-" * widths[0]] + ["-" * (width - 1) + ":" for width in widths[1:]]
+    table = ""
+    for line in [lines[0], rule, *lines[1:]]:
+        first, *rest = [(cell, width) for cell, width in zip(line, widths)]
+        cells = [f"{first[0]:<{first[1]}}"] + [f"{cell:>{width}}" for cell, width in rest]
+        table += f"| {' | '.join(cells)} |\n"
+    return table
+
+
+# ------------------------------------------------------------- what was made before, and with what settings
 
 def is_of(folder: Path, settings: dict) -> bool:
     """Whether what lies in `folder` was made with these settings."""
@@ -82,6 +143,7 @@ def is_of(folder: Path, settings: dict) -> bool:
 
 def start_afresh(folder: Path, settings: dict, *stale: str) -> None:
     """Clear away the files of `folder` that these patterns name, and write the settings down."""
-    for old in [file for pattern in stale for file in folder.glob(pattern)]:
-        old.unlink()
+    for pattern in stale:
+        for old in folder.glob(pattern):
+            old.unlink()
     atomic_write(folder / "settings.json", json.dumps(settings, indent=1) + "\n")

@@ -1,5 +1,6 @@
 """Videos: read any that ffmpeg can, or a folder of pictures; write mp4 and gif. (F, 3, H, W), float32 in [-1, 1]."""
 
+import hashlib
 import os
 import re
 import subprocess
@@ -138,3 +139,9 @@ def read_video(path: str | Path, frames: int, height: int, width: int) -> torch.
         pictures = (np.frombuffer(frame, np.uint8).reshape(h, w, 3) for k, frame in enumerate(stream) if k in wanted)
     fitted = [ImageOps.fit(Image.fromarray(x), (width, height), Image.Resampling.BICUBIC) for x in pictures]
     return from_bytes(torch.from_numpy(np.stack(fitted)).permute(0, 3, 1, 2).contiguous())
+
+
+def hash_video(path: Path) -> list[str]:
+    """sha256 of a file, or of each image of a folder."""
+    files = _pictures(path) if path.is_dir() else [path]
+    return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]

@@ -9,7 +9,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tiny import world
-from model import PRESETS, UnifiedModel, make_tokenizer
+from model import PRESETS, UnifiedModel
+from tiny.tokenizer import make_tokenizer
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,8 @@ from realsize import convert
 import model as m
 from critic import load_model
 from common.files import BadInput
-from model import LIBRARY, OURS, PRESETS, TRAINED, UnifiedModel, make_tokenizer
+from model import LIBRARY, OURS, PRESETS, TRAINED, UnifiedModel
+from tiny.tokenizer import make_tokenizer
 
 WAN = PRESETS["wan1.3b"]
 SMALL = replace(

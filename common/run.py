@@ -1,0 +1,293 @@
+"""The resumable run: a training that may be stopped at any moment and goes on bit for bit.
+
+    optimizer = torch.optim.AdamW(params.values(), lr=1e-3)
+    run = Run(out, params, [optimizer])
+    for step in run.steps(1000):             # goes on where the last one stopped; progress bar, checkpoints
+        for batch in batches.of(step):
+            loss, log = ...                  # must depend on nothing but the step and the parameters
+            run.backward(loss, log)
+        run.update()                         # average over ranks, clip, skip what is not finite
+
+It leaves state.pt (a sealed checkpoint), log.csv and curves.png in the run's folder. SIGINT (Ctrl-C), SIGTERM
+and SIGHUP let the step end, save, and raise KeyboardInterrupt.
+"""
+
+import csv
+import hashlib
+import io
+import json
+import math
+import os
+import signal
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn as nn
+from tqdm import tqdm
+
+from common.distributed import (all_true, average_gradients, is_first_rank, mean_log, shard_like, whole,
+                                whole_on_first_rank)
+from common.files import BadInput, atomic_write, replacing
+
+
+def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
+    """Linear warm-up, then a cosine to a tenth of the peak."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    done = (step - warmup) / max(1, steps - warmup)
+    return peak * (.1 + .45 * (1 + math.cos(math.pi * done)))
+
+
+class Run:
+    """A training of `params`, which `optimizers` share among them, in the folder `out`.
+
+    params: by name, as they go into the checkpoint. clip: the gradient norm above which it is scaled down.
+    accumulate: how many times `backward` is called a step; the gradient is the mean over them.
+    ema: the decay of the weights' exponential mean, e <- ema e + (1 - ema) p, which is what `params` hold after
+    the last step; 0 leaves their last values. The learning rate warms up to that of the first optimizer.
+    """
+
+    def __init__(self, out: Path, params: dict[str, nn.Parameter], optimizers: list, *, clip: float = 1.0,
+                 accumulate: int = 1, save_every: int = 100, ema: float = 0., name: str = "train"):
+        self.out, self.params, self.optimizers = Path(out), params, optimizers
+        self.clip, self.accumulate, self.save_every = clip, accumulate, save_every
+        self.ema, self.name = ema, name
+        self.peak = optimizers[0].param_groups[0]["lr"]
+        self.log = []                                    # one dict a step
+        self.skipped = 0                                 # steps that were not finite
+        self.mean = {}                                   # the exponential mean of the parameters
+        if ema:
+            self.mean = {k: p.detach().clone() for k, p in params.items()}
+        self._parts = []                                 # what this step's micro-batches logged
+        self._load()
+
+    # ---- the loop
+
+    def steps(self, n: int):
+        """The steps from the last checkpoint to `n`; saves every `save_every` steps, and at the end."""
+        warmup = min(50, n // 10 + 1)
+        first = len(self.log)
+        self.bar = tqdm(range(first, n), initial=first, total=n, desc=self.name, smoothing=.05,
+                        disable=not is_first_rank())
+        with stop_requests() as stop:
+            for step in self.bar:
+                for optimizer in self.optimizers:
+                    for group in optimizer.param_groups:
+                        group["lr"] = learning_rate(step, n, self.peak, warmup)
+                    optimizer.zero_grad(set_to_none=True)
+                yield step
+                going_on, = all_true(not stop)           # all ranks stop together
+                if not going_on or (step + 1) % self.save_every == 0 or step + 1 == n:
+                    self._save()
+                if not going_on:
+                    raise KeyboardInterrupt
+        self._finish()
+
+    def backward(self, loss: torch.Tensor, log: dict[str, float]) -> None:
+        """Backpropagate one micro-batch. log: its values, averaged over micro-batches and ranks."""
+        (loss / self.accumulate).backward()
+        self._parts.append({"loss": loss.item(), **log})
+
+    def update(self) -> None:
+        """End the step: update the parameters, unless loss or gradient are not finite on some rank."""
+        leaves = list(self.params.values())
+        average_gradients(leaves)
+        norm = whole(nn.utils.clip_grad_norm_(leaves, self.clip)).item()
+        losses = [part["loss"] for part in self._parts]
+        finite, = all_true(all(map(math.isfinite, [*losses, norm])))
+        if finite:
+            for optimizer in self.optimizers:
+                optimizer.step()
+            for k, mean in self.mean.items():
+                mean.mul_(self.ema).add_(self.params[k].detach(), alpha=1 - self.ema)
+        else:
+            self.skipped += 1
+        log = mean_log(self._parts)
+        self._parts = []
+        self.log.append({"step": len(self.log), "loss": log.pop("loss"), "grad_norm": norm, **log})
+        self._show()
+
+    def _show(self) -> None:
+        recent = self.log[-50:]
+        means = {}
+        for name in self.log[-1]:
+            values = [row.get(name, math.nan) for row in recent]
+            if name not in ("step", "grad_norm") and not all(map(math.isnan, values)):
+                means[name] = f"{np.nanmean(values):.3g}"
+        if self.skipped:
+            means["skipped"] = self.skipped
+        self.bar.set_postfix(means)
+
+    def _finish(self) -> None:
+        if self.log and self.skipped == len(self.log):
+            raise BadInput(f"{self.out}: the loss was not finite in any of the {self.skipped} steps; "
+                           f"check the weights and the data, or lower --lr")
+        for k, mean in self.mean.items():
+            self.params[k].data.copy_(mean)
+        if is_first_rank() and self.log:
+            write_log(self.log, self.out / "log.csv")
+            draw_curves(self.log, self.out / "curves.png")
+
+    # ---- the checkpoint: whole tensors, so that another number of ranks can go on from it
+
+    def _save(self) -> None:
+        state = {"params": _whole_tensors(self.params), "step": len(self.log), "log": self.log,
+                 "skipped": self.skipped, "ema": _whole_tensors(self.mean), "optimizers": []}
+        for optimizer in self.optimizers:
+            kept = optimizer.state_dict()
+            kept["state"] = {i: _whole_tensors(moments) for i, moments in kept["state"].items()}
+            state["optimizers"].append(kept)
+        if is_first_rank():
+            save_state(self.out / "state.pt", state)
+
+    def _load(self) -> None:
+        state = load_state(self.out / "state.pt")
+        if not state:
+            return
+        self.log, self.skipped = state["log"], state["skipped"]
+        for k, p in self.params.items():
+            p.data.copy_(shard_like(state["params"][k], p))
+        for k in self.mean:
+            self.mean[k] = shard_like(state["ema"][k], self.params[k])
+        for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
+            for i, moments in kept["state"].items():
+                p = optimizer.param_groups[0]["params"][i]
+                for name, x in moments.items():
+                    if x.shape == p.shape:               # not the step counter
+                        moments[name] = shard_like(x, p)
+            optimizer.load_state_dict(kept)
+
+
+def _whole_tensors(tensors: dict) -> dict:
+    return {k: whole_on_first_rank(x.detach()) for k, x in tensors.items()}
+
+
+@contextmanager
+def stop_requests():
+    """A list that is no longer empty once SIGINT, SIGTERM or SIGHUP came: no half of an update is ever saved."""
+    requests = []
+
+    def request(number, frame):
+        requests.append(number)
+    before = {number: signal.signal(number, request)
+              for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield requests
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+# ----------------------------------------------------------------------------------------- checkpoints
+
+def save_state(path: Path, state: dict) -> None:
+    """Write a checkpoint; what was there becomes `<name>.old`, so that a kill always leaves one of the two whole."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    with replacing(path) as temporary:
+        temporary.write_bytes(seal(buffer.getvalue()))
+        if path.exists():
+            os.replace(path, f"{path}.old")
+    for left in path.parent.glob(f"{path.stem}.tmp*{path.suffix}"):      # by a run that was killed
+        left.unlink(missing_ok=True)
+
+
+def load_state(path: Path) -> dict | None:
+    """The newest checkpoint that is whole, on the CPU; None where there is none. Names a broken one on stderr.
+
+    Raises BadInput where there are only broken ones.
+    """
+    files = [file for file in (path, Path(f"{path}.old")) if file.exists()]
+    for file in files:
+        content = file.read_bytes()
+        if hashlib.sha256(content[:-64]).hexdigest().encode() == content[-64:]:
+            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        print(f"{file}: is broken, cut short or changed since it was written", file=sys.stderr)
+    if files:
+        raise BadInput(f"{path}: is broken, and there is no whole one before it; "
+                       f"delete it to start this run again")
+    return None
+
+
+def seal(content: bytes) -> bytes:
+    """A torch file (a zip) with the SHA-256 of all before it as its comment, with which a zip may end."""
+    length_of_comment = (64).to_bytes(2, "little")
+    content = content[:-2] + length_of_comment
+    return content + hashlib.sha256(content).hexdigest().encode()
+
+
+# ------------------------------------------------------------------------------- which run is in a folder?
+
+def read_run(folder: Path) -> dict:
+    """run.json of a run's folder: its argv and settings. Raises BadInput where it is missing or broken."""
+    file = folder / "run.json"
+    if not file.is_file():
+        raise BadInput(f"--resume {folder}: no run.json there; pass the folder of a run")
+    try:
+        record = json.loads(file.read_text())
+        argv, settings = record["argv"], record["settings"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"{file}: is broken ({error}); delete the folder, or choose another") from error
+    if not (isinstance(settings, dict) and isinstance(argv, list) and all(isinstance(a, str) for a in argv)):
+        raise BadInput(f"{file}: is broken (argv is no list of texts, or settings no object); "
+                       f"delete the folder, or choose another")
+    return {"argv": argv, "settings": settings}
+
+
+def check_run(folder: Path, settings: dict, may_grow: str | None = None) -> None:
+    """Raises BadInput where the folder holds a run with other settings: nothing is lost.
+
+    may_grow: the setting, a number, that may be larger than it was.
+    """
+    if not (folder / "run.json").is_file():
+        return
+    before = read_run(folder)["settings"]
+    for name, value in settings.items():
+        same = before.get(name) == value
+        grown = name == may_grow and isinstance(before.get(name), int) and before[name] < value
+        if not (same or grown):
+            flag = name.replace("lam", "lambda").replace("_", "-")
+            raise BadInput(f"{folder} holds a run with another --{flag} ({before.get(name)}, not {value}): "
+                           f"choose another --out, or delete it")
+
+
+def claim_folder(folder: Path, argv: list[str], settings: dict) -> None:
+    """Write run.json: from here on the folder is this run's."""
+    if is_first_rank():
+        atomic_write(folder / "run.json", json.dumps({"argv": argv, "settings": settings}, indent=1))
+
+
+# -------------------------------------------------------------------------------------- the log, drawn
+
+def write_log(log: list[dict], path: Path) -> None:
+    """log.csv: a line a step; a value that a step did not log is nan."""
+    names = list(dict.fromkeys(name for row in log for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, restval=math.nan)
+    writer.writeheader()
+    writer.writerows(log)
+    atomic_write(path, text.getvalue())
+
+
+def draw_curves(log: list[dict], path: Path, window: int = 25) -> None:
+    """Plot every logged value over the steps, as running means."""
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    names = list(dict.fromkeys(name for row in log for name in row if name != "step"))
+    figure, axes = plt.subplots(1, len(names), figsize=(3.2 * len(names), 2.6), squeeze=False)
+    for ax, name in zip(axes[0], names):
+        points = [(row["step"], row[name]) for row in log if not math.isnan(row.get(name, math.nan))]
+        if points:
+            x, y = np.array(points).T
+            n = min(window, len(y))
+            ax.plot(x[n - 1:], np.convolve(y, np.ones(n) / n, "valid"))
+        ax.set_title(name.replace("_", " "))
+        ax.set_xlabel("step")
+    figure.tight_layout()
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=90)
+    plt.close(figure)
