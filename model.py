@@ -380,6 +380,16 @@ class UnifiedModel(nn.Module):
             self.preset = replace(self.preset, visual_position=False)
             del self.visual_context_adapter.position
 
+    def set_boundary(self, tokens: dict[str, torch.Tensor]) -> None:
+        """The boundary tokens of the context, each (D,), or (rows, D) as the released ones.
+
+        Raises ValueError where their names are others.
+        """
+        if set(tokens) != set(BOUNDARY):
+            raise ValueError(f"the boundary tokens are {', '.join(BOUNDARY)}, not {', '.join(tokens)}")
+        for name, token in tokens.items():
+            self.boundary[name] = nn.Parameter(token)
+
     def freeze(self) -> list[nn.Parameter]:
         """Freeze everything but G and the visual context adapter; returns the parameters to train (Sec. 5.1)."""
         self.requires_grad_(False)
@@ -465,12 +475,13 @@ class UnifiedModel(nn.Module):
         cut in silence.
         """
         visual = self.visual_context_adapter(source)                         # (B, T, D)
+        edge = {name: token.view(-1, token.shape[-1]) for name, token in self.boundary.items()}  # (1 or more, D)
         rows = []
         for i in range(len(source)):
             parts = {"img": visual[i], "ipl": bridged[i], "prp": text[i]}
             row = []
             for name in self.preset.order:
-                row += [self.boundary[f"{name}_st"][None], parts[name], self.boundary[f"{name}_ed"][None]]
+                row += [edge[f"{name}_st"], parts[name], edge[f"{name}_ed"]]
             rows.append(torch.cat(row))                                      # (T, D)
         longest, limit = max(map(len, rows)), self.preset.context_length
         if longest > limit:
@@ -582,8 +593,11 @@ class UnifiedModel(nn.Module):
 
     def _load_part(self, name: str, home: Path) -> None:
         if name in OURS:
-            file = require(home / f"{name}.safetensors")
-            self.get_submodule(name).load_state_dict(load_file(file), assign=True)
+            tensors = load_file(require(home / f"{name}.safetensors"))
+            if name == "boundary":
+                self.set_boundary(tensors)               # of as many rows as the file has
+            else:
+                self.get_submodule(name).load_state_dict(tensors, assign=True)
             return
         part, info = LIBRARY[name].from_pretrained(
             require(home / name), torch_dtype=self.dtype_of(name), output_loading_info=True,

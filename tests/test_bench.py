@@ -240,7 +240,7 @@ def test_rollouts_and_groups_against_what_they_are(tiny_dir):
 
 def test_the_real_size_in_small(monkeypatch):
     """random_model and all of its measurement, as on a GPU, with a small preset under the real one's name."""
-    from test_convert import SMALL
+    from small import SMALL
     from dataclasses import replace
     from model import PRESETS, TRAINED
     monkeypatch.setitem(PRESETS, "wan1.3b", replace(

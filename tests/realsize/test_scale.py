@@ -29,7 +29,7 @@ import train
 from critic import Critic, decode_frames, load_model
 from common.files import BadInput
 from model import PRESETS, draws, sample_timesteps, sample_timesteps_together
-from test_convert import SMALL, original                 # noqa: F401
+from small import SMALL
 
 TINY = PRESETS["tiny"]
 

@@ -1,0 +1,178 @@
+"""Tensors out of other people's files, without running their code.
+
+.safetensors holds no code. .pt, .pth and .bin are read with torch's weights_only. A .pkl is read by
+an unpickler that knows tensors, dicts, lists and plain values, and refuses everything else by name.
+
+A checkpoint holds more than weights: the epoch, the optimizer's state. What is known to be harmless
+is left out and reported. Anything else that is not a tensor is an error.
+"""
+
+import io
+import pickle
+import zipfile
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+
+from common.files import BadInput
+
+# Entries of a checkpoint that training goes on from, and that are no part of the model.
+TRAINING_STATE = {
+    "optimizer", "optimizer_state_dict", "lr_scheduler", "scheduler", "scheduler_state_dict",
+    "scaler", "rng_state", "args", "config",
+    # DeepSpeed's
+    "param_shapes", "frozen_param_shapes", "frozen_param_fragments", "shared_params",
+    "buffer_names", "data_sampler", "random_ltd", "sparse_tensor_module_names", "ds_config",
+    "dtype"}
+# Of context.pkl: the authors' code reads entry 0 of these, whatever they are.
+FIRST_OF_A_LIST = {"text_emb", "text_emb_siglip2", "vlm_last_hidden_states"}
+TORCH_SUFFIXES = (".bin", ".pt", ".pth")
+# What the readers raise for a file that is cut short, is something else, or names code.
+BROKEN = (pickle.UnpicklingError, EOFError, RuntimeError, ValueError, TypeError, KeyError,
+          SafetensorError)
+
+
+@dataclass
+class Checkpoint:
+    """The content of a file, or of the shards of a folder."""
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict)  # nested names joined by dots
+    left_out: list[str] = field(default_factory=list)               # names of what is not used
+    from_lists: list[str] = field(default_factory=list)             # tensors that began a list
+
+
+def load_bytes(content: bytes) -> torch.Tensor:
+    """A tensor in a pickle is a torch file of its own, and torch's reader of it would run code."""
+    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+
+
+class TensorUnpickler(pickle.Unpickler):
+    """Reads pickled tensors, dicts and plain values. Anything else is refused before it is run."""
+
+    KNOWN = {
+        ("collections", "OrderedDict"): OrderedDict,
+        ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
+        ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
+        ("torch.storage", "_load_from_bytes"): load_bytes,
+    }
+
+    def find_class(self, module, name):
+        if (module, name) not in self.KNOWN:
+            raise pickle.UnpicklingError(f"names {module}.{name}, which is no tensor")
+        return self.KNOWN[module, name]
+
+
+# ------------------------------------------------------------------------------------ what is in it
+
+def leaves(value, name: str = "") -> Iterator[tuple[str, object]]:
+    """(dotted name, value) of all in nested dicts. The state of training is not looked into."""
+    is_dict = isinstance(value, dict) and all(isinstance(key, str) for key in value)
+    if not is_dict or name in TRAINING_STATE:
+        yield name, value
+        return
+    for key, part in value.items():
+        yield from leaves(part, f"{name}.{key}" if name else key)
+
+
+def sort_out(content, path: Path) -> Checkpoint:
+    """The tensors of a loaded file, and what is left out. Raises BadInput for what is neither."""
+    found = Checkpoint()
+    for name, value in leaves(content):
+        if name in TRAINING_STATE:
+            found.left_out.append(name)
+            continue
+        if name in FIRST_OF_A_LIST and isinstance(value, (list, tuple)) and value:
+            found.from_lists.append(f"{name}, of {len(value)}")
+            value = value[0]
+        if isinstance(value, torch.Tensor):
+            found.tensors[name] = value.detach()
+        elif value is None or isinstance(value, (bool, int, float, str)):
+            found.left_out.append(name)
+        else:
+            raise BadInput(f"{path}: holds a {type(value).__name__} at {name or 'its top'!r}: "
+                           f"only tensors and dicts of them are read; is it the released file?")
+    if not found.tensors:
+        raise BadInput(f"{path}: holds no tensor, and only tensors and dicts of them are read; "
+                       f"is it the released file?")
+    return found
+
+
+# ------------------------------------------------------------------------------------ reading files
+
+def read_safetensors(path: Path, device: str) -> dict[str, torch.Tensor]:
+    """All tensors of a file; on "meta" shapes and dtypes alone, from its header."""
+    if device != "meta":
+        return load_file(path, device)
+    with safe_open(path, "pt") as file:
+        return {name: empty_like_slice(file.get_slice(name)) for name in file.keys()}
+
+
+def empty_like_slice(header) -> torch.Tensor:
+    """A tensor without numbers, of the shape and dtype in a safetensors header."""
+    dtype = SAFETENSORS_DTYPES[header.get_dtype()]
+    return torch.empty(header.get_shape(), dtype=dtype, device="meta")
+
+
+SAFETENSORS_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
+    "U8": torch.uint8, "BOOL": torch.bool}
+
+
+def read_file(path: Path, device: str) -> Checkpoint:
+    """One file. A .pkl may be a torch file (a zip) under that name."""
+    if path.suffix == ".safetensors":
+        return Checkpoint(read_safetensors(path, device))
+    is_zip = zipfile.is_zipfile(path)
+    if path.suffix == ".pkl" and not is_zip:
+        with path.open("rb") as file:
+            return sort_out(TensorUnpickler(file).load(), path)
+    content = torch.load(path, map_location=device, weights_only=True, mmap=is_zip)
+    return sort_out(content, path)
+
+
+def files_of(path: Path) -> list[Path]:
+    """The file itself, or the shards in a folder. Raises BadInput where a folder has none."""
+    if not path.is_dir():
+        return [path]
+    shards = sorted(path.glob("*.safetensors"))
+    if not shards:
+        shards = sorted(file for file in path.iterdir() if file.suffix in TORCH_SUFFIXES)
+    if not shards:
+        raise BadInput(f"{path}: holds no .safetensors, .bin, .pt or .pth; "
+                       f"is the directory complete?")
+    return shards
+
+
+def read_checkpoint(path: Path, device: str = "cpu") -> Checkpoint:
+    """A .safetensors, .pt, .pth, .bin or .pkl file, or all such files of a folder (its shards).
+
+    device: "cpu", or "meta" for names, shapes and dtypes without numbers, in no time. Raises
+    BadInput where a file is missing or broken, names code, or holds what is neither a tensor nor
+    harmless.
+    """
+    whole = Checkpoint()
+    for file in files_of(path):
+        try:
+            part = read_file(file, device)
+        except BadInput:
+            raise
+        except FileNotFoundError as error:
+            raise BadInput(f"{file}: is missing; is the directory complete?") from error
+        except BROKEN as error:
+            reason = " ".join(str(error).split())[:200]
+            raise BadInput(f"{file}: cannot be read as tensors ({reason}); "
+                           f"download it again") from error
+        whole.tensors |= part.tensors
+        whole.left_out += part.left_out
+        whole.from_lists += part.from_lists
+    return whole
+
+
+def read_tensors(path: Path, device: str = "cpu") -> dict[str, torch.Tensor]:
+    """As `read_checkpoint`, the tensors alone."""
+    return read_checkpoint(path, device).tensors
