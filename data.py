@@ -29,6 +29,7 @@ from common.files import BadInput, atomic_write
 from common.video import count_frames, from_bytes, hash_video, read_video, to_bytes
 from model import FROZEN, sample_timesteps
 from tiny import world
+from tiny.drift import CONTRAST, SOFTNESS, TINT, drifted
 
 
 # ---------------------------------------------------------------------------------------------- triplets
@@ -53,30 +54,36 @@ def hash_of(*parts) -> str:
 
 
 def world_items(subsets: tuple[str, ...] = ("rave", "icvg"), split: str = "train", n: int = 1024,
-                wrong: float = 0.) -> list[Item]:
+                wrong: float = 0., drift: float = 0.) -> list[Item]:
     """`n` triplets of the tiny world, the subsets in turn. Raises ValueError for an unknown subset or split.
 
     wrong: this share of the targets are near misses (world.MISSES, each as often), as in data that a model made
-    and nobody checked. Which ones, and how, depends on the triplet alone.
+    and nobody checked. drift: this share of the targets carry the data generator's own hand, see tiny/drift.py.
+    Which ones, and how, depends on the triplet alone.
     """
-    return [_world_item(k // len(subsets), subsets[k % len(subsets)], split, wrong) for k in range(n)]
+    return [_world_item(k // len(subsets), subsets[k % len(subsets)], split, wrong, drift) for k in range(n)]
 
 
-def _world_item(index: int, subset: str, split: str, wrong: float) -> Item:
+def _world_item(index: int, subset: str, split: str, wrong: float, drift: float) -> Item:
     triplet = world.make_triplet(index, subset, split)
     rng = np.random.default_rng([world.SUBSETS.index(subset), index, 11])
     miss = world.MISSES[int(rng.integers(len(world.MISSES)))]
     is_wrong = rng.random() < wrong
+    drifts = np.random.default_rng([world.SUBSETS.index(subset), index, 13]).random() < drift
     key = [world.VERSION, split, subset, index]
     if is_wrong:
         key.append(miss)
+    if drifts:
+        key.append(["drifted", CONTRAST, TINT, SOFTNESS])
 
     def load():
         triplet = world.make_triplet(index, subset, split)
-        if not is_wrong:
-            return triplet.source, triplet.target
-        video, _ = world.near_miss(triplet, miss, np.random.default_rng(index))
-        return triplet.source, video
+        target = triplet.target
+        if is_wrong:
+            target, _ = world.near_miss(triplet, miss, np.random.default_rng(index))
+        if drifts:
+            target = drifted(target)
+        return triplet.source, target
     return Item(hash_of(*key), triplet.instruction, triplet.type, subset, load, index)
 
 

@@ -128,7 +128,7 @@ def load(args) -> UnifiedModel:
 def encode(model, args) -> Latents:
     """The training triplets, of --data or of the tiny world, through the frozen encoders; cached."""
     if not args.data:
-        items = world_items(("rave", "icvg"), "train", args.items, args.wrong)
+        items = world_items(("rave", "icvg"), "train", args.items, args.wrong, args.drift)
         return Latents(items, model, args.cache, progress=is_first_rank())
     items, bad = manifest_items(args.data, model.preset, args.skip_bad, lambda text: model.encode_text([text]))
     for line in bad:
@@ -211,6 +211,7 @@ def flags() -> Parser:
     add("--skip-bad", action="store_true", help="go on without the manifest's bad triplets")
     add("--items", type=positive, default=1200, help="how many tiny-world triplets to train on")
     add("--wrong", type=between(0, 1), default=0., help="share of the tiny world's targets that are near misses")
+    add("--drift", type=between(0, 1), default=0., help="share of them that carry the data generator's own hand")
     add = parser.add_argument_group("ReViSE").add_argument
     add("--lambda", dest="lam", type=between(0, 1e6), default=0.25, help="weight of the reason loss, Eq. 5")
     add("--tau", type=between(0, 1, True), default=0.5, help="the critic is asked where t < tau")

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 import data
 import model
+from tiny import drift
 from tiny import scene
 from tiny import world
 from common.files import BadInput
@@ -207,6 +208,29 @@ def test_wrong_targets_are_a_share_of_the_items_and_of_nothing_else():
         assert torch.equal(target, wrong) == (k not in other)
     assert {right[k].key for k in other}.isdisjoint(i.key for i in data.world_items(n=40, wrong=1.))
     assert [i.key for i in data.world_items(n=6, wrong=0.)] == [i.key for i in right[:6]]
+
+
+def test_drift_is_the_same_hand_on_a_share_of_the_targets():
+    plain, some, again, all_of_them = (data.world_items(n=40, drift=share) for share in (0., .5, .5, 1.))
+    assert [item.key for item in some] == [item.key for item in again]
+    assert [item.key for item in plain] == [item.key for item in data.world_items(n=40)]
+    drifts = [k for k in range(40) if some[k].key != plain[k].key]
+    assert 12 <= len(drifts) <= 28
+    assert all(some[k].key == all_of_them[k].key for k in drifts)
+    for k in (drifts[0], drifts[-1]):
+        source, target = plain[k].load()
+        same_source, drifted = some[k].load()
+        assert torch.equal(source, same_source)
+        inside = drifted.abs() < .999
+        fit = np.polyfit(target[inside].numpy(), (drifted - torch.tensor(drift.TINT).view(3, 1, 1))[inside].numpy(), 1)
+        assert fit[0] == pytest.approx(.75, abs=.1) and fit[1] == pytest.approx(0, abs=.05)
+
+
+def test_drift_and_miss_may_meet_in_one_target():
+    both, miss = (data.world_items(n=8, wrong=1., drift=share) for share in (1., 0.))
+    for item, wrong in zip(both, miss):
+        assert item.key != wrong.key
+        assert torch.equal(item.load()[1], drift.drifted(wrong.load()[1]))
 
 
 @pytest.fixture
