@@ -20,7 +20,7 @@ from safetensors.numpy import save
 
 from common.files import Parser, atomic_write, run_script
 from common.video import write_video
-from model import make_tokenizer
+from tiny.tokenizer import make_tokenizer
 from rvedata.embed import embed_clips, load_embedder, unit
 from rvedata.film import find_cuts, read_frames
 from rvedata.flags import count

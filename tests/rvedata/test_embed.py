@@ -6,7 +6,7 @@ import torch
 from transformers import SiglipConfig, SiglipModel
 
 from common.files import BadInput
-from model import make_tokenizer
+from tiny.tokenizer import make_tokenizer
 from rvedata.embed import embed_clips, load_embedder
 
 

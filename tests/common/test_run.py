@@ -1,0 +1,284 @@
+"""The resumable run: against a plain loop, resumed bit for bit, stopped at any moment, on a full disk."""
+
+import csv
+import errno
+import json
+import math
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn as nn
+
+from common.files import BadInput
+from common.run import Run, check_run, learning_rate, load_state, read_run
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Sums depend on the number of threads in their last bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def read_log(run: Path) -> list[dict[str, float]]:
+    return [{k: float(v) for k, v in row.items()} for row in csv.DictReader((run / "log.csv").open())]
+
+
+def toy(out, steps=8, loss_at=None, **settings):
+    """Six numbers that are drawn towards random goals; returns (numbers, log)."""
+    w = nn.Parameter(torch.linspace(-1, 1, 6))
+    adam = torch.optim.AdamW([w], lr=.1, betas=(.9, .95), weight_decay=.01)
+
+    def pull(step):
+        goal = torch.randn(6, generator=torch.Generator().manual_seed(step))
+        return (w - goal).pow(2).mean(), {"goal": goal.mean().item()}
+    run = Run(out, {"w": w}, [adam], **settings)
+    for step in run.steps(steps):
+        loss, log = loss_at(step, w, pull) if loss_at else pull(step)
+        run.backward(loss, log)
+        run.update()
+    return w.detach(), run.log
+
+
+def test_learning_rate_endpoints():
+    rates = [learning_rate(step, 100, 2., 10) for step in range(101)]
+    assert rates[0] == .2 and rates[9] == 2 and rates[10] == 2                             # warm-up: 1/10, 2/10, ... 1
+    assert rates[55] == pytest.approx(2 * .55) and rates[100] == pytest.approx(.2)
+    assert all(a < b for a, b in zip(rates[:9], rates[1:10])) and all(a > b for a, b in zip(rates[10:], rates[11:]))
+    assert learning_rate(0, 1, 2., 1) == 2 and math.isfinite(learning_rate(1, 1, 2., 1))
+
+
+def test_run_against_a_loop(tmp_path):
+    """AdamW with warm-up, cosine and clipping, by torch's own pieces."""
+    w = nn.Parameter(torch.linspace(-1, 1, 6))
+    adam = torch.optim.AdamW([w], betas=(.9, .95), weight_decay=.01)
+    for step in range(8):
+        adam.param_groups[0]["lr"] = .1 if step < 1 else .1 * (.1 + .9 * (1 + math.cos(math.pi * (step - 1) / 7)) / 2)
+        adam.zero_grad()
+        (w - torch.randn(6, generator=torch.Generator().manual_seed(step))).pow(2).mean().backward()
+        nn.utils.clip_grad_norm_([w], .3)
+        adam.step()
+    got, log = toy(tmp_path, clip=.3)
+    assert torch.allclose(got, w, atol=1e-6) and [row["step"] for row in log] == list(range(8))
+    assert max(row["grad_norm"] for row in log) > .3                                       # as it was before clipping
+    assert [list(row) for row in log] == [["step", "loss", "grad_norm", "goal"]] * 8
+    assert read_log(tmp_path)[3] == pytest.approx(log[3])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["curves.png", "log.csv", "state.pt"]
+
+
+def test_two_optimizers_share_the_parameters_and_resume(tmp_path):
+    """Against torch's own optimizers, each on its part; and stopped in step 4 and taken up again."""
+    def goal(step):
+        return torch.randn(4, 3, generator=torch.Generator().manual_seed(step))
+
+    def fresh():
+        m, b = nn.Parameter(torch.linspace(-1, 1, 12).view(4, 3)), nn.Parameter(torch.zeros(3))
+        adam = torch.optim.AdamW([b], lr=.1, betas=(.9, .95), weight_decay=.01)
+        muon = torch.optim.Muon([m], lr=.1, weight_decay=.01, adjust_lr_fn="match_rms_adamw")
+        return m, b, [adam, muon]
+
+    def fitted(out, stop=None):
+        m, b, optimizers = fresh()
+        run = Run(out, {"b": b, "m": m}, optimizers, clip=9.)
+        for step in run.steps(8):
+            if step == stop:
+                signal.raise_signal(signal.SIGINT)
+            run.backward((m + b - goal(step)).pow(2).mean(), {})
+            run.update()
+        return m, b
+    m, b, optimizers = fresh()
+    for step in range(8):
+        for optimizer in optimizers:
+            optimizer.param_groups[0]["lr"] = learning_rate(step, 8, .1, 1)
+            optimizer.zero_grad()
+        (m + b - goal(step)).pow(2).mean().backward()
+        for optimizer in optimizers:
+            optimizer.step()
+    straight = fitted(tmp_path / "straight")
+    assert torch.allclose(straight[0], m, atol=1e-6) and torch.allclose(straight[1], b, atol=1e-6)
+    assert not torch.allclose(m, fresh()[0], atol=.1)
+    with pytest.raises(KeyboardInterrupt):
+        fitted(tmp_path / "stopped", stop=4)
+    resumed = fitted(tmp_path / "stopped")
+    assert all(torch.equal(x, y) for x, y in zip(straight, resumed))
+
+
+def test_micro_batches_are_averaged(tmp_path):
+    """Two halves of a batch give the step of the whole; what one half did not log counts as zero."""
+    goals = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
+
+    def trained(out, parts):
+        w = nn.Parameter(torch.zeros(6))
+        run = Run(out, {"w": w}, [torch.optim.AdamW([w], lr=.1)], accumulate=len(parts))
+        for step in run.steps(3):
+            for k, part in enumerate(parts):
+                run.backward((w - part).pow(2).mean(), {"seen": 1.} | ({"first": 3.} if k == 0 else {}))
+            run.update()
+        return w, run.log
+    whole, _ = trained(tmp_path / "whole", [goals])
+    halves, log = trained(tmp_path / "halves", [goals[:2], goals[2:]])
+    assert torch.allclose(whole, halves, atol=1e-6)
+    assert [(row["seen"], row["first"]) for row in log] == [(1., 1.5)] * 3
+
+
+def test_the_exponential_mean_is_what_is_left(tmp_path):
+    seen = []
+
+    def watch(step, w, pull):
+        seen.append(w.detach().clone())
+        return pull(step)
+    last, _ = toy(tmp_path / "plain", loss_at=watch)
+    after = [*seen[1:], last]
+    mean = seen[0].clone()
+    for w in after:
+        mean = .9 * mean + .1 * w
+    assert torch.allclose(toy(tmp_path / "mean", ema=.9)[0], mean, atol=1e-6)
+
+
+@pytest.mark.parametrize("how", ["nan", "inf", "gradient"])
+def test_a_step_that_is_not_finite_is_skipped_and_counted(tmp_path, how, capfd):
+    seen = []
+
+    def loss_at(step, w, pull):
+        seen.append(w.detach().clone())
+        loss, shown = pull(step)
+        if step in (3, 5):
+            steep = (w - w.detach()).abs().sqrt().sum()  # 0, with an infinite gradient
+            loss = {"nan": loss * math.nan, "inf": loss + math.inf, "gradient": loss + steep}[how]
+        return loss, shown
+
+    w, log = toy(tmp_path, loss_at=loss_at)
+    seen.append(w)
+    same = [torch.equal(a, b) for a, b in zip(seen, seen[1:])]
+    assert same == [step in (3, 5) for step in range(8)] and w.isfinite().all()
+    assert torch.load(tmp_path / "state.pt")["skipped"] == 2 and len(log) == 8
+    assert "skipped=2" in capfd.readouterr().err         # shown
+
+
+def test_a_run_that_never_steps_is_an_error(tmp_path):
+    with pytest.raises(BadInput, match="not finite in any of the 8 steps; check the weights"):
+        toy(tmp_path, loss_at=lambda step, w, pull: (pull(step)[0] * math.nan, {}))
+    assert not (tmp_path / "log.csv").exists()
+
+
+# -------------------------------------------------------------------------------------------- resume
+
+def interrupted(out, when, number):
+    """Run `toy` until the signal strikes in step 4 at the moment `when`."""
+    adam, replace = torch.optim.AdamW.step, os.replace
+    calls = []
+
+    def loss_at(step, w, pull):
+        if step == 4 and when == "in the loss":
+            signal.raise_signal(number)
+        return pull(step)
+
+    def optimize(self):
+        calls.append(1)
+        if len(calls) == 5 and when == "before the update":
+            signal.raise_signal(number)
+        adam(self)
+        if len(calls) == 5 and when == "after the update":
+            signal.raise_signal(number)
+
+    def rename(*names):
+        if len(calls) == 5 and when == "checkpoint":
+            calls.append(1)
+            signal.raise_signal(number)
+        replace(*names)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", optimize)
+        patch.setattr(os, "replace", rename)
+        with pytest.raises(KeyboardInterrupt):
+            toy(out, loss_at=loss_at, save_every=1 if when == "checkpoint" else 100)
+    assert (out / "state.pt").exists() and not (out / "log.csv").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("when", ["in the loss", "before the update", "after the update", "checkpoint"])
+def test_a_signal_at_any_moment_changes_nothing(tmp_path, when, number):
+    w, log = toy(tmp_path / "straight")
+    handler = signal.getsignal(number)
+    interrupted(tmp_path / "stopped", when, number)
+    assert signal.getsignal(number) is handler
+    assert torch.load(tmp_path / "stopped" / "state.pt")["step"] in (5, 6)
+    again, log_again = toy(tmp_path / "stopped")
+    assert torch.equal(w, again) and log == log_again
+    for name in ("log.csv", "curves.png"):
+        assert (tmp_path / "straight" / name).read_bytes() == (tmp_path / "stopped" / name).read_bytes()
+
+
+def test_skipped_steps_survive_a_stop(tmp_path):
+    def loss_at(step, w, pull, stop=False):
+        if stop and step == 6:
+            signal.raise_signal(signal.SIGINT)
+        loss, shown = pull(step)
+        return (loss * math.nan if step == 3 else loss), shown
+
+    w, _ = toy(tmp_path / "straight", loss_at=loss_at)
+    with pytest.raises(KeyboardInterrupt):
+        toy(tmp_path / "stopped", loss_at=lambda *args: loss_at(*args, stop=True))
+    again, _ = toy(tmp_path / "stopped", loss_at=loss_at)
+    assert torch.equal(w, again) and torch.load(tmp_path / "stopped" / "state.pt")["skipped"] == 1
+
+
+def test_a_finished_run_is_left_as_it_is(tmp_path):
+    w, log = toy(tmp_path)
+
+    def never(*args):
+        raise AssertionError("there is nothing left to train")
+    again, log_again = toy(tmp_path, loss_at=never)
+    assert torch.equal(w, again) and log == log_again
+
+
+def test_a_full_disk_is_one_line_and_keeps_the_last_checkpoint(tmp_path):
+    written, write = [], Path.write_bytes
+
+    def half(path, content):
+        written.append(path)
+        write(path, content[:len(content) // len(written)])
+        if len(written) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "write_bytes", half)
+        with pytest.raises(BadInput, match="state.pt: cannot be written .*No space.*; choose a place that is writable"):
+            toy(tmp_path, save_every=4)
+    assert [p.name for p in tmp_path.iterdir()] == ["state.pt"]
+    assert torch.load(tmp_path / "state.pt")["step"] == 4
+    assert torch.equal(toy(tmp_path)[0], toy(tmp_path / "straight")[0])
+
+
+def test_a_broken_checkpoint_falls_back_to_the_one_before(tmp_path, capsys):
+    straight, _ = toy(tmp_path / "straight")
+    toy(tmp_path / "run", steps=8, save_every=4)
+    file = tmp_path / "run" / "state.pt"
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    assert load_state(file)["step"] == 4 and "is broken" in capsys.readouterr().err
+    assert torch.equal(toy(tmp_path / "run")[0], straight)
+    for broken in (file, Path(f"{file}.old")):
+        broken.write_bytes(b"no checkpoint")
+    with pytest.raises(BadInput, match="there is no whole one before it"):
+        load_state(file)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"argv": [1], "settings": {}}', '{"argv": [], "settings": []}',
+                                  '{"argv": "-h", "settings": {}}', '{"settings": {}}'])
+def test_a_broken_run_json_is_named(tmp_path, text):
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(BadInput, match="run.json: is broken .*; delete the folder"):
+        read_run(tmp_path)
+
+
+def test_what_may_grow(tmp_path):
+    (tmp_path / "run.json").write_text(json.dumps({"argv": [], "settings": {"steps": 10, "lr": .1}}))
+    check_run(tmp_path, {"steps": 10, "lr": .1})
+    check_run(tmp_path, {"steps": 20, "lr": .1}, may_grow="steps")
+    for settings, grow in (({"steps": 20}, None), ({"steps": 9}, "steps"), ({"lr": .2}, "steps")):
+        with pytest.raises(BadInput, match="holds a run with another"):
+            check_run(tmp_path, settings, may_grow=grow)
