@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from critic import load_model
 from common.files import BadInput, Parser, run_script
-from common.video import read_video, video_plugin, write_video
+from common.video import read_video, check_video_name, write_video
 from model import PRESETS
 
 
@@ -41,7 +41,7 @@ def parse(argv=None) -> argparse.Namespace:
         raise BadInput(f"--guidance {args.guidance}: must be 0 or a positive number; 1 will do")
     if not args.instruction.strip():
         raise BadInput("--instruction: is empty; say what happened, or what to do")
-    video_plugin(args.out)                               # what can go wrong at the end is found out at the start
+    check_video_name(args.out)                               # what can go wrong at the end is found out at the start
     folder = next(p for p in Path(args.out).resolve().parents if p.exists())
     if not (folder.is_dir() and os.access(folder, os.W_OK)):
         raise BadInput(f"--out {args.out}: {folder} is no folder that can be written; choose another")

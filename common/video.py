@@ -1,10 +1,33 @@
-"""Videos: read any that ffmpeg can, or a folder of pictures; write mp4 and gif. (F, 3, H, W), float32 in [-1, 1]."""
+"""Videos: read whatever ffmpeg can decode, or a folder of pictures; write mp4 and gif.
+
+    read_video("my.mp4", 9, 32, 32)                  # (9, 3, 32, 32), spread over the whole clip
+    read_video("my.mp4", 17, 352, 640, stride=1)     # 17 consecutive frames
+    for frame in frames("film.mkv"): ...             # (H, W, 3) uint8, one at a time
+    pick_frames("film.mkv", [10, 250])               # the frames with these numbers
+
+This is the only reader, for training, benchmark and curation. A frame is known by its number in the
+order of decoding, never by a time or by what the header says: headers and clocks of real files are
+often wrong. So to count a video's frames means to decode it. Every frame comes as 8-bit RGB,
+upright, with square pixels.
+
+What ffmpeg remarks on the way is no error: a clip that was cut without encoding it again has
+remarks, and all its frames. A video is refused where a packet of it cannot be decoded, or where the
+file ends early.
+
+Left out: tone mapping of HDR; the transparency of videos. A TS or MPG has no table of what it
+should hold, so nobody can know that its end is missing.
+
+Axis letters: F frames, H W pixels. A video is (F, 3, H, W), float32 in [-1, 1].
+"""
 
 import hashlib
 import os
 import re
 import subprocess
+import tempfile
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO, Iterable, Iterator
 
 import imageio.v3 as iio
 import imageio_ffmpeg
@@ -13,6 +36,16 @@ import torch
 from PIL import Image, ImageOps
 
 from common.files import BadInput, replacing
+
+PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
+PICTURES_NOT_READ = (".heic", ".heif", ".avif", ".jxl", ".jp2", ".exr", ".dng", ".cr2", ".nef")
+
+# What ffmpeg says, with exit code 0, of a file that ends or breaks before its own table does.
+BROKEN = re.compile("ended prematurely|partial file|invalid as first byte of an EBML number"
+                    "|LZW decode failed")
+
+# To square pixels. Where they are square already, ffmpeg leaves the frame as it is.
+SQUARE_PIXELS = "scale=w=round(iw*sar):h=ih,setsar=1"
 
 
 def to_bytes(video: torch.Tensor) -> torch.Tensor:
@@ -25,123 +58,307 @@ def from_bytes(video: torch.Tensor) -> torch.Tensor:
     return video.float() / 127.5 - 1
 
 
-def video_plugin(path: str | Path) -> str:
-    """imageio's writer for a file name. Raises BadInput for other formats than mp4 and gif."""
-    suffix = Path(path).suffix.lower()
-    if suffix not in (".mp4", ".gif"):
-        raise BadInput(f"{path}: videos are written as .mp4 or .gif; choose one of these suffixes")
-    return "FFMPEG" if suffix == ".mp4" else "pillow"
+# ------------------------------------------------------------------------------------------- frames
+
+def frames(path: str | Path) -> Iterator[np.ndarray]:
+    """The frames (H, W, 3), uint8, of a video or a folder of pictures, one after the other.
+
+    Raises BadInput where it is missing or, at its end, broken. Whoever stops early need not decode
+    the rest.
+    """
+    path = Path(path)
+    if path.is_dir():
+        yield from _frames_of_folder(path)
+        return
+    ppm = ["-vf", SQUARE_PIXELS, "-pix_fmt", "rgb24", "-c:v", "ppm", "-f", "image2pipe", "-"]
+    with _decoding(path, *ppm) as pipe:
+        while pipe.readline():                           # "P6"
+            width, height = map(int, pipe.readline().split())
+            pipe.readline()                              # "255"
+            pixels = np.frombuffer(pipe.read(height * width * 3), np.uint8)
+            if pixels.size == height * width * 3:        # else ffmpeg failed, and _decoding says so
+                yield pixels.reshape(height, width, 3)
 
 
-def write_video(path: str | Path, video: torch.Tensor, fps: float = 8, scale: int = 1) -> None:
-    """Write (F, 3, H, W) in [-1, 1] as mp4 or gif, each pixel as `scale` x `scale`. Raises BadInput where it cannot."""
-    plugin = video_plugin(path)
-    pixels = to_bytes(video).permute(0, 2, 3, 1).cpu().numpy()                             # (F, H, W, 3)
-    pixels = pixels.repeat(scale, 1).repeat(scale, 2)
-    with replacing(path) as temporary:
-        if plugin == "pillow":
-            temporary.write_bytes(iio.imwrite("<bytes>", pixels, plugin=plugin, extension=".gif",
-                                              duration=1000 / fps, loop=0))
-        else:
-            iio.imwrite(temporary, pixels, plugin=plugin, fps=fps, quality=9, macro_block_size=2,
-                        ffmpeg_log_level="quiet")
-            try:                                         # imageio does not notice when ffmpeg fails, as on a full disk
-                count_frames(temporary, len(pixels))
-            except BadInput as error:
-                raise OSError("ffmpeg did not finish it") from error
+def pick_frames(path: str | Path, numbers: Iterable[int]) -> list[np.ndarray]:
+    """The frames (H, W, 3), uint8, with these numbers, in their order; a number may come twice.
+
+    Raises BadInput where the video is missing or ends before the last of them.
+    """
+    numbers = list(numbers)
+    wanted, last = set(numbers), max(numbers)
+    picked = {}
+    for number, frame in enumerate(frames(path)):
+        if number in wanted:
+            picked[number] = frame
+        if number == last:
+            break
+    else:
+        raise BadInput(f"{path}: ends before frame {last}; give a longer clip")
+    return [picked[number] for number in numbers]
 
 
-# ------------------------------------------------------------------------------------------------ reading videos
+def count_frames(path: str | Path, least: int = 1) -> int:
+    """Number of frames of a video or a folder of pictures, each of them decoded.
 
-def _pictures(folder: Path) -> list[Path]:
-    """The images of a folder in the order of the numbers in their names: 2.png before 10.png."""
-    files = [p for p in folder.iterdir() if not p.name.startswith(".")
-             and p.suffix.lower() in (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")]
-    return sorted(files, key=lambda p: [int(s) if s.isdecimal() else s for s in re.split(r"([0-9]+)", p.name)])
-
-
-def _picture(path: Path) -> np.ndarray:
-    try:
-        return iio.imread(path, plugin="pillow", mode="RGB", index=0)                      # (H, W, 3)
-    except Exception as error:                           # imageio and pillow raise half a dozen kinds
-        raise BadInput(f"{path}: cannot be read as an image; replace it or take it away") from error
+    Raises BadInput where it is missing, broken, or shorter than `least`.
+    """
+    path = Path(path)
+    if path.is_dir():
+        n = sum(1 for frame in frames(path))
+    else:
+        with _decoding(path, "-f", "null", "-", "-progress", "pipe:1") as pipe:
+            *_, n = re.findall(rb"frame=\s*(\d+)", pipe.read()) or [0]
+    return _check_length(path, int(n), least)
 
 
-def _timing(path: Path) -> list[str]:
-    """ffmpeg's options for what counts as a frame. A gif holds a still moment once, with a duration: repeat it."""
-    return ["-map", "0:v:0", "-fps_mode", "cfr" if path.suffix.lower() == ".gif" else "passthrough"]
+def frame_rate(path: str | Path) -> float:
+    """Frames per second, as a video's header says, for who plays it; 8 where nothing says so."""
+    if Path(path).is_dir():
+        return 8.
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-i", os.path.abspath(path)]
+    description = subprocess.run(command, capture_output=True).stderr.decode(errors="replace")
+    found = re.search(r"Video: .* ([0-9.]+) fps", description)
+    return float(found[1]) if found else 8.
 
 
-def _ffmpeg(path: Path, *output: str) -> bytes:
-    """What ffmpeg writes of a video, decoded to its end, for only that finds a broken one. Raises BadInput."""
-    if not path.is_file():
-        raise BadInput(f"{path}: there is no such video or folder of images; correct the path")
-    done = subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-v", "error", "-i", os.path.abspath(path),
-                           *_timing(path), *output], capture_output=True)
-    if done.returncode or done.stderr:                   # a file that is cut off ends with code 0 and a complaint
-        lines = done.stderr.decode(errors="replace").strip().splitlines() or ["ffmpeg failed"]
-        reason = re.sub(r"^(\[.*?\] )+", "", lines[-1 if done.returncode else 0])
-        raise BadInput(f"{path}: cannot be read to its end as a video ({reason}); is it cut off, or no video? "
-                       f"copy it again or re-encode it")
-    return done.stdout
-
-
-def _enough(path: Path, n: int, least: int) -> int:
+def _check_length(path: Path, n: int, least: int) -> int:
     if n < least:
         raise BadInput(f"{path}: has {n} frames and {least} are needed; give a longer clip")
     return n
 
 
-def count_frames(path: str | Path, least: int = 1) -> int:
-    """Number of frames of a video or folder of images, each of them decoded.
+# ---------------------------------------------------------------------------------- clips of a size
 
-    Raises BadInput where it is missing, unreadable, cut off, or shorter than `least`.
+def frame_numbers(n: int, frames: int, stride: int | None = None, start: int = 0) -> list[int]:
+    """Which `frames` of `n` frames make a clip, counted from 0.
+
+    stride None: spread uniformly from `start` to the last, both among them. Else every stride-th
+    from `start` on. Raises ValueError where there are too few.
     """
-    path = Path(path)
-    if path.is_dir():
-        return _enough(path, len([_picture(file) for file in _pictures(path)]), least)
-    told = _ffmpeg(path, "-f", "null", "-", "-progress", "pipe:1")
-    return _enough(path, int(re.findall(rb"frame=\s*(\d+)", told)[-1]), least)
+    needed = start + (stride or 1) * (frames - 1) + 1
+    if n < needed:
+        why = ""
+        if needed > frames:
+            why = f" for {frames} frames with start {start} and stride {stride or 1}"
+        raise ValueError(f"has {n} frames and {needed} are needed{why}")
+    if stride is None:
+        return torch.linspace(start, n - 1, frames, dtype=torch.float64).round().long().tolist()
+    return list(range(start, needed, stride))
 
 
-def read_pixels(path: str | Path, least: int = 1) -> np.ndarray:
-    """All frames (F, H, W, 3), uint8, of a video or folder of images, as they are; the whole clip is in memory.
+def read_video(path: str | Path, frames: int, height: int, width: int,
+               stride: int | None = None, start: int = 0) -> torch.Tensor:
+    """A clip (frames, 3, height, width) in [-1, 1] of a video or a folder of pictures.
 
-    Raises BadInput where it is missing, unreadable, cut off, or shorter than `least`.
+    Its frames are those of `frame_numbers`. Each is resized, antialiased, so that it covers the
+    size, and cropped at its centre. Raises BadInput where it is missing, broken or too short.
     """
-    path = Path(path)
-    if path.is_dir():
-        pictures = [_picture(file) for file in _pictures(path)]
-        if len({x.shape for x in pictures}) > 1:
-            raise BadInput(f"{path}: its images differ in size; make them the same")
-        return np.stack(pictures[:_enough(path, len(pictures), max(1, least))])
-    ppm = _ffmpeg(path, "-f", "image2pipe", "-c:v", "ppm", "-")                            # a head says each frame's size
-    head = re.match(rb"P6\s(\d+)\s(\d+)\s255\s", ppm)
-    size = head.end() + 3 * int(head[1]) * int(head[2]) if head else 1
-    n = _enough(path, len(ppm) // size, max(1, least))
-    return np.frombuffer(ppm, np.uint8).reshape(n, size)[:, head.end():].reshape(n, int(head[2]), int(head[1]), 3)
-
-
-def read_video(path: str | Path, frames: int, height: int, width: int) -> torch.Tensor:
-    """A clip (frames, 3, height, width) in [-1, 1] of a video that ffmpeg can read or of a folder of images.
-
-    Frames are uniformly spaced, the first and the last among them; each is resized, antialiased, so that it covers the
-    size, and cropped at its centre. Raises BadInput where it is missing, unreadable, cut off, or has too few frames.
-    """
-    path = Path(path)
-    n = count_frames(path, frames)
-    wanted = set(torch.linspace(0, n - 1, frames, dtype=torch.float64).round().long().tolist())
-    if path.is_dir():
-        pictures = (_picture(file) for k, file in enumerate(_pictures(path)) if k in wanted)
-    else:
-        stream = imageio_ffmpeg.read_frames(os.path.abspath(path), output_params=_timing(path))
-        w, h = next(stream)["size"]
-        pictures = (np.frombuffer(frame, np.uint8).reshape(h, w, 3) for k, frame in enumerate(stream) if k in wanted)
-    fitted = [ImageOps.fit(Image.fromarray(x), (width, height), Image.Resampling.BICUBIC) for x in pictures]
+    n = count_frames(path, least=0)
+    try:
+        numbers = frame_numbers(n, frames, stride, start)
+    except ValueError as error:
+        raise BadInput(f"{path}: {error}; give a longer clip") from error
+    fitted = [fit(frame, height, width) for frame in pick_frames(path, numbers)]
     return from_bytes(torch.from_numpy(np.stack(fitted)).permute(0, 3, 1, 2).contiguous())
 
 
+def read_pixels(path: str | Path, least: int = 1) -> np.ndarray:
+    """All frames (F, H, W, 3), uint8, of a video or a folder of pictures, all in memory.
+
+    Raises BadInput where it is missing, broken, or shorter than `least`.
+    """
+    clip = list(frames(path))
+    _check_length(Path(path), len(clip), max(1, least))
+    return np.stack(clip)
+
+
+def fit(frame: np.ndarray, height: int, width: int) -> np.ndarray:
+    """A frame (H, W, 3), resized so that it covers (height, width) and cropped at its centre."""
+    image = ImageOps.fit(Image.fromarray(frame), (width, height), Image.Resampling.BICUBIC)
+    return np.asarray(image)
+
+
+def shrink(frame: np.ndarray, side: int) -> np.ndarray:
+    """A frame (H, W, 3), no side of it longer than `side` pixels; a smaller one stays as it is."""
+    height, width = frame.shape[:2]
+    scale = min(1, side / max(height, width))
+    if scale == 1:
+        return frame
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC))
+
+
 def hash_video(path: Path) -> list[str]:
-    """sha256 of a file, or of each image of a folder."""
-    files = _pictures(path) if path.is_dir() else [path]
+    """sha256 of a file, or of each picture of a folder."""
+    files = list_pictures(path) if path.is_dir() else [path]
     return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+
+
+# ------------------------------------------------------------------------------------------- ffmpeg
+
+@contextmanager
+def _decoding(path: Path, *output: str) -> Iterator[BinaryIO]:
+    """A pipe with what ffmpeg makes of a video, to be read in the block.
+
+    Raises BadInput where the video is missing, or was read to its end and found broken.
+    """
+    _check_video(path)
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-v", "error", "-max_error_rate", "0",
+               "-i", os.path.abspath(path),              # "a: b.mp4" would be of the protocol "a"
+               "-map", "0:V:0", "-fps_mode", _fps_mode(path), *output]
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log)
+        try:
+            yield process.stdout
+            process.wait()
+        finally:                                         # also where the reader stops early
+            process.kill()
+            process.stdout.close()
+            process.wait()
+        log.seek(0)
+        remarks = log.read().decode(errors="replace").strip().splitlines()
+    broken = [line for line in remarks if BROKEN.search(line)]
+    if process.returncode:
+        broken = broken or remarks or [f"ffmpeg ended with {process.returncode}"]
+    if broken:
+        raise _cannot_be_read(path, re.sub(r"^(\[.*?\] )+", "", broken[0]))
+
+
+def _check_video(path: Path) -> None:
+    if not path.is_file():
+        raise BadInput(f"{path}: there is no such video or folder of images; correct the path")
+    if path.suffix.lower() in PICTURES_NOT_READ:
+        raise BadInput(f"{path}: {path.suffix} is a format that is not read; convert it")
+    if _is_cut_off(path):
+        raise _cannot_be_read(path, "its end is missing")
+
+
+def _cannot_be_read(path: Path, reason: str) -> BadInput:
+    return BadInput(f"{path}: cannot be read to its end as a video ({reason}); "
+                    f"is it cut off, or no video? copy it again or re-encode it")
+
+
+def _is_cut_off(path: Path) -> bool:
+    """Whether an mp4, mov or avi says that it is longer than the file is; ffmpeg may keep silent.
+
+    An mp4 is a row of boxes: a length of four bytes, big-endian, a name of four, the content. An
+    avi is one box: a name, a length, little-endian.
+    """
+    size, at = path.stat().st_size, 0
+    with open(path, "rb") as file:
+        head = file.read(8)
+        if head[:4] == b"RIFF":
+            length = int.from_bytes(head[4:], "little")
+            return size < 8 + length < 2 ** 32           # all ones: unknown
+        while at < size:
+            file.seek(at)
+            head = file.read(16)
+            length, name = int.from_bytes(head[:4], "big"), head[4:8]
+            if length == 1:                              # a longer length follows
+                length = int.from_bytes(head[8:], "big")
+            if name in (b"mdat", b"moov", b"moof") and at + length > size:
+                return True
+            if length < 8 or not name.isalnum():         # to the end of the file; or no mp4 at all
+                return False
+            at += length
+    return False
+
+
+def _fps_mode(path: Path) -> str:
+    """Each decoded frame counts once; but a gif's still moments, written once, are repeated."""
+    if path.suffix.lower() != ".gif":
+        return "passthrough"
+    try:
+        with Image.open(path) as gif:
+            return "cfr" if gif.n_frames > 1 else "passthrough"
+    except Exception:                                    # a broken one: ffmpeg will say so
+        return "passthrough"
+
+
+# ----------------------------------------------------------------------------------------- pictures
+
+def list_pictures(folder: Path) -> list[Path]:
+    """The pictures of a folder in the order of the numbers in their names: 2.png before 10.png.
+
+    Raises BadInput where some are of a format that is not read: the clip would lack frames.
+    """
+    files = [file for file in folder.iterdir() if not file.name.startswith(".")]
+    for file in sorted(files):
+        if file.suffix.lower() in PICTURES_NOT_READ:
+            raise BadInput(f"{file}: {file.suffix} is a format that is not read; "
+                           f"convert the folder to png or jpg")
+    pictures = [file for file in files if file.suffix.lower() in PICTURES]
+    return sorted(pictures, key=_numbers_in_name)
+
+
+def _numbers_in_name(file: Path) -> list:
+    parts = re.split(r"([0-9]+)", file.name)
+    return [int(part) if part.isdecimal() else part for part in parts]
+
+
+def _frames_of_folder(folder: Path) -> Iterator[np.ndarray]:
+    first = None
+    for file in list_pictures(folder):
+        picture = read_picture(file)
+        first = picture if first is None else first
+        if picture.shape != first.shape:
+            raise BadInput(f"{folder}: its images differ in size; make them the same")
+        yield picture
+
+
+def read_picture(path: Path) -> np.ndarray:
+    """A picture (H, W, 3), uint8: upright, on white where it is transparent. Raises BadInput."""
+    try:
+        with Image.open(path) as image:
+            return _to_rgb(ImageOps.exif_transpose(image))
+    except Exception as error:                           # pillow raises half a dozen kinds
+        raise BadInput(f"{path}: cannot be read as an image; replace it or take it away") from error
+
+
+def _to_rgb(image: Image.Image) -> np.ndarray:
+    if image.mode == "I" or image.mode.startswith("I;16"):                 # 16-bit grey
+        grey = (np.asarray(image) / 257).round().clip(0, 255).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, 2)
+    if image.mode == "F":
+        raise ValueError("floating point has no fixed white")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.array(image.convert("RGB"))
+
+
+# ----------------------------------------------------------------------------------- writing videos
+
+def check_video_name(path: str | Path) -> str:
+    """The suffix, in lower case. Raises BadInput for other formats than mp4 and gif."""
+    suffix = Path(path).suffix.lower()
+    if suffix not in (".mp4", ".gif"):
+        raise BadInput(f"{path}: videos are written as .mp4 or .gif; choose one of these suffixes")
+    return suffix
+
+
+def write_video(path: str | Path, video: torch.Tensor, fps: float = 8, scale: int = 1) -> None:
+    """Write (F, 3, H, W) in [-1, 1] as mp4 or gif, each pixel as `scale` x `scale`.
+
+    Raises BadInput where it cannot be written.
+    """
+    pixels = to_bytes(video).permute(0, 2, 3, 1).cpu().numpy()             # (F, H, W, 3)
+    write_pixels(path, pixels.repeat(scale, 1).repeat(scale, 2), fps)
+
+
+def write_pixels(path: str | Path, pixels: np.ndarray, fps: float = 8) -> None:
+    """Write frames (F, H, W, 3), uint8, as mp4 or gif. Raises BadInput where that fails."""
+    suffix = check_video_name(path)
+    with replacing(path) as temporary:
+        if suffix == ".gif":
+            gif = iio.imwrite("<bytes>", pixels, plugin="pillow", extension=".gif",
+                              duration=1000 / fps, loop=0)
+            temporary.write_bytes(gif)
+        else:
+            iio.imwrite(temporary, pixels, plugin="FFMPEG", fps=fps, quality=9, macro_block_size=2,
+                        ffmpeg_log_level="quiet")
+            try:                                         # imageio does not notice a full disk
+                count_frames(temporary, len(pixels))
+            except BadInput as error:
+                raise OSError("ffmpeg did not finish it") from error

@@ -10,10 +10,10 @@ import imageio.v3 as iio
 import pytest
 import torch
 
-import data
 import sample
-from tiny import world
+from common.video import read_video, to_bytes, write_video
 from model import PRESETS
+from tiny import world
 
 SCRIPT = Path(sample.__file__)
 SIDE = PRESETS["tiny"].height
@@ -21,7 +21,7 @@ SIDE = PRESETS["tiny"].height
 
 @pytest.fixture
 def clip(tmp_path):
-    data.write_video(tmp_path / "my.mp4", world.make_triplet(0, "rave", "val").source)
+    write_video(tmp_path / "my.mp4", world.make_triplet(0, "rave", "val").source)
     return tmp_path / "my.mp4"
 
 
@@ -49,9 +49,9 @@ def test_edit(clip, tiny, tiny_dir, tmp_path, monkeypatch, capsys, suffix):
                              "--out", out, "--checkpoint", tiny_dir, "--steps", 2, "--seed", 3)
     assert code == 0 and str(out) in printed and str(side) in printed and "2/2" in bar
     assert sorted(p.name for p in out.parent.iterdir()) == sorted([out.name, side.name])
-    source = data.read_video(clip, 9, SIDE, SIDE)
+    source = read_video(clip, 9, SIDE, SIDE)
     want = tiny.sample(source[None], ["a hard frost came overnight"], steps=2, guidance=1., seed=3)[0]
-    assert (light(data.read_video(out, 9, SIDE, SIDE)) - light(want)).abs().mean() < .05
+    assert (light(read_video(out, 9, SIDE, SIDE)) - light(want)).abs().mean() < .05
     frames = iio.imread(side)
     scale = 256 // SIDE
     assert frames.shape[1:] == (256, scale * (SIDE + 2 + SIDE), 3)
@@ -62,7 +62,7 @@ def test_edit(clip, tiny, tiny_dir, tmp_path, monkeypatch, capsys, suffix):
 
 def test_folder_of_frames_and_other_noise(tiny_dir, tmp_path, monkeypatch, capsys):
     (tmp_path / "frames").mkdir()
-    for k, frame in enumerate(data.to_bytes(world.make_triplet(1, "rave", "val").source)):
+    for k, frame in enumerate(to_bytes(world.make_triplet(1, "rave", "val").source)):
         iio.imwrite(tmp_path / "frames" / f"{k}.png", frame.permute(1, 2, 0).numpy())
     clips = {}
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
@@ -98,7 +98,7 @@ def workplace(clip, tiny_dir, tmp_path, monkeypatch):
     Path("text.mp4").write_text("this is no video\n" * 50)
     Path("cut.mp4").write_bytes(clip.read_bytes()[:-400])
     Path("taken.mp4").mkdir()
-    data.write_video("short.mp4", data.read_video(clip, 4, SIDE, SIDE))
+    write_video("short.mp4", read_video(clip, 4, SIDE, SIDE))
 
 
 @pytest.mark.parametrize("change, words", BAD)
