@@ -1,0 +1,95 @@
+"""Contact sheets: many clips in one picture, a few frames of each, with the instruction above them."""
+
+import unicodedata
+from pathlib import Path
+
+import torch
+
+from common.files import replacing
+
+GAP, LABEL, TOP = 12, 28, 22                             # dots: between columns, for an instruction, for the heads
+LETTER = 6.4                                             # dots, the mean width of a letter of an instruction
+
+
+def contact_sheet(items: list, rows: dict[str, list[torch.Tensor]], path: str | Path,
+                  columns: tuple[int, ...] = (0, 4, 8)) -> None:
+    """Write a PNG: one line an item (a triplet, or whatever has an `instruction`), one column an entry of `rows`.
+
+    rows: {"source": [video, ...], ...}, videos (F, 3, H, W) in [-1, 1], as many as there are items. columns: the
+    frames of each that are shown. Raises BadInput where the picture cannot be written.
+    """
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    h, w = next(iter(rows.values()))[0].shape[-2:]
+    scale = max(1, round(100 / h))                       # whole dots for a pixel, about 100 dots for a frame
+    strip, line = (scale * w + 2) * len(columns), scale * h + LABEL
+    width = (strip + GAP) * len(rows) + GAP
+    height = line * len(items) + TOP
+    figure = plt.figure(figsize=(width / 100, height / 100), dpi=100)
+
+    def write(x, y, text, **style):
+        figure.text(x / width, 1 - y / height, text, parse_math=False, **style)
+    sheet = torch.ones(3, height, width)
+    for c, (name, videos) in enumerate(rows.items()):
+        left = GAP + c * (strip + GAP)
+        write(left + strip / 2, TOP - 8, name, size=10, weight="bold", ha="center")
+        for r, video in enumerate(videos[:len(items)]):
+            picture = filmstrip(video, columns, scale)
+            upper = TOP + r * line + 22
+            sheet[:, upper:upper + picture.shape[1], left:left + strip] = picture
+    for r, item in enumerate(items):
+        text, fonts = drawable(item.instruction)
+        text = shorten(text, int((width - 2 * GAP) / LETTER))
+        write(GAP, TOP + r * line + 16, text, size=9, family=fonts)
+    figure.figimage(sheet.permute(1, 2, 0).numpy(), zorder=-1)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=100, format="png")
+    plt.close(figure)
+
+
+def filmstrip(video: torch.Tensor, columns: tuple[int, ...], scale: int) -> torch.Tensor:
+    """Some frames of (F, 3, H, W) side by side, two white dots after each: (3, H*scale, ...) in [0, 1]."""
+    frames = []
+    for k in columns:
+        frame = video[min(k, len(video) - 1)].detach().float().cpu().nan_to_num()
+        frame = ((frame + 1) / 2).clamp(0, 1)
+        frame = frame.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
+        frames += [frame, torch.ones(3, frame.shape[1], 2)]
+    return torch.cat(frames, 2)
+
+
+def shorten(text: str, letters: int) -> str:
+    """`text`, cut at the end where it is longer than so many letters; a Chinese one is as wide as two."""
+    widths = [2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text]
+    if sum(widths) <= letters:
+        return text
+    while sum(widths) > letters - 3:
+        widths.pop()
+    return text[:len(widths)] + "..."
+
+
+def drawable(text: str) -> tuple[str, list[str]]:
+    """The text, and the fonts to draw it with: matplotlib's own, and installed ones for letters that it lacks.
+
+    A letter that no installed font has would be an empty box: it is written as its code, as in Python's "\\u6c34".
+    Scripts that need shaping (Arabic, Devanagari) come out letter by letter.
+    """
+    fonts = ["DejaVu Sans"]
+    missing = {letter for letter in text if letter.isprintable()} - letters_of(fonts[0])
+    if missing:
+        from matplotlib import font_manager
+        for name in sorted({font.name for font in font_manager.fontManager.ttflist}):
+            found = missing & letters_of(name)
+            if found:
+                fonts.append(name)
+                missing -= found
+    missing |= {letter for letter in text if not letter.isprintable()}
+    return "".join(ascii(letter)[1:-1] if letter in missing else letter for letter in text), fonts
+
+
+def letters_of(font: str) -> set[str]:
+    """The letters that an installed font has."""
+    from matplotlib import font_manager, ft2font
+    file = font_manager.findfont(font)
+    return {chr(code) for code in ft2font.FT2Font(file).get_charmap()}
