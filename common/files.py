@@ -111,7 +111,9 @@ def atomic_write(path: str | Path, content: bytes | str) -> None:
 
 
 def check_writable(path: str | Path) -> None:
-    """Raises BadInput where `path` cannot be written, before any work is done for it."""
+    """Raises BadInput where the file `path` cannot be written, before any work is done for it."""
+    if Path(path).is_dir():
+        raise BadInput(f"{path}: cannot be written (it is a folder); name a file")
     parent = next(folder for folder in Path(path).absolute().parents if folder.exists())
     if not parent.is_dir():
         raise BadInput(f"{path}: cannot be written ({parent} is no folder); choose another place")

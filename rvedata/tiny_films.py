@@ -13,7 +13,7 @@ from PIL import Image
 
 from common.files import atomic_write
 from common.video import to_bytes, write_video
-from tiny import scene, world
+from tiny import draw, scene, world
 from tiny.scene import Scene
 
 FPS, SCALE = 24, 4                                       # of the films
@@ -27,7 +27,7 @@ def film_shot(start: Scene, segments: int = 3) -> torch.Tensor:
     """
     clips = []
     for _ in range(segments):
-        clips.append(scene.render(start))
+        clips.append(draw.render(start))
         after = start.later()
         _, _, x, zoom = start.camera
         still = tuple(_at_rest(thing) for thing in after.things)

@@ -72,24 +72,22 @@ def shorten(text: str, letters: int) -> str:
 def drawable(text: str) -> tuple[str, list[str]]:
     """The text, and the fonts to draw it with: matplotlib's own, and installed ones for letters that it lacks.
 
-    A letter that no installed font has would be an empty box: it is written as its code, as in Python's "\\u6c34".
-    Scripts that need shaping (Arabic, Devanagari) come out letter by letter.
+    A letter that no font has would be an empty box: it is written as its code, as in Python's "\\u6c34".
     """
+    import matplotlib
+    from matplotlib import font_manager
     fonts = ["DejaVu Sans"]
-    missing = {letter for letter in text if letter.isprintable()} - letters_of(fonts[0])
+    missing = set(text) - letters_of(font_manager.findfont(fonts[0]))
     if missing:
-        from matplotlib import font_manager
-        for name in sorted({font.name for font in font_manager.fontManager.ttflist}):
-            found = missing & letters_of(name)
-            if found:
-                fonts.append(name)
-                missing -= found
-    missing |= {letter for letter in text if not letter.isprintable()}
+        for font in font_manager.fontManager.ttflist:
+            comes_with_matplotlib = font.fname.startswith(matplotlib.get_data_path())      # of mathematics
+            if not comes_with_matplotlib and missing & letters_of(font.fname):
+                fonts.append(font.name)
+                missing -= letters_of(font.fname)
     return "".join(ascii(letter)[1:-1] if letter in missing else letter for letter in text), fonts
 
 
-def letters_of(font: str) -> set[str]:
-    """The letters that an installed font has."""
-    from matplotlib import font_manager, ft2font
-    file = font_manager.findfont(font)
-    return {chr(code) for code in ft2font.FT2Font(file).get_charmap()}
+def letters_of(file: str) -> set[str]:
+    """The letters that a font file has."""
+    from matplotlib.ft2font import FT2Font
+    return {chr(code) for code in FT2Font(file).get_charmap()}

@@ -1,5 +1,6 @@
 """The tiny world keeps its promises: deterministic, hidden operations, honest splits, and an oracle to be trusted."""
 
+import hashlib
 import re
 from dataclasses import replace
 
@@ -7,11 +8,16 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
+from common.files import BadInput
+from common.video import to_bytes
 from tiny import world
-from tiny.scene import SIZE
-from tiny.world import (MISSES, PLACES, RULES, SPLITS, SUBSETS, TYPES, apply, judge, literal,
-                        make_triplet, random_scene, render)
+from tiny.contact_sheet import contact_sheet, drawable, shorten
+from tiny.draw import paint, render
+from tiny.rules import RULES, TYPES
+from tiny.scene import PLACES, SIZE, apply, caption, literal, random_scene
+from tiny.world import MISSES, SPLITS, SUBSETS, judge, make_triplet
 
 RULES_OF = [(kind, rule) for kind, rules in RULES.items() for rule in rules]
 WIGGLE = torch.tensor([.2, -.2, .2, -.2, .2, -.2, .2, -.2, 0.])[:, None, None, None]       # averages to zero
@@ -60,6 +66,24 @@ def test_a_triplet_depends_on_split_subset_and_index_and_on_nothing_else():
     scenes = [make_triplet(i, subset, split).before for subset in SUBSETS for split in SPLITS for i in (0, 1)
               if (subset, split) != ("cross", "train")]
     assert len(set(scenes)) == len(scenes)
+
+
+def test_it_is_the_world_that_the_weights_were_trained_on():
+    """Hashes of what the first version drew and wrote, bit for bit, and of the oracle's scores to four digits."""
+    words, pixels, scores = hashlib.sha256(), hashlib.sha256(), hashlib.sha256()
+    for subset, split in (("rave", "test"), ("icvg", "train"), ("cross", "val"), ("literal", "test")):
+        for index in range(8):
+            triplet = make_triplet(index, subset, split)
+            for text in (triplet.instruction, triplet.literal, triplet.thought, triplet.rule, caption(triplet.after)):
+                words.update(text.encode())
+            miss, done = world.near_miss(triplet, MISSES[index % 7], np.random.default_rng(index))
+            words.update(done.encode())
+            for video in (triplet.source, triplet.target, miss):
+                pixels.update(to_bytes(video).numpy().tobytes())
+            pixels.update(paint(triplet.after)[1].astype(np.uint8).tobytes())
+            scores.update(" ".join(f"{score:.4f}" for score in judge(triplet, miss).values()).encode())
+    assert [digest.hexdigest()[:16] for digest in (words, pixels, scores)] == [
+        "c95eedb0f807839c", "853dc921cdd74a96", "2795178a6e744126"]
 
 
 def test_a_video_is_as_promised(triplets):
@@ -233,3 +257,49 @@ def test_what_the_oracle_cannot_score_raises(triplets):
         judge(t, torch.full_like(t.target, float("nan")))
     with pytest.raises(ValueError, match="unknown miss"):
         world.near_miss(t, "none", np.random.default_rng(0))
+
+
+# ------------------------------------------------------------------------------------------- the contact sheet
+
+def test_no_instruction_becomes_boxes():
+    assert drawable("the moving one") == ("the moving one", ["DejaVu Sans"])
+    assert drawable("зима\n") == ("зима\\n", ["DejaVu Sans"])
+    text, fonts = drawable("snow \U0002a6a5")             # four dragons, in hardly any font
+    if fonts == ["DejaVu Sans"]:
+        assert text == "snow \\U0002a6a5"
+    else:                                                # a font of this machine has it
+        assert text == "snow \U0002a6a5"
+
+
+def test_long_instructions_are_cut_by_their_width():
+    assert shorten("as it is", 8) == "as it is"
+    assert shorten("as it was", 8) == "as it..."
+    assert shorten("水面结冰", 8) == "水面结冰" and shorten("水面结冰了", 8) == "水面..."
+
+
+def test_a_contact_sheet(tmp_path):
+    triplets = [make_triplet(i) for i in range(2)]
+    videos = {"source": [t.source for t in triplets], "white": [torch.ones_like(t.source) for t in triplets]}
+    contact_sheet(triplets, videos, tmp_path / "sheet.png")
+    picture = np.asarray(Image.open(tmp_path / "sheet.png"))[..., :3]
+    frame = picture[44:44 + 96, 12:12 + 96]               # three dots for a pixel
+    want = to_bytes(triplets[0].source[0]).permute(1, 2, 0).repeat_interleave(3, 0).repeat_interleave(3, 1)
+    assert abs(frame.astype(int) - want.numpy()).max() <= 1
+    assert (picture[44:44 + 96, 2 * 12 + 3 * 98:] == 255).all()
+    assert [p.name for p in tmp_path.iterdir()] == ["sheet.png"]
+
+
+@pytest.mark.parametrize("flags, words", [
+    (["--number", "0"], "--number: must be at least 1"), (["--subset", "raven"], "--subset"),
+    (["--out", "."], "it is a folder"), (["--out", "file/world.png"], "file is no folder")])
+def test_bad_flags(tmp_path, monkeypatch, flags, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(BadInput, match=re.escape(words)):
+        world.main(["--number", "1", *flags])
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_the_command(tmp_path):
+    world.main(["--number", "2", "--subset", "icvg", "--out", str(tmp_path / "new" / "world.png")])
+    assert Image.open(tmp_path / "new" / "world.png").size[0] > 600
