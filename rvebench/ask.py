@@ -1,31 +1,39 @@
 """Ask a vision-language model behind an OpenAI-compatible endpoint, many times, paying for each answer once.
 
     client = Client("out/replies.jsonl", model="gpt-4o", price_in=2.5, price_out=10)
-    question = Question("caption-1", "You describe videos.", ["What changes?", frame, frame], SCHEMA, validate)
+    question = Question("caption-1", "You describe videos.", ["What changes?", frame], SCHEMA, validate)
     values = client.ask([question, ...])         # a value of validate() for each, in order, or Missing(reason)
     client.count([question, ...])                # the dry run: calls, tokens and money, without a call
 
-Every reply goes as it came into an append-only file of JSON lines, under a hash of (model, prompt version, texts,
-images, schema), before anything is made of it. So a rerun, or a run after a crash, calls nobody for what is there.
-Questions may come from a generator: they are drawn as they are asked, and only some of them are in memory.
+Every reply goes as it came into an append-only file of JSON lines, under a hash of (endpoint, model, prompt
+version, texts, images, schema), before anything is made of it. So a rerun, or a run after a crash, calls
+nobody for what is there. Questions may come from a generator: they are drawn as they are asked, and only
+some of them are in memory.
 
 What goes wrong is *missing*, with its reason, and never a made-up value:
-    429, 5xx, time-outs                      retried with backoff by the openai package, `tries` calls in all
-    refusals, truncated or malformed replies, and those that validate() refuses with ValueError: asked again, until
-                                             `tries` replies are in the file
-What would go wrong for each question (a refused key, an unknown model, no money, no endpoint) ends the run: BadInput.
+
+    refusals, truncated or malformed replies, and those that validate() refuses with ValueError
+        asked again, until `tries` replies are in the file; that is final, unless ask_again is set
+    429, 5xx, time-outs, connections that break, a status 200 with an error or a web page in it
+        `tries` calls with growing pauses; nothing is kept, so the next run asks again
+    400 or 422 before anything was answered
+        asked in plainer ways, DIALECTS, until one is understood; that one serves for the whole run
+
+What would go wrong for each question (a refused key, an unknown model, no money, no endpoint, the first
+questions all failing) ends the run: BadInput. No temperature is sent: newer models refuse it.
 
 The key comes from the environment variable OPENAI_API_KEY and nowhere else.
 """
 
 import base64
-import fcntl
 import hashlib
 import io
 import json
 import os
 import re
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+import time
+from collections import Counter
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -37,16 +45,26 @@ from PIL import Image
 from tqdm import tqdm
 
 from common.files import BadInput
+from common.jsonl import JsonLines, read_rows
 
+HANDFUL = 5                                              # so many questions fail alike, and none is answered: stop
+USED_UP = 2                                              # so often it thinks until its limit: more of it would not do
+LONGEST_PAUSE = 8.                                       # seconds between two tries
+
+
+# ------------------------------------------------------------------------------------- a question, a reply
 
 @dataclass(frozen=True)
 class Question:
-    """One question. prompt: the name and version of its wording ("judge-sc-1"), for the reader of the file.
+    """One question.
 
-    parts: texts and pictures (uint8 (H, W, 3)) in the order in which the model sees them. schema: a JSON schema of the
-    answer, or None for free text. validate(reply) -> the value, or ValueError saying what is wrong with the reply.
-    repeat: ask the same again (0, 1, ...): another entry in the file. label: whatever helps to find it there.
-    max_tokens: a longer reply is cut, and then missing. expected: tokens of a usual reply, for `Client.count`.
+    prompt: the name and version of its wording ("judge-sc-1"), for the reader of the file.
+    parts: texts and pictures (uint8 (H, W, 3)) in the order in which the model sees them.
+    schema: a JSON schema of the answer, or None for free text.
+    validate(reply) -> the value, or ValueError saying what is wrong with the reply.
+    repeat: ask the same again (0, 1, ...): another entry in the file.
+    label: whatever helps to find it there.
+    max_tokens: a longer reply is cut, and then missing. expected: tokens of a usual reply.
     """
     prompt: str
     system: str
@@ -58,115 +76,273 @@ class Question:
     max_tokens: int = 2048
     expected: int = 150
 
-    def key(self, model: str) -> str:
+    @property
+    def instructions(self) -> str:
+        """The system prompt, which asks for the JSON itself: not every endpoint enforces a schema."""
+        if self.schema is None:
+            return self.system
+        return (f"{self.system}\nAnswer with one JSON object that fits this schema, and nothing else: "
+                f"{json.dumps(self.schema)}")
+
+    def key(self, model: str, endpoint: str | None = None) -> str:
         """sha256 of all that the answer depends on."""
-        sha = hashlib.sha256(json.dumps([model, self.prompt, self.system, self.schema, self.repeat]).encode())
+        head = [endpoint, model, self.prompt, self.instructions, self.schema, self.repeat]
+        sha = hashlib.sha256(json.dumps(head).encode())
         for part in self.parts:
-            head, body = ("text", part.encode()) if isinstance(part, str) else (list(part.shape), part.tobytes())
-            sha.update(json.dumps([head, len(body)]).encode() + body)
+            if isinstance(part, str):
+                kind, body = "text", part.encode()
+            else:
+                kind, body = list(part.shape), part.tobytes()
+            sha.update(json.dumps([kind, len(body)]).encode() + body)
         return sha.hexdigest()
 
+    def messages(self) -> list[dict]:
+        """The chat, as an endpoint wants it."""
+        content = []
+        for part in self.parts:
+            if isinstance(part, str):
+                content.append({"type": "text", "text": part})
+            else:
+                picture = {"url": data_url(part), "detail": "high"}
+                content.append({"type": "image_url", "image_url": picture})
+        return [{"role": "system", "content": self.instructions}, {"role": "user", "content": content}]
+
     def tokens(self) -> tuple[int, int]:
-        """(in, out), estimated: a token is four letters; a picture is what gpt-4o takes for it at high detail."""
-        texts = [self.system, json.dumps(self.schema), *(p for p in self.parts if isinstance(p, str))]
-        pictures = sum(image_tokens(*p.shape[:2]) for p in self.parts if not isinstance(p, str))
-        return -(-sum(map(len, texts)) // 4) + pictures, self.expected
+        """(in, out), estimated: a token is four letters; a picture is what gpt-4o takes for it."""
+        letters = len(self.instructions)
+        pictures = 0
+        for part in self.parts:
+            if isinstance(part, str):
+                letters += len(part)
+            else:
+                pictures += image_tokens(*part.shape[:2])
+        return -(-letters // 4) + pictures, self.expected
 
 
 @dataclass(frozen=True)
 class Missing:
-    """There is no value, and why."""
+    """There is no value, and why. unanswered: the endpoint gave no reply, so another run asks again."""
     reason: str
+    unanswered: bool = False
+
+
+class NoCompletion(Exception):
+    """The endpoint answered with status 200, but with an error, a web page or something else."""
 
 
 def image_tokens(height: int, width: int) -> int:
-    """gpt-4o's price of a picture: shrunk into 2048 x 2048, then to a short side of 768; 85 + 170 a tile of 512 x 512."""
+    """gpt-4o's price of a picture at high detail.
+
+    It is shrunk into 2048 x 2048, then to a short side of 768: 85 + 170 a tile of 512 x 512.
+    """
     shrink = min(1, 2048 / max(height, width))
     shrink *= min(1, 768 / (shrink * min(height, width)))
-    return 85 + 170 * int(np.ceil(height * shrink / 512) * np.ceil(width * shrink / 512))
+    tiles = np.ceil(height * shrink / 512) * np.ceil(width * shrink / 512)
+    return 85 + 170 * int(tiles)
 
 
 def data_url(picture: np.ndarray) -> str:
     """A uint8 (H, W, 3) picture as a data URL: PNG when it is small, where JPEG would smear it, else JPEG."""
-    kind, buffer = "png" if max(picture.shape) <= 128 else "jpeg", io.BytesIO()
+    kind = "png" if max(picture.shape) <= 128 else "jpeg"
+    buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, kind, quality=95)
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def parse_json(reply: str) -> dict:
-    """The JSON object of a reply, bare or in a ``` fence. Raises ValueError where there is none."""
-    fenced = re.fullmatch(r"\s*```(?:json)?\s*(.*?)\s*```\s*", reply, re.DOTALL)
+    """The JSON object of a reply: bare, in a ``` fence, or after a <think> block or other prose.
+
+    Raises ValueError where there is none, or where there are several that differ.
+    """
+    said = re.sub(r"<think>.*?(</think>|\Z)", "", reply, flags=re.DOTALL)
+    said = said.rpartition("</think>")[2]                # some templates leave <think> out
     try:
-        found = json.loads(fenced[1] if fenced else reply)
-    except (ValueError, RecursionError) as error:
-        raise ValueError("the reply is not JSON") from error
-    if not isinstance(found, dict):
+        whole = json.loads(said)
+    except ValueError:
+        whole = None                                     # it is not bare
+    except RecursionError as error:
+        raise ValueError("the reply is not JSON: it is nested too deeply") from error
+    if isinstance(whole, dict):
+        return whole
+    if whole is not None:
         raise ValueError("the reply is no JSON object")
+    found = _objects(said)
+    if not found:
+        raise ValueError("the reply is not JSON")
+    if any(other != found[0] for other in found[1:]):
+        raise ValueError("the reply is not JSON, but holds several different objects")
+    return found[0]
+
+
+def _objects(text: str) -> list[dict]:
+    """The outermost JSON objects in a text."""
+    decoder, found, start = json.JSONDecoder(), [], text.find("{")
+    while start >= 0:
+        try:
+            value, end = decoder.raw_decode(text, start)
+            found.append(value)
+        except ValueError:
+            end = start + 1                              # a brace of the prose
+        except RecursionError as error:
+            raise ValueError("the reply is not JSON: it is nested too deeply") from error
+        start = text.find("{", end)
     return found
 
 
-def read_rows(path: Path, what: str, keep: Callable[[dict], object]) -> int:
-    """keep() each row of an append-only file of JSON lines; returns the length of its whole lines: a crash may cut the
-    last one off. Raises BadInput, naming file:line, for one that is not JSON or that keep() cannot take: no `what` of ours.
-    """
-    content = path.read_bytes() if path.exists() else b""
-    whole = content.rfind(b"\n") + 1
-    for number, line in enumerate(content[:whole].splitlines(), 1):
-        try:
-            keep(json.loads(line))
-        except (ValueError, KeyError, TypeError) as error:
-            raise BadInput(f"{path}:{number}: is no {what} of ours ({error}); take the line out") from error
-    return whole
+# ------------------------------------------------------------------------- what an endpoint understands
 
+@dataclass(frozen=True)
+class Dialect:
+    """How a request names the limit of tokens, and how it asks for JSON."""
+    limit: str
+    form: str
+
+    def arguments(self, question: Question) -> dict:
+        """What this dialect adds to a request."""
+        arguments = {self.limit: question.max_tokens}
+        if question.schema is None or self.form == "text":
+            return arguments
+        form = {"type": self.form}
+        if self.form == "json_schema":
+            form["json_schema"] = {"name": "answer", "strict": True, "schema": question.schema}
+        return {**arguments, "response_format": form}
+
+
+DIALECTS = [Dialect(limit, form) for form in ("json_schema", "json_object", "text")
+            for limit in ("max_completion_tokens", "max_tokens")]
+
+
+def read_completion(body: str, max_tokens: int) -> dict:
+    """{"reply", "problem", "tokens"} of the body of an answer; "limit", too, where it was truncated.
+
+    problem: what is wrong with the reply, or None. tokens: [in, out], None where there is no usage.
+    Raises NoCompletion.
+    """
+    try:
+        answer = json.loads(body)
+        choice = answer["choices"][0]
+        message, finish = choice["message"], choice.get("finish_reason")
+        reply, refusal = message.get("content"), message.get("refusal")
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise NoCompletion(_excerpt(body)) from error
+    if finish == "error" or not isinstance(reply, str | None):
+        raise NoCompletion(_excerpt(body))
+    row = {"reply": reply, "problem": None, "tokens": _usage(answer)}
+    is_empty = reply is None or not reply.strip()
+    if refusal:
+        row["problem"] = f"refused: {str(refusal)[:200]}"
+    elif finish == "content_filter":
+        row["problem"] = "refused by the content filter"
+    elif finish == "length":
+        row["problem"] = f"truncated at {max_tokens} tokens"
+        row["limit"] = max_tokens
+        if is_empty:
+            row["problem"] += " with nothing answered: a reasoning model needs a higher limit"
+    elif is_empty:
+        row["problem"] = "the reply is empty"
+    return row
+
+
+def _usage(answer: dict) -> list[int] | None:
+    try:
+        usage = answer["usage"]
+        return [int(usage["prompt_tokens"]), int(usage["completion_tokens"])]
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return None
+
+
+def _excerpt(body: str) -> str:
+    """What an error or a web page says, short enough for a line."""
+    try:
+        error = json.loads(body)["error"]
+        text = error["message"] if isinstance(error, dict) else error
+    except (ValueError, LookupError, TypeError, RecursionError):
+        text = re.sub(r"<[^>]*>", " ", body)
+    return " ".join(str(text).split())[:200]
+
+
+# ------------------------------------------------------------------------------------------- the client
 
 class Client:
-    """Asks `model` at `base_url` (None: OpenAI's). cache: the file of replies, held by one run at a time.
+    """Asks `model` at `base_url` (None: OPENAI_BASE_URL, or else OpenAI's).
 
-    price_in, price_out: dollars a million tokens. workers: calls at a time. tries: see above. timeout: seconds a call.
-    spent: dollars paid by this object; calls: replies it got.
+    cache: the file of replies, held by one run at a time. price_in, price_out: dollars a million tokens.
+    workers: calls at a time. tries: see above. timeout: seconds a call. ask_again: what is final in the
+    file, but for good answers, is asked anew. pause: seconds before the second try, doubled for each other.
+
+    spent: dollars paid by this object. calls: replies it got; `estimated` of them came without usage, and
+    `spent` holds an estimate for those.
     """
 
-    def __init__(self, cache: str | Path, model: str = "gpt-4o", base_url: str | None = None, price_in: float = 0.,
-                 price_out: float = 0., workers: int = 8, tries: int = 4, timeout: float = 120.):
-        self.cache, self.model, self.base_url = Path(cache), model, base_url or os.environ.get("OPENAI_BASE_URL")
-        self.prices, self.workers, self.tries, self.timeout = (price_in / 1e6, price_out / 1e6), workers, tries, timeout
-        self.spent, self.calls, self._file, self._api, self._lock = 0., 0, None, None, Lock()
-        self._opening = Lock()
+    def __init__(self, cache: str | Path, model: str = "gpt-4o", base_url: str | None = None,
+                 price_in: float = 0., price_out: float = 0., workers: int = 8, tries: int = 4,
+                 timeout: float = 120., ask_again: bool = False, pause: float = 0.5):
+        self.cache, self.model = Path(cache), model
+        self.base_url = base_url or os.environ.get("OPENAI_BASE_URL")
+        self.prices = price_in / 1e6, price_out / 1e6
+        self.workers, self.tries, self.timeout = workers, tries, timeout
+        self.ask_again, self.pause = ask_again, pause
+        self.spent, self.calls, self.estimated = 0., 0, 0
         self.replies: dict[str, list[dict]] = {}         # by key, as they are in the file
+        self._passed: dict[str, int] = {}                # by key: how many of them ask_again disregards
+        self._file: JsonLines | None = None
+        self._api: openai.OpenAI | None = None
+        self._dialect = DIALECTS[0]
+        self._understood: set[tuple[Dialect, bool]] = set()              # dialect, with a schema or without
+        self._failures = Counter()
+        self._keeping, self._opening, self._finding = Lock(), Lock(), Lock()
         self._read()
+
+    @property
+    def endpoint(self) -> str:
+        """Where questions go."""
+        return (self.base_url or "https://api.openai.com/v1").rstrip("/")
+
+    def key(self, question: Question) -> str:
+        """The key of a question's replies in the file."""
+        return question.key(self.model, self.endpoint)
 
     # ---- the file
 
-    def _read(self) -> int:
-        """Take in the file; returns the length of its whole lines."""
+    def _read(self) -> None:
         self.replies = {}
-        return read_rows(self.cache, "reply", lambda row: self.replies.setdefault(row["key"], []).append(row))
+        for _, row in read_rows(self.cache, "reply", ("key", "reply", "problem")):
+            self.replies.setdefault(row["key"], []).append(row)
+        if self.ask_again:
+            self._passed = {key: len(rows) for key, rows in self.replies.items()}
+
+    def check(self) -> None:
+        """Raises BadInput where no call can be made: no key, or one with characters that no key has."""
+        key = os.environ.get("OPENAI_API_KEY", "").strip()
+        if not key and not self.base_url:
+            raise BadInput("OPENAI_API_KEY: is not set; export your key in it, or name a local endpoint "
+                           "with --base-url")
+        if not (key.isascii() and (key.isprintable() or not key)):
+            raise BadInput("OPENAI_API_KEY: holds characters that no key has; copy it again")
 
     def _open(self) -> None:
-        """Make ready to call: open the file for appending, for this run alone, and the connection."""
-        key = os.environ.get("OPENAI_API_KEY")
-        if not key and not self.base_url:
-            raise BadInput("OPENAI_API_KEY: is not set; export your key in it, or name a local endpoint with --base-url")
-        try:
-            self.cache.parent.mkdir(parents=True, exist_ok=True)
-            file = open(self.cache, "ab")
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BadInput(f"{self.cache}: another run is writing it; wait for it, or choose another --out") from error
-        except OSError as error:
-            raise BadInput(f"{self.cache}: cannot be written ({error.strerror}); choose another --out") from error
-        file.truncate(self._read())                      # another run may have written since
-        self._file = file
-        self._api = openai.OpenAI(api_key=key or "none", base_url=self.base_url, timeout=self.timeout,
-                                  max_retries=self.tries - 1)
+        """Make ready to call: the file for appending, for this run alone, and the connection."""
+        with self._opening:
+            if self._file:
+                return
+            self.check()
+            file = JsonLines(self.cache)
+            self._read()                                 # another run may have written since
+            key = os.environ.get("OPENAI_API_KEY", "").strip() or "none"
+            self._api = openai.OpenAI(api_key=key, base_url=self.base_url, timeout=self.timeout,
+                                      max_retries=self.tries - 1)
+            self._file = file
 
-    def _keep(self, row: dict) -> None:
-        """One write of one whole line: what is paid for is in the file before anyone looks at it."""
-        with self._lock:
-            self._file.write(json.dumps(row).encode() + b"\n")
-            self._file.flush()
-            self.replies.setdefault(row["key"], []).append(row)
+    def _keep(self, question: Question, key: str, found: dict) -> None:
+        """What is paid for is in the file before anyone looks at it."""
+        tokens = found["tokens"]
+        row = {"key": key, "model": self.model, "prompt": question.prompt, "repeat": question.repeat,
+               "label": question.label, **found, "tokens": tokens or question.tokens()}
+        with self._keeping:
+            self._file.append(row)
+            self.replies.setdefault(key, []).append(row)
             self.calls += 1
+            self.estimated += tokens is None
             self.spent += sum(price * n for price, n in zip(self.prices, row["tokens"]))
 
     def close(self) -> None:
@@ -175,122 +351,200 @@ class Client:
             self._file.close()
             self._file = self._api = None
 
-    # ---- asking
-
     def recall(self, question: Question, key: str) -> Any:
-        """What the file says: the value, Missing when it was asked in vain `tries` times, or None: to be asked."""
-        problems = []
-        for row in self.replies.get(key, []):
+        """What the file says: the value, Missing when it was asked in vain, or None: to be asked."""
+        problems, used_up = [], 0
+        for k, row in enumerate(self.replies.get(key, [])):
+            problem = row["problem"]
+            if problem is None:
+                try:
+                    return question.validate(row["reply"])
+                except ValueError as error:
+                    problem = str(error)
+            limit = row.get("limit")
+            has_more_room = limit is not None and limit < question.max_tokens
+            if k < self._passed.get(key, 0) or has_more_room:
+                continue
+            problems.append(problem)
+            used_up += limit is not None and not (row["reply"] or "").strip()
+        if len(problems) >= self.tries or used_up >= USED_UP:
+            return Missing(problems[-1])
+        return None
+
+    # ---- one call
+
+    def _create(self, question: Question, dialect: Dialect) -> str:
+        """The body of the endpoint's answer. Raises openai's errors."""
+        answer = self._api.chat.completions.with_raw_response.create(
+            model=self.model, messages=question.messages(), **dialect.arguments(question))
+        return answer.text
+
+    def _request(self, question: Question) -> tuple[str, Dialect]:
+        """`_create` in a dialect that the endpoint understands, which is looked for once a run."""
+        dialect, with_schema = self._dialect, question.schema is not None
+        try:
+            return self._create(question, dialect), dialect
+        except (openai.BadRequestError, openai.UnprocessableEntityError):
+            if (dialect, with_schema) in self._understood:
+                raise                                    # it is the question's own fault
+            with self._finding:
+                return self._find_dialect(question, dialect)
+
+    def _find_dialect(self, question: Question, refused: Dialect) -> tuple[str, Dialect]:
+        if self._dialect != refused:                     # another thread has found it meanwhile
+            return self._create(question, self._dialect), self._dialect
+        tried, first_error = [refused.arguments(question)], None
+        for dialect in DIALECTS:
+            arguments = dialect.arguments(question)
+            if arguments in tried:
+                continue
+            tried.append(arguments)
             try:
-                if row["problem"]:
-                    raise ValueError(row["problem"])
-                return question.validate(row["reply"])
-            except ValueError as error:
-                problems.append(str(error))
-        return Missing(problems[-1]) if len(problems) >= self.tries else None
+                body = self._create(question, dialect)
+            except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+                first_error = first_error or error
+                continue
+            self._dialect = dialect
+            return body, dialect
+        raise first_error
 
     def _call(self, question: Question, key: str) -> None:
-        """One call; what comes back is put into the file. Raises openai's errors."""
-        content = [{"type": "text", "text": part} if isinstance(part, str) else
-                   {"type": "image_url", "image_url": {"url": data_url(part), "detail": "high"}} for part in question.parts]
-        form = {} if question.schema is None else {"response_format": {
-            "type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": question.schema}}}
-        row = {"key": key, "model": self.model, "prompt": question.prompt, "repeat": question.repeat,
-               "label": question.label, "reply": None, "problem": None, "tokens": [0, 0]}
-        try:
-            answer = self._api.chat.completions.create(
-                model=self.model, max_completion_tokens=question.max_tokens, **form,
-                messages=[{"role": "system", "content": question.system}, {"role": "user", "content": content}])
-        except (openai.APIResponseValidationError, json.JSONDecodeError):
-            answer = None
-        try:
-            row["tokens"] = [answer.usage.prompt_tokens, answer.usage.completion_tokens] if answer.usage else [0, 0]
-            choice = answer.choices[0]
-            row["reply"] = choice.message.content
-            row["problem"] = (f"refused: {choice.message.refusal}" if choice.message.refusal else
-                              "refused by the content filter" if choice.finish_reason == "content_filter" else
-                              f"truncated at {question.max_tokens} tokens" if choice.finish_reason == "length" else
-                              None if isinstance(row["reply"], str) and row["reply"].strip() else "the reply is empty")
-        except (AttributeError, TypeError, LookupError):
-            row["problem"] = "the endpoint's answer is no chat completion"
-        self._keep(row)
+        """One call; the reply is put into the file. Raises openai's errors and NoCompletion."""
+        body, dialect = self._request(question)
+        found = read_completion(body, question.max_tokens)
+        self._understood.add((dialect, question.schema is not None))
+        self._keep(question, key, found)
+
+    # ---- until there is a value
 
     def _answer(self, question: Question, key: str) -> Any:
-        """Call until there is a value, or `tries` replies; runs in a thread. Raises BadInput for what no retry mends."""
+        """Call until there is a value, or `tries` replies; runs in a thread.
+
+        Raises BadInput for what no retry mends.
+        """
+        broken = 0
         while (value := self.recall(question, key)) is None:
             try:
                 self._call(question, key)
             except openai.APITimeoutError:
-                return Missing(f"no answer within {self.timeout:g} s, {self.tries} times")
+                return self._fail("timeout", f"no answer within {self.timeout:g} s, {self.tries} times")
             except openai.APIConnectionError as error:
-                raise BadInput(f"{self.base_url or 'api.openai.com'}: cannot be reached ({error.__cause__ or error}); "
-                               f"check --base-url and the network, the same command goes on") from error
+                reason = str(error.__cause__ or error)[:200]
+                self._check_reachable(reason)
+                return self._fail("connection", f"the connection broke, {self.tries} times: {reason}")
             except openai.APIStatusError as error:
-                message = f"{error.status_code}: {' '.join(str(error.message).split())[:200]}"
-                if error.status_code in (401, 403, 404) or getattr(error, "code", None) == "insufficient_quota":
-                    raise BadInput(f"the endpoint refuses: {message}; check OPENAI_API_KEY, --base-url, the model's name "
-                                   f"and the account, the same command goes on") from error
-                return Missing(f"error {message}")
+                return self._fail_with_status(error)
+            except NoCompletion as error:
+                broken += 1
+                if broken >= self.tries:
+                    reason = f"the endpoint's answer is no chat completion: {error}"
+                    return self._fail("no completion", reason)
+                time.sleep(min(LONGEST_PAUSE, self.pause * 2 ** (broken - 1)))
         return value
 
+    def _check_reachable(self, reason: str) -> None:
+        """Raises BadInput where nobody is there. A connection that one question breaks is not that."""
+        try:
+            self._api.with_options(max_retries=0).models.list()
+        except openai.APIConnectionError as error:
+            raise BadInput(f"{self.endpoint}: cannot be reached ({reason}); check --base-url and the "
+                           f"network, the same command goes on") from error
+        except openai.OpenAIError:
+            pass                                         # an error, too, is an answer
+
+    def _fail_with_status(self, error: openai.APIStatusError) -> Missing:
+        message = f"{error.status_code}: {' '.join(str(error.message).split())[:200]}"
+        is_out_of_money = getattr(error, "code", None) == "insufficient_quota"
+        if error.status_code in (401, 403, 404) or is_out_of_money:
+            raise BadInput(f"the endpoint refuses: {message}; check OPENAI_API_KEY, --base-url, the "
+                           f"model's name and the account, the same command goes on") from error
+        return self._fail(error.status_code, f"error {message}")
+
+    def _fail(self, kind: str | int, reason: str) -> Missing:
+        """Missing; the end of the run where the first questions all fail in the same way."""
+        with self._keeping:
+            self._failures[kind] += 1
+            is_hopeless = not self.calls and self._failures[kind] >= HANDFUL
+        if is_hopeless:
+            raise BadInput(f"{self.endpoint}: the first {HANDFUL} questions all failed ({reason}); check "
+                           f"--base-url and the model's name, the same command goes on")
+        return Missing(reason, unanswered=True)
+
+    # ---- many questions
+
     def one(self, question: Question) -> Any:
-        """`ask` of one question, from any thread and without a bar: for work whose next question depends on it."""
-        key = question.key(self.model)
+        """`ask` of one question, from any thread and without a bar: the next may depend on its answer."""
+        key = self.key(question)
         value = self.recall(question, key)
         if value is None:
-            with self._opening:
-                if not self._file:
-                    self._open()
+            self._open()
             value = self._answer(question, key)
         return value
 
     def ask(self, questions: Iterable[Question], total: int | None = None, desc: str = "ask") -> list[Any]:
-        """A value, or Missing, for each question, in order. total: how many there are, for the progress bar.
+        """A value, or Missing, for each question, in order. total: how many at most, for the bar.
 
-        The same question twice is one call. Raises BadInput where going on makes no sense; what was answered is kept.
+        The same question twice is one call. Raises BadInput where going on makes no sense; what was
+        answered is kept.
         """
         keys, found, running = [], {}, {}                # running: future -> key
-
-        def settle(least):
-            while len(running) > least:
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    found[running.pop(future)] = future.result()
-                    left = self.spent / max(1, self.calls) * ((total or len(keys)) - len(keys) + len(running))
-                    bar.set_postfix_str(f"${self.spent:.4f} spent, about ${left:.4f} to go", refresh=False)
-                    bar.update()
         with ThreadPoolExecutor(self.workers) as pool, tqdm(total=total, desc=desc, unit="question") as bar:
             try:
                 for question in questions:
-                    key = question.key(self.model)
+                    key = self.key(question)
                     keys.append(key)
-                    if key in found or key in running.values():
-                        bar.update()
-                        continue
-                    value = self.recall(question, key)
-                    if value is None and not self._file:
-                        self._open()
+                    if key not in found and key not in running.values():
                         value = self.recall(question, key)
-                    if value is not None:
-                        found[key] = value
-                        bar.update()
-                        continue
-                    running[pool.submit(self._answer, question, key)] = key
-                    settle(2 * self.workers)             # those in memory
-                settle(0)
+                        if value is None:
+                            self._open()
+                            running[pool.submit(self._answer, question, key)] = key
+                        else:
+                            found[key] = value
+                    _settle(running, found, 2 * self.workers)            # so many are in memory
+                    self._show(bar, len(keys), len(running))
+                bar.total = len(keys)
+                while running:
+                    _settle(running, found, len(running) - 1)
+                    self._show(bar, len(keys), len(running))
             finally:
                 pool.shutdown(cancel_futures=True)       # those under way are paid for: wait for them
         return [found[key] for key in keys]
 
-    def count(self, questions: Iterable[Question]) -> dict:
-        """The dry run: how many `questions`, of these `calls` not in the file yet, their `tokens_in`, `tokens_out`, `cost`.
+    def _show(self, bar: tqdm, drawn: int, running: int) -> None:
+        left = (bar.total or drawn) - drawn + running
+        each = self.spent / max(1, self.calls)
+        about = "about " if self.estimated else ""
+        bar.set_postfix_str(f"{about}${self.spent:.4f} spent, about ${each * left:.4f} to go", refresh=False)
+        bar.update(drawn - running - bar.n)
 
-        Tokens and dollars are estimates, see `Question.tokens`, for one reply to each call.
+    def count(self, questions: Iterable[Question]) -> dict:
+        """The dry run: `questions`, of these `same` as another, `answered` already and `calls` to make.
+
+        `tokens_in`, `tokens_out` and `cost` in dollars are estimates, see `Question.tokens`, for one
+        reply to each call.
         """
-        n, new, totals = 0, set(), [0, 0]
-        for n, question in enumerate(questions, 1):
-            key = question.key(self.model)
-            if key not in new and self.recall(question, key) is None:
-                new.add(key)
-                totals = [a + b for a, b in zip(totals, question.tokens())]
-        return {"questions": n, "calls": len(new), "tokens_in": totals[0], "tokens_out": totals[1],
-                "cost": sum(price * tokens for price, tokens in zip(self.prices, totals))}
+        counts = dict.fromkeys(("questions", "same", "answered", "calls", "tokens_in", "tokens_out"), 0)
+        seen = set()
+        for question in questions:
+            key = self.key(question)
+            counts["questions"] += 1
+            if key in seen:
+                counts["same"] += 1
+            elif self.recall(question, key) is not None:
+                counts["answered"] += 1
+            else:
+                tokens_in, tokens_out = question.tokens()
+                counts["calls"] += 1
+                counts["tokens_in"] += tokens_in
+                counts["tokens_out"] += tokens_out
+            seen.add(key)
+        price_in, price_out = self.prices
+        cost = price_in * counts["tokens_in"] + price_out * counts["tokens_out"]
+        return {**counts, "cost": cost}
+
+
+def _settle(running: dict[Future, str], found: dict[str, Any], most: int) -> None:
+    """Wait until at most `most` are running, and move what is answered from `running` to `found`."""
+    while len(running) > most:
+        for future in wait(running, return_when=FIRST_COMPLETED).done:
+            found[running.pop(future)] = future.result()

@@ -1,306 +1,246 @@
 """What does a judge see, and what does it say? (Sec. 3.2)
 
-    python judge.py --n 40 --out out/world       # write 40 samples of the tiny world as a benchmark: manifest, videos
-    python evaluate.py --manifest out/world/bench.jsonl --videos source=out/world/source --judge oracle
+Three judges, chosen by `python -m rvebench.score --judge`:
 
-A benchmark is a manifest, data.py's record with an `id` and a `subset`; a method is a folder of <id>.mp4. Three judges:
-
-    openai   any OpenAI-compatible endpoint (ask.py), asked as VIEScore asks: once with frames of source and edit about
-             semantic consistency (EA, PC), once with frames of the edit alone about perceptual quality (GN, GR)
+    openai   any OpenAI-compatible endpoint (ask.py), asked as VIEScore asks: once with frames of source
+             and edit about semantic consistency (EA, PC), once with frames of the edit alone about
+             perceptual quality (GN, GR)
     oracle   for samples of the tiny world, whose right answer it renders again; it needs no model
-    vila     a local VLM's verdict. One question has one answer, so there is one score, "Yes" = 10 sigmoid(z_yes - z_no),
-             and none of EA, PC, GN, GR: four numbers made out of one margin would be invented
+    vila     a local VLM's verdict. One question has one answer, so there is one score,
+             "Yes" = 10 sigmoid(z_yes - z_no), and none of EA, PC, GN, GR: four numbers made out of one
+             margin would be invented
 
-Types of in-context generation have no PC. What a judge does not say is `Missing` with the reason, and never a number.
+The scores, each from 0 to 10: EA edit accuracy, PC preservation consistency, GN generation naturalness,
+GR generation realism. In-context generation has no PC. A video in which nothing was changed has PC 10
+by construction; `--references` scores it as a method of its own, and shows what doing nothing gets.
+What a judge does not say is `Missing` with the reason, and never a number.
 
-Axis letters: F frames, H W pixels. A clip is (F, H, W, 3), uint8, as data.read_pixels gives it.
+A verdict is {"EA": ..., "PC": ..., "GN": ..., "GR": ...} or {"Yes": ...}; one of a service has its
+"reasons", too, and where half of it is missing "missing", why.
+
+Axis letters: F frames, H W pixels. A clip is (F, H, W, 3), uint8, as common.video.read_pixels gives it.
 """
 
-import hashlib
 import json
-import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
 from typing import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
 from PIL import Image
 
-from tiny import world
-from rvebench.ask import Missing, Question, parse_json, read_rows
+from common.files import BadInput
+from common.video import read_pixels, read_video
 from critic import Critic
-from data import FIELDS, SUBSET_OF, manifest_lines, manifest_record
-from common.files import BadInput, Parser, atomic_write, run_script
-from common.video import read_pixels, read_video, write_video
+from data import SUBSET_OF
+from rvebench.ask import Missing, Question, parse_json
+from rvebench.benchmark import SCORES, Sample
+from tiny import world
 
-SCORES = ("EA", "PC", "GN", "GR")
 SIDE = 512                                               # frames are shown to a service at most this wide and high
-PROMPT = "judge-1"                                       # goes into the cache's keys: change it with the wording
+TOKENS = 2048                                            # of a reply, at most; a reasoning model thinks within them
+PROMPT = "judge-2"                                       # part of a reply's key: change it with the wording
 
 
-# -------------------------------------------------------------------------------------------------- the benchmark
+# -------------------------------------------------------------------------------- what a service is asked
 
-@dataclass(frozen=True)
-class Sample:
-    """A line of the manifest. subset: a name for the tables; whether there is a PC goes by the type."""
-    id: str
-    subset: str
-    type: str
-    instruction: str
-    source: Path
-    target: Path
-    index: int = 0                                       # its place in the whole manifest
-
-    @property
-    def scores(self) -> tuple[str, ...]:
-        """Which scores it has: in-context generation has no PC."""
-        return tuple(name for name in SCORES if name != "PC" or SUBSET_OF[self.type] == "rave")
-
-
-def read_manifest(path: str | Path, subset: str | None = None) -> list[Sample]:
-    """The samples of a benchmark, or of one subset of it, in order.
-
-    `subset` is "rave" or "icvg", after the type, where a line has none. Raises BadInput, naming file:line, for the
-    first line that is wrong, an id that is there twice or no file name, or a video that is not there.
-    """
-    path, samples = Path(path), {}
-    for number, line in manifest_lines(path):
-        try:
-            record = manifest_record(line)
-            name, group = record.get("id"), record.get("subset", SUBSET_OF[record["type"]])
-            if not isinstance(name, str) or not re.fullmatch(r"[^/\\\0]+", name) or name.startswith("."):
-                raise BadInput(f"the id is {json.dumps(name)[:40]}; give a text that can be a file's name")
-            if name in samples:
-                raise BadInput(f"the id {name!r} is there twice; give each line its own")
-            if not isinstance(group, str) or not group.strip():
-                raise BadInput(f"the subset is {json.dumps(group)[:40]}; give a text, or leave it out")
-            videos = [path.parent / record[field] for field in FIELDS[:2]]
-            for video in videos:
-                if not video.exists():
-                    raise BadInput(f"{video}: there is no such video; correct the path")
-        except BadInput as error:
-            raise BadInput(f"{path}:{number}: {error}") from error
-        samples[name] = Sample(name, group, record["type"], record["instruction"], *videos, len(samples))
-    found = [s for s in samples.values() if subset in (None, s.subset)]
-    if not found:
-        there = ", ".join(dict.fromkeys(s.subset for s in samples.values()))
-        raise BadInput(f"--subset {subset}: {path} has none of it; choose one of {there}" if samples else
-                       f"{path}: holds no sample; write one JSON object on each line")
-    return found
-
-
-def methods(named: list[str]) -> dict[str, Path]:
-    """{name: folder} of --videos NAME=DIR. Raises BadInput."""
-    found = {}
-    for text in named:
-        name, _, folder = text.partition("=")
-        if not (name.strip() and folder) or "/" in name or name.startswith("."):
-            raise BadInput(f"--videos {text}: must be NAME=DIR, such as ours=out/ours")
-        if name in found:
-            raise BadInput(f"--videos {text}: there are two methods named {name}; rename one")
-        if not Path(folder).is_dir():
-            raise BadInput(f"--videos {text}: there is no such folder; correct the path")
-        found[name] = Path(folder)
-    return found
-
-
-# -------------------------------------------------------------------------------------------- what a service is asked
-
-SYSTEM = ("You are a strict and fair judge of edited videos. You see a few frames, evenly spaced and in order of time. "
-          "Judge only what can be seen. Give each score as a number from 0 to 10, and first the reason for it.")
-ASKED = {
-    "EA": "EA, edit accuracy: does the edit show what the instruction asks for, with all that follows from it in the "
-          "real world? 0: nothing of it, or something else. 10: all of it.",
-    "PC": "PC, preservation consistency: is everything that the instruction gives no cause to change as it was in the "
-          "source? 0: an unrelated scene. 10: nothing else has changed.",
-    "GN": "GN, generation naturalness: do things move and change smoothly and as they would? 0: jumps, flicker or "
-          "frozen nonsense. 10: like a filmed shot.",
-    "GR": "GR, generation realism: is each frame free of artefacts, distortions and unnatural textures? 0: broken "
-          "everywhere. 10: none."}
-CONTEXT = {"rave": "The instruction only hints at the edit: infer what the scene should come to look like.",
-           "icvg": "The instruction leads from the source to a later clip of the same story: infer what it should show."}
+SYSTEM = (
+    "You are a strict and fair judge of edited videos. You see a few frames, evenly spaced and in "
+    "order of time. Judge only what can be seen. Give each score as a number from 0 to 10, and first "
+    "the reason for it.")
+CRITERIA = {
+    "EA": "EA, edit accuracy: does the edit show what the instruction asks for, with all that follows "
+          "from it in the real world? 0: nothing of it, or something else. 10: all of it.",
+    "PC": "PC, preservation consistency: is everything that the instruction gives no cause to change "
+          "as it was in the source? 0: an unrelated scene. 10: nothing else has changed.",
+    "GN": "GN, generation naturalness: do things move and change smoothly and as they would? "
+          "0: jumps, flicker or frozen nonsense. 10: like a filmed shot.",
+    "GR": "GR, generation realism: is each frame free of artefacts, distortions and unnatural "
+          "textures? 0: broken everywhere. 10: none."}
+CONTEXT = {
+    "rave": "The instruction only hints at the edit: infer what the scene should come to look like.",
+    "icvg": "The instruction leads from the source to a later clip of the same story: infer what it "
+            "should show."}
+UNCHANGED = ("An edit can fail so that source and edit look the same. Compare them before you score: "
+             "where nothing was done, EA is 0.")
 
 
 def answer_schema(names: Iterable[str]) -> dict:
     """The JSON schema of an answer: the reason first, so that a score is given after it."""
-    number = {"type": "number", "minimum": 0, "maximum": 10}
-    fields = {"reason": {"type": "string"}, **dict.fromkeys(names, number)}
-    return {"type": "object", "properties": fields, "required": list(fields), "additionalProperties": False}
+    score = {"type": "number", "minimum": 0, "maximum": 10}
+    fields = {"reason": {"type": "string"}}
+    for name in names:
+        fields[name] = score
+    return {"type": "object", "properties": fields, "required": list(fields),
+            "additionalProperties": False}
 
 
 def validator(names: Iterable[str]) -> Callable[[str], dict]:
-    """reply -> {name: score, "reason": text}. Raises ValueError for anything but numbers in 0..10 and a text."""
-    def validate(reply):
+    """reply -> {name: score, "reason": text}.
+
+    Raises ValueError for a reply without JSON, and for all but numbers in 0..10 and a text.
+    """
+
+    def validate(reply: str) -> dict:
         answer = parse_json(reply)
+        found = {}
         for name in names:
-            value = answer.get(name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 10:
-                raise ValueError(f"{name} is {json.dumps(value)[:40]}, and no number from 0 to 10")
+            score = answer.get(name)
+            is_number = isinstance(score, (int, float)) and not isinstance(score, bool)
+            if not is_number or not 0 <= score <= 10:
+                raise ValueError(f"{name} is {json.dumps(score)[:80]}, and no number from 0 to 10")
+            found[name] = float(score)
         if not isinstance(answer.get("reason"), str):
             raise ValueError("there is no reason")
-        return {**{name: float(answer[name]) for name in names}, "reason": answer["reason"]}
+        return {**found, "reason": answer["reason"]}
     return validate
 
 
-def shown(path: Path, frames: int) -> list[np.ndarray]:
-    """`frames` frames (H, W, 3) of a clip, uniformly spaced, the first and the last among them, within SIDE pixels.
+def pick_frames(path: Path, frames: int) -> list[np.ndarray]:
+    """`frames` frames (H, W, 3) of a clip, uniformly spaced, first and last among them, within SIDE pixels.
 
     Raises BadInput where it is missing, unreadable or shorter.
     """
-    clip = read_pixels(path, frames)
+    clip = read_pixels(path, frames)                                         # (F, H, W, 3)
     picked = clip[np.linspace(0, len(clip) - 1, frames).round().astype(int)]
-    scale = min(1, SIDE / max(clip.shape[1:3]))
+    height, width = clip.shape[1:3]
+    scale = min(1, SIDE / max(height, width))
     if scale == 1:
-        return list(picked.copy())                       # not a view: the clip itself is let go
-    size = round(clip.shape[2] * scale), round(clip.shape[1] * scale)
-    return [np.asarray(Image.fromarray(x).resize(size, Image.Resampling.BICUBIC)) for x in picked]
+        return list(picked.copy())                       # a copy, so that the clip itself is let go
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return [np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC))
+            for frame in picked]
 
 
-def questions(sample: Sample, source: list[np.ndarray], edited: list[np.ndarray], repeat: int = 0) -> list[Question]:
-    """The two questions about an edit: semantic consistency (source and edit) and perceptual quality (edit alone)."""
-    consistency = [name for name in sample.scores if name in ("EA", "PC")]
-    head = f"{CONTEXT[SUBSET_OF[sample.type]]}\nInstruction: {sample.instruction}\nScore:\n"
-    ask = lambda prompt, names, parts: Question(
-        f"{PROMPT}-{prompt}", SYSTEM, parts, answer_schema(names), validator(names), repeat, sample.id)
-    return [ask("consistency", consistency, [head + "\n".join(ASKED[name] for name in consistency),
-                                             "Frames of the source:", *source, "Frames of the edit:", *edited]),
-            ask("quality", ["GN", "GR"], [f"Score:\n{ASKED['GN']}\n{ASKED['GR']}", "Frames of the edit:", *edited])]
+def consistency_question(sample: Sample, source: list[np.ndarray], edited: list[np.ndarray],
+                         repeat: int = 0, max_tokens: int = TOKENS) -> Question:
+    """Semantic consistency: source and edit, and how well the edit does what the instruction asks."""
+    names = [name for name in sample.scores if name in ("EA", "PC")]
+    text = "\n".join([CONTEXT[SUBSET_OF[sample.type]], f"Instruction: {sample.instruction}", UNCHANGED,
+                      "Score:", *[CRITERIA[name] for name in names]])
+    parts = [text, "Frames of the source:", *source, "Frames of the edit:", *edited]
+    return Question(f"{PROMPT}-consistency", SYSTEM, parts, answer_schema(names), validator(names),
+                    repeat, sample.id, max_tokens)
 
 
-def service(jobs: list[tuple[Sample, Path]], frames: int, repeat: int = 1) -> tuple[Iterator[Question], Callable]:
-    """(questions, verdicts) about edits, each a sample and a video: pass `questions` to Client.ask or Client.count.
+def quality_question(sample: Sample, edited: list[np.ndarray], repeat: int = 0,
+                     max_tokens: int = TOKENS) -> Question:
+    """Perceptual quality: the edit alone, without the instruction."""
+    names = ["GN", "GR"]
+    text = "\n".join(["Score:", *[CRITERIA[name] for name in names]])
+    parts = [text, "Frames of the edit:", *edited]
+    return Question(f"{PROMPT}-quality", SYSTEM, parts, answer_schema(names), validator(names),
+                    repeat, sample.id, max_tokens)
 
-    They are made as they are drawn, from one source and one edit at a time. verdicts(values) turns the answers, in
-    order, into a list of `repeat` verdicts for each job: {"EA": ..., "reasons": [two texts]} or Missing.
+
+class ServiceJudge:
+    """Edits, each a sample and a video, as questions to a service, and its answers as verdicts.
+
+        judge = ServiceJudge(jobs, frames=8)
+        answers = client.ask(judge.questions(), judge.most)
+        verdicts = judge.verdicts(answers)               # for each job a list of `repeat` verdicts
     """
-    unseen, slots = {}, []
 
-    def draw():
-        last = None, None
-        for k, (sample, path) in enumerate(jobs):
+    def __init__(self, jobs: list[tuple[Sample, Path]], frames: int, repeat: int = 1,
+                 max_tokens: int = TOKENS):
+        self.jobs, self.frames, self.repeat, self.max_tokens = jobs, frames, repeat, max_tokens
+        self.most = 2 * repeat * len(jobs)               # questions; a video that cannot be read has none
+        self._asked: list[tuple[int, int]] = []          # (job, repeat) of each question, in order
+        self._unseen: dict[int, Missing] = {}            # by job: why it has no questions
+
+    def questions(self) -> Iterator[Question]:
+        """Two for each job and repeat, made as they are drawn: one source and one edit are in memory."""
+        source_path, source = None, []
+        for k, (sample, path) in enumerate(self.jobs):
             try:
-                edited = shown(path, frames)
-                if last[0] != sample.source:
-                    last = sample.source, shown(sample.source, frames)
+                edited = pick_frames(path, self.frames)
+                if sample.source != source_path:
+                    source = pick_frames(sample.source, self.frames)
+                    source_path = sample.source
             except BadInput as error:
-                unseen[k] = Missing(str(error))
+                self._unseen[k] = Missing(str(error))
                 continue
-            for r in range(repeat):
-                for question in questions(sample, last[1], edited, r):
-                    slots.append((k, r))
-                    yield question
+            for repeat in range(self.repeat):
+                self._asked += [(k, repeat)] * 2
+                yield consistency_question(sample, source, edited, repeat, self.max_tokens)
+                yield quality_question(sample, edited, repeat, self.max_tokens)
 
-    def verdicts(values):
-        parts = {}
-        for slot, value in zip(slots, values, strict=True):
-            parts.setdefault(slot, []).append(value)
-        return [[unseen[k] if k in unseen else _both(*parts[k, r]) for r in range(repeat)] for k in range(len(jobs))]
-    return draw(), verdicts
-
-
-def _both(consistency, quality) -> dict | Missing:
-    wrong = [f"{name}: {value.reason}" for name, value in (("consistency", consistency), ("quality", quality))
-             if isinstance(value, Missing)]
-    if wrong:
-        return Missing("; ".join(wrong))
-    return {**{name: x for value in (consistency, quality) for name, x in value.items() if name != "reason"},
-            "reasons": [consistency["reason"], quality["reason"]]}
+    def verdicts(self, answers: list) -> list[list[dict | Missing]]:
+        """`repeat` verdicts for each job, from the answers to its questions, in order."""
+        halves = {}
+        for slot, answer in zip(self._asked, answers, strict=True):
+            halves.setdefault(slot, []).append(answer)
+        found = []
+        for k in range(len(self.jobs)):
+            if k in self._unseen:
+                found.append([self._unseen[k]] * self.repeat)
+            else:
+                found.append([join_halves(*halves[k, repeat]) for repeat in range(self.repeat)])
+        return found
 
 
-# ------------------------------------------------------------------------------------------------------ local judges
-
-class Kept:
-    """What took long to find out, in an append-only file of JSON lines, by key: a rerun does not find it out again."""
-
-    def __init__(self, path: Path):
-        self.path, self.values, self._lock = path, {}, Lock()
-        whole = read_rows(path, "line", lambda row: self.values.update({row["key"]: row["value"]}))
-        if path.exists() and path.stat().st_size > whole:                                  # a crash has cut the last line off
-            os.truncate(path, whole)
-
-    def __call__(self, parts: list, find: Callable[[], dict]) -> dict:
-        """The value of what `parts` (for JSON) name: find() where it is not there; what that raises is not kept."""
-        key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-        if key not in self.values:
-            value = find()
-            with self._lock:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                with self.path.open("ab") as file:
-                    file.write(json.dumps({"key": key, "value": value}).encode() + b"\n")
-                self.values[key] = value
-        return self.values[key]
+def join_halves(consistency: dict | Missing, quality: dict | Missing) -> dict | Missing:
+    """One verdict of two answers. Where one is missing the other's scores count; of two there is none."""
+    verdict, reasons, missing, unanswered = {}, [], [], False
+    for name, answer in (("consistency", consistency), ("quality", quality)):
+        if isinstance(answer, Missing):
+            missing.append(f"{name}: {answer.reason}")
+            unanswered |= answer.unanswered
+        else:
+            verdict |= {key: score for key, score in answer.items() if key != "reason"}
+            reasons.append(answer["reason"])
+    if not verdict:
+        return Missing("; ".join(missing), unanswered)
+    verdict["reasons"] = reasons
+    if missing:
+        verdict |= {"missing": missing, "unanswered": unanswered}
+    return verdict
 
 
-WORLD_ID = re.compile(rf"({'|'.join(world.SUBSETS)})-({'|'.join(world.SPLITS)})-(\d+)")
+# ------------------------------------------------------------------------------------------- local judges
+
+WORLD_ID = re.compile(rf"({'|'.join(world.SUBSETS)})-({'|'.join(world.SPLITS)})-(\d{{1,18}})")
 
 
 def world_triplet(sample: Sample) -> world.Triplet:
-    """The triplet that a sample of the tiny world is, by its id, "rave-test-7". Raises BadInput where it is none."""
+    """The triplet that a sample of the tiny world is, by its id, "rave-test-7". Raises BadInput."""
     found = WORLD_ID.fullmatch(sample.id)
-    triplet = found and world.make_triplet(int(found[3]), found[1], found[2])
-    if not triplet or triplet.instruction != sample.instruction:
-        raise BadInput(f"{sample.id}: is no sample of the tiny world, and the oracle knows no other; choose another "
-                       f"--judge")
-    return triplet
+    if found:
+        subset, split, index = found.groups()
+        triplet = world.make_triplet(int(index), subset, split)
+        if triplet.instruction == sample.instruction:
+            return triplet
+    raise BadInput(f"{sample.id[:80]}: is no sample of the tiny world, and the oracle knows no other; "
+                   f"choose another --judge")
 
 
 def oracle(sample: Sample, path: Path) -> dict:
-    """The tiny world's own judge: EA, PC, GN, GR. Raises BadInput where it is no sample of that, or cannot be read.
+    """The tiny world's own judge: EA, PC, GN, GR.
 
-    The video went through a codec: the target itself gets no full 10.
+    Raises BadInput where it is no sample of that, or cannot be read. The video went through a codec:
+    the target itself gets no full 10.
     """
     triplet = world_triplet(sample)
-    return world.judge(triplet, read_video(path, *triplet.target.shape[::2], triplet.target.shape[3]))
+    frames, _, height, width = triplet.target.shape
+    return world.judge(triplet, read_video(path, frames, height, width))
 
 
 def vila(model) -> Callable[[Sample, Path], dict]:
-    """judge(sample, path) -> {"Yes": 10 sigmoid(z_yes - z_no)}: the verdict of the model's own VLM, asked as the critic.
+    """judge(sample, path) -> {"Yes": 10 sigmoid(z_yes - z_no)}: the model's own VLM, asked as the critic.
 
     It raises BadInput where a video cannot be read, or the verdict is not finite.
     """
-    critic, size = Critic(model), (model.preset.frames, model.preset.height, model.preset.width)
+    critic = Critic(model)
+    size = model.preset.frames, model.preset.height, model.preset.width
 
-    def judge(sample, path):
-        source, edited = (read_video(x, *size)[None].to(model.device) for x in (sample.source, path))
+    def judge(sample: Sample, path: Path) -> dict:
+        source = read_video(sample.source, *size)[None].to(model.device)     # (1, F, 3, H, W)
+        edited = read_video(path, *size)[None].to(model.device)
         with torch.no_grad(), model.precision():
-            yes = 10 * float(critic.margin(source, edited, [sample.instruction]).double().sigmoid())
+            margin = critic.margin(source, edited, [sample.instruction])
+        yes = 10 * float(margin.double().sigmoid())
         if not 0 <= yes <= 10:
             raise BadInput(f"{path}: the verdict is not finite")
         return {"Yes": yes}
     return judge
-
-
-# --------------------------------------------------------------------------------------- the tiny world as a benchmark
-
-def export_world(out: Path, n: int = 40, split: str = "test") -> None:
-    """Write `n` samples, of rave and icvg in turn, with videos in source/ and target/ and the manifest bench.jsonl."""
-    rows = []
-    for k in range(n):
-        subset = ("rave", "icvg")[k % 2]
-        triplet = world.make_triplet(k // 2, subset, split)
-        name = f"{subset}-{split}-{k // 2}"
-        paths = {}
-        for field, video in zip(FIELDS, (triplet.source, triplet.target)):
-            paths[field] = f"{field.split('_')[0]}/{name}.mp4"
-            write_video(out / paths[field], video)
-        rows.append({"id": name, "subset": subset, **paths, "instruction": triplet.instruction, "type": triplet.type})
-    atomic_write(out / "bench.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-
-
-def main(argv=None) -> None:
-    parser = Parser(description="Write samples of the tiny world as a benchmark.")
-    parser.add_argument("--n", type=int, default=40, help="how many samples, of rave and icvg in turn")
-    parser.add_argument("--split", default="test", choices=world.SPLITS, help="of the tiny world")
-    parser.add_argument("--out", type=Path, default=Path("out/world"), help="folder of the manifest and the videos")
-    args = parser.parse_args(argv)
-    if args.n < 1:
-        raise BadInput(f"--n {args.n}: must be at least 1; 40 will do")
-    export_world(args.out, args.n, args.split)
-    print(f"wrote {args.out}/bench.jsonl and the videos of {args.n} samples")
-
-
-if __name__ == "__main__":
-    run_script(main)

@@ -1,225 +1,326 @@
-"""How good is any method, on any benchmark? Videos, the judge, the tables (Sec. 5); the flags are evaluate.py's.
+"""How good is any method, on any benchmark? Its videos, a judge, VBench's measures, the tables (Sec. 5).
 
-    python evaluate.py --manifest bench.jsonl --videos ours=out/ours --judge oracle --out results
+    python -m rvebench.score --manifest bench.jsonl --videos ours=out/ours --judge openai --out results
+    python -m rvebench.score --manifest bench.jsonl --videos ours=out/ours --judge openai --dry-run \\
+        --price-in 2.5 --price-out 10                            # what it would cost; asks nothing
+    python -m rvebench.score --manifest bench.jsonl --checkpoint out/uso --judge vila   # makes its videos first
+    python -m rvebench.score --manifest bench.jsonl --videos ours=out/ours --dino facebook/dino-vitb16 \\
+        --clip openai/clip-vit-base-patch32                      # no judge; more of VBench's measures
 
-Writes scores.jsonl (one row a sample and method), table.md, report.html, about.json and what needs no second time:
-replies.jsonl (ask.py), kept.jsonl. A video that is missing, unreadable or too short is listed and counted, never scored.
+Writes scores.jsonl (one row a sample and method), about.json, table.md, report.html, and what needs no
+second time: replies.jsonl (ask.py) and kept.jsonl. The same command goes on after a stop. A video that is
+missing, unreadable or too short is listed and counted, never scored.
 
 Axis letters: F frames, H W pixels.
 """
 
+import argparse
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Callable, NamedTuple
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from rvebench import judge
-from rvebench import quality
-from rvebench import report
-from tiny import world
-from rvebench.ask import Client, Missing
-from critic import load_model
-from common.files import BadInput, atomic_write
-from data import fingerprint, hash_video
-from common.video import read_pixels, read_video, write_video
-from model import FROZEN, TRAINED
+from common.distributed import device
+from common.files import BadInput, Parser, at_least_0, atomic_write, between, positive, run_script
 from common.intervals import COLUMNS, geometric_mean, overall
-from rvebench.scores import as_markdown, run_name
-from rvebench.tables import judge_variance, read_human, study_table, tables
-from common.files import is_of, start_afresh
+from common.jsonl import Cache, write_rows
+from common.video import hash_video, read_pixels
+from data import fingerprint
+from evaluate import run_name
+from model import load_model
+from rvebench import judge, quality, report
+from rvebench.ask import Client, Missing
+from rvebench.benchmark import SCORES, Sample, read_manifest, read_methods
+from rvebench.generate import generate
+from rvebench.scores import as_markdown
+from rvebench.tables import read_human, tables
+from tiny import world
 
 
-def generate(model, samples: list, folder: Path, steps: int, guidance: float, seed: int, batch: int) -> dict[str, str]:
-    """Edit the samples of a benchmark into folder/<id>.mp4, those that are not there yet; {id: why} where that fails.
+class Edit(NamedTuple):
+    """What is scored: the video of one method of one sample."""
+    sample: Sample
+    method: str
+    path: Path
 
-    The noise of a sample comes from seed + its place in the manifest. Other settings or weights start afresh. Raises
-    BadInput for an instruction that the model cannot take; a source that cannot be read fails alone.
+
+# ----------------------------------------------------------------------------------- measures and judges
+
+def measure_videos(edits: list[Edit], measures: quality.Measures, cache: Cache,
+                   workers: int) -> list[tuple[str | None, dict]]:
+    """(why it cannot be scored, {column: value}) of each edit: every video is read to its end.
+
+    One clip is in memory for each of the workers.
     """
-    settings = {"checkpoint": fingerprint(model, (*FROZEN, *TRAINED)), "steps": steps, "guidance": guidance,
-                "seed": seed}
-    if not is_of(folder, settings):
-        start_afresh(folder, settings, "*.mp4")
-    failed = {}
-    todo = [s for s in samples if not (folder / f"{s.id}.mp4").exists()]
-    size = model.preset.frames, model.preset.height, model.preset.width
-    with tqdm(total=len(samples), initial=len(samples) - len(todo), desc="generate", unit="sample") as bar:
-        while todo:
-            now = [s for k, s in enumerate(todo[:batch]) if s.index == todo[0].index + k]  # row k has the noise seed + k
-            todo, sources = todo[len(now):], []
-            for s in now:
-                try:
-                    sources.append(read_video(s.source, *size))
-                except BadInput as error:
-                    failed[s.id] = f"no source: {error}"
-                    sources.append(torch.zeros(size[0], 3, *size[1:]))             # so that the others keep their noise
-            try:
-                edits = model.sample(torch.stack(sources).to(model.device), [s.instruction for s in now], steps,
-                                     guidance, seed + now[0].index).float().cpu()
-            except ValueError as error:
-                raise BadInput(f"the manifest: {error}") from error
-            for s, video in zip(now, edits):
-                if s.id not in failed and not video.isfinite().all():
-                    failed[s.id] = "the model's video is not finite"
-                if s.id not in failed:
-                    write_video(folder / f"{s.id}.mp4", video)
-            bar.update(len(now))
-    return failed
 
+    def measure(edit: Edit) -> tuple[str | None, dict]:
+        text = edit.sample.instruction
 
-def look(jobs: list, measures, kept, workers: int) -> list[tuple[str | None, dict]]:
-    """(why it cannot be scored, {column: value}) of each job, (sample, method, video): every video, to its end.
-
-    One clip is in memory for each of the workers; what was measured before is `kept`.
-    """
-    def one(job):
-        sample, _, path = job
+        def find():
+            pixels = read_pixels(edit.path, least=2).transpose(0, 3, 1, 2)   # (F, 3, H, W)
+            return measures(torch.from_numpy(np.ascontiguousarray(pixels)), text)
         try:
-            if not path.is_file():                       # what was seen once may be gone
-                raise BadInput(f"{path}: there is no such video; correct the path")
-            return None, kept(["quality", measures.stamp, sample.instruction, hash_video(path)], lambda: measures(
-                torch.from_numpy(np.ascontiguousarray(read_pixels(path, 2).transpose(0, 3, 1, 2))), sample.instruction))
+            if not edit.path.exists():                   # what was seen once may be gone
+                raise BadInput(f"{edit.path}: there is no such video; correct the path")
+            return None, cache.get(["quality", measures.stamp, text, hash_video(edit.path)], find)
         except ValueError as error:                      # BadInput, or features that are not finite
             return str(error), {}
     with ThreadPoolExecutor(workers) as pool:
-        return list(tqdm(pool.map(one, jobs), total=len(jobs), desc="look", unit="video"))
+        found = pool.map(measure, edits)
+        return list(tqdm(found, total=len(edits), desc="measure", unit="video"))
 
 
-def ask_local(jobs: list, ask, stamp: str, kept) -> list:
-    """The verdicts of a local judge(sample, video), a list of one for each job: scores or Missing."""
+def ask_local(edits: list[Edit], ask: Callable[[Sample, Path], dict], stamp: str, cache: Cache) -> list:
+    """The verdicts of a local judge, a list of one for each edit: scores or Missing."""
     verdicts = []
-    for sample, _, path in tqdm(jobs, desc="judge", unit="video"):
+    for sample, _, path in tqdm(edits, desc="judge", unit="video"):
+        name = ["judge", stamp, sample.id, sample.instruction, hash_video(sample.source), hash_video(path)]
         try:
-            name = ["judge", stamp, sample.id, sample.instruction, hash_video(sample.source), hash_video(path)]
-            verdicts.append([kept(name, lambda: ask(sample, path))])
+            verdicts.append([cache.get(name, lambda: ask(sample, path))])
         except ValueError as error:
             verdicts.append([Missing(str(error))])
     return verdicts
 
 
+def ask_service(edits: list[Edit], client: Client, args: argparse.Namespace) -> list:
+    """The verdicts of a service, a list of --repeat for each edit."""
+    jobs = [(edit.sample, edit.path) for edit in edits]
+    service = judge.ServiceJudge(jobs, args.judge_frames, args.repeat)
+    answers = client.ask(service.questions(), service.most, "judge")
+    client.close()
+    return service.verdicts(answers)
+
+
+def ask_judge(edits: list[Edit], args: argparse.Namespace, client: Client | None, model, cache: Cache) -> list:
+    """The verdicts of --judge, a list for each edit. Raises BadInput where it knows no such sample."""
+    if args.judge == "openai":
+        return ask_service(edits, client, args)
+    if args.judge == "oracle":
+        for sample in dict.fromkeys(edit.sample for edit in edits):
+            judge.world_triplet(sample)                  # of another world: the command is wrong, no video
+        return ask_local(edits, judge.oracle, f"oracle {world.VERSION}", cache)
+    if args.judge == "vila":
+        stamp = f"vila {fingerprint(model, ('vlm',))} {model.preset}"
+        return ask_local(edits, judge.vila(model), stamp, cache)
+    return [[] for _ in edits]
+
+
 def score_row(verdicts: list) -> dict:
     """What the verdicts (scores or Missing, one a repeat) of one edit come to: for a row of scores.jsonl.
 
-    Each column is the mean over the repeats that have it; `repeats` holds those, `missing` why the others do not.
+    Each column is the mean over the repeats that have it; `repeats` holds those, `missing` why others
+    do not, `unanswered` how many of these another run asks again. Overall needs all of a verdict.
     failed: why, where no repeat is left.
     """
-    missing, repeats, reasons = [v.reason for v in verdicts if isinstance(v, Missing)], [], []
-    for v in verdicts:
-        if not isinstance(v, Missing):
-            scores = {column: v[column] for column in (*judge.SCORES, "Yes") if column in v}
-            if "EA" in v:
-                four = v["EA"], v.get("PC"), v["GN"], v["GR"]
-                scores |= {"Overall": float(overall(*four)), "Geometric mean": float(geometric_mean(*four))}
-            repeats.append(scores)
-            reasons += v.get("reasons", [])
-    means = {column: float(np.mean([r[column] for r in repeats])) for column in (repeats[0] if repeats else ())}
-    return {"failed": None if repeats or not verdicts else f"judge: {missing[-1]}",
-            **{column: means.get(column) for column in (*COLUMNS, "Yes")},
-            "missing": missing, "repeats": repeats, "reasons": reasons}
+    missing, repeats, reasons, unanswered = [], [], [], 0
+    for verdict in verdicts:
+        if isinstance(verdict, Missing):
+            missing.append(verdict.reason)
+            unanswered += verdict.unanswered
+            continue
+        scores = {name: verdict[name] for name in (*SCORES, "Yes") if name in verdict}
+        if "EA" in scores and "GN" in scores:
+            four = scores["EA"], scores.get("PC"), scores["GN"], scores["GR"]
+            scores["Overall"] = float(overall(*four))
+            scores["Geometric mean"] = float(geometric_mean(*four))
+        repeats.append(scores)
+        reasons += verdict.get("reasons", [])
+        missing += verdict.get("missing", [])
+        unanswered += verdict.get("unanswered", False)
+    row = {"failed": f"judge: {missing[-1]}" if missing and not repeats else None}
+    for column in (*COLUMNS, "Yes"):
+        found = [scores[column] for scores in repeats if column in scores]
+        row[column] = float(np.mean(found)) if found else None
+    return {**row, "missing": missing, "unanswered": unanswered, "repeats": repeats, "reasons": reasons}
 
 
-def benchmark(args) -> None:
-    """Score methods on a manifest: their videos, the judge, the tables."""
-    samples = judge.read_manifest(args.manifest, args.subset)[:args.n]
-    out, methods = Path(args.out or Path("out/eval") / Path(args.manifest).stem), judge.methods(args.videos)
-    vbench = quality.vbench_results(args.vbench_results) if args.vbench_results else {}
-    client = None
+# ------------------------------------------------------------------------------------------- the command
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = Parser(prog="python -m rvebench.score", description="Score methods on a benchmark.")
+    add = parser.add_argument_group("what is scored").add_argument
+    add("--manifest", type=Path, required=True, help="the benchmark, JSON lines (see rvebench/benchmark.py)")
+    add("--videos", action="append", default=[], metavar="NAME=DIR", help="a method's folder of <id>.mp4; repeat it")
+    add("--subset", help="only this subset of the manifest")
+    add("--n", type=positive, help="only the first N samples")
+    add("--out", type=Path, help="folder of the results (default: out/eval/<manifest>)")
+    add = parser.add_argument_group("a model as a method").add_argument
+    add("--checkpoint", help="a run's or model's folder: makes its videos first")
+    add("--steps", type=positive, default=12, help="Euler steps from noise to clip")
+    add("--guidance", type=between(0, 1000), default=1.0, help="c + g (c - uncond); 0 is none")
+    add("--batch", type=positive, default=20, help="clips generated at a time")
+    add("--seed", type=at_least_0, default=0, help="of the noise")
+    add = parser.add_argument_group("the judge").add_argument
+    add("--judge", default="none", choices=("none", "oracle", "vila", "openai"), help="who gives the scores")
+    add("--judge-model", help="openai: a model's name (without it: gpt-4o); vila: a model's folder (weights/tiny)")
+    add("--judge-frames", type=positive, default=8, help="openai: frames of source and edit that are shown")
+    add("--base-url", help="openai: another endpoint that speaks its language")
+    add("--price-in", type=between(0, 1e6), default=0., help="openai: dollars a million tokens of questions")
+    add("--price-out", type=between(0, 1e6), default=0., help="openai: dollars a million tokens of answers")
+    add("--repeat", type=positive, default=1, help="openai: judge so many times, for the judge's own variance")
+    add("--dry-run", action="store_true", help="openai: print calls, tokens and dollars, and ask nothing")
+    add("--human", type=Path, help="people's scores, CSV: id, method and columns; for the judge's correlation with them")
+    add = parser.add_argument_group("VBench's measures").add_argument
+    add("--dino", help="subject consistency: facebook/dino-vitb16, or a folder")
+    add("--clip", help="background consistency: openai/clip-vit-base-patch32, or a folder")
+    add("--viclip", help="overall consistency and ViCLIP-T: OpenGVLab/ViCLIP-L-14-hf, or a folder")
+    add("--trust-remote-code", action="store_true", help="run the code that comes with ViCLIP")
+    add("--vbench-results", type=Path, help="folder of what the vbench package wrote: motion smoothness, and the rest")
+    args = parser.parse_args(argv)
+    args.out = args.out or Path("out/eval") / args.manifest.stem
+    if not (args.videos or args.checkpoint):
+        raise BadInput("--manifest: needs a method; give --videos NAME=DIR, or --checkpoint")
+    if args.repeat > 1 and args.judge != "openai":
+        raise BadInput(f"--repeat {args.repeat}: the judge {args.judge} always says the same; pass --judge openai")
+    if args.dry_run and (args.judge != "openai" or args.checkpoint):
+        raise BadInput("--dry-run: counts what --judge openai would be asked about --videos that are there")
+    return args
+
+
+def print_estimate(edits: list[Edit], client: Client, args: argparse.Namespace) -> None:
+    """The dry run: what the judge would cost."""
+    there = [(edit.sample, edit.path) for edit in edits if edit.path.exists()]
+    service = judge.ServiceJudge(there, args.judge_frames, args.repeat)
+    bar = tqdm(service.questions(), desc="count", unit="question", total=service.most)
+    counts = client.count(bar)
+    samples, names = {edit.sample.id for edit in edits}, {edit.method for edit in edits}
+    hint = "" if args.price_in or args.price_out else " (pass --price-in and --price-out)"
+    print(f"{len(samples)} samples, {len(names)} methods, {len(edits) - len(there)} videos missing: "
+          f"{counts['questions']} questions, {counts['calls']} of them not answered yet: about "
+          f"{counts['tokens_in']:,} tokens in, {counts['tokens_out']:,} out, ${counts['cost']:.2f}{hint}")
+
+
+def describe_judge(args: argparse.Namespace, client: Client | None) -> str:
+    """The judge in words, for the head of the tables."""
+    if args.judge == "oracle":
+        return "the tiny world's oracle"
+    if args.judge == "vila":
+        return f"the VLM of {args.judge_model or args.checkpoint or 'weights/tiny'}"
     if args.judge == "openai":
-        client = Client(out / "replies.jsonl", args.judge_model or "gpt-4o", args.base_url, args.price_in,
-                        args.price_out)
+        return f"{client.model}, {args.judge_frames} frames, prompt {judge.PROMPT}"
+    return "no judge"
+
+
+def describe(args: argparse.Namespace, client: Client | None, methods: list[str],
+             measures: quality.Measures, vbench: dict) -> dict:
+    """about.json: what the tables and the page say of the whole."""
+    labels, why = dict(measures.labels), dict(measures.why)
+    for column in {column for values in vbench.values() for column in values}:
+        labels[column] = f"{column} (vbench)"
+        why.pop(column, None)
+    subset = f", subset {args.subset}" if args.subset else ""
+    times = f", {args.repeat} times" if args.repeat > 1 else ""
+    head = (f"{args.manifest.name}{subset}, judged by {describe_judge(args, client)}{times}: "
+            f"means [95 % bootstrap interval].")
+    return {"head": head, "judge": args.judge, "repeat": args.repeat, "methods": methods, "labels": labels,
+            "why": why}
+
+
+def make_rows(edits: list[Edit], measured: list, verdicts: dict[int, list], failed: dict, vbench: dict,
+              out: Path) -> list[dict]:
+    """The rows of scores.jsonl, one for each edit. failed: {(id, method): why}; paths are relative to `out`."""
+    rows = []
+    for k, (sample, method, path) in enumerate(edits):
+        unreadable, values = measured[k]
+        scores = score_row(verdicts.get(k, []))
+        scores["failed"] = failed.get((sample.id, method)) or unreadable or scores["failed"]
+        if not unreadable:
+            values = values | vbench.get((method, sample.id), {})
+        row = {"id": sample.id, "subset": sample.subset, "type": sample.type,
+               "instruction": sample.instruction, "method": method}
+        for name, video in (("source", sample.source), ("target", sample.target), ("video", path)):
+            row[name] = os.path.relpath(video, out)
+        rows.append({**row, **scores, "quality": values})
+    return rows
+
+
+def write_vbench_folders(out: Path, edits: list[Edit], methods: list[str]) -> list[str]:
+    """Links and prompts for the vbench package; returns its commands, one a method."""
+    commands = []
+    for method in methods:
+        own = [edit for edit in edits if edit.method == method]
+        videos = {edit.sample.id: edit.path for edit in own}
+        texts = {edit.sample.id: edit.sample.instruction for edit in own}
+        commands.append(quality.vbench_folder(out / "vbench", method, videos, texts))
+    return commands
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    out, client = args.out, None
+    samples = read_manifest(args.manifest, args.subset)[:args.n]
+    methods = read_methods(args.videos)
+    vbench = quality.vbench_results(args.vbench_results) if args.vbench_results else {}
+    if args.human:
+        read_human(args.human)                           # what can go wrong at the end is found out here
+    if args.judge == "openai":
+        client = Client(out / "replies.jsonl", args.judge_model or "gpt-4o", args.base_url,
+                        args.price_in, args.price_out)
     if args.dry_run:
-        jobs = [(s, folder / f"{s.id}.mp4") for s in samples for folder in methods.values()]
-        there = [job for job in jobs if job[1].is_file()]
-        told = client.count(tqdm(judge.service(there, args.judge_frames, args.repeat)[0], desc="count", unit="question",
-                                 total=2 * args.repeat * len(there)))
-        print(f"{len(samples)} samples, {len(methods)} methods, {len(jobs) - len(there)} videos missing: "
-              f"{told['questions']} questions, {told['calls']} of them not answered yet: about "
-              f"{told['tokens_in']:,} tokens in, {told['tokens_out']:,} out, ${told['cost']:.2f}"
-              + ("" if args.price_in or args.price_out else " (pass --price-in and --price-out)"))
-        return
+        return print_estimate(all_edits(samples, methods), client, args)
+
+    # What looks at the videos: the VLM of --judge vila or of --checkpoint, and the extractors.
     model, failed = None, {}
-    if args.checkpoint or args.judge == "vila":
-        model = load_model(args.judge_model if args.judge == "vila" and args.judge_model else args.checkpoint)
-        if torch.cuda.is_available():
-            model.cuda()
-    measures = quality.Measures(args.dino, args.clip, args.viclip, args.trust_remote_code, model,
-                                fingerprint(model, ("vlm",)) if model else "")
+    if args.judge == "vila":
+        model = load_model(args.judge_model or args.checkpoint).to(device())
+    elif args.checkpoint:
+        model = load_model(args.checkpoint).to(device())
+    vision = fingerprint(model, ("vlm",)) if model else ""
+    measures = quality.Measures(args.dino, args.clip, args.viclip, args.trust_remote_code, model, vision)
+
     if args.checkpoint:
         name = run_name(args.checkpoint)
         if name in methods:
             raise BadInput(f"--videos {name}=...: the checkpoint is called so, too; rename the one")
-        maker = load_model(args.checkpoint) if args.judge_model and args.judge == "vila" else model
+        has_own_judge = args.judge == "vila" and args.judge_model
+        generator = load_model(args.checkpoint).to(device()) if has_own_judge else model
         methods[name] = out / "videos" / name
-        made = generate(maker.to(model.device), samples, methods[name], args.steps, args.guidance, args.seed, args.batch)
-        failed = {(key, name): why for key, why in made.items()}
-    kept = judge.Kept(out / "kept.jsonl")
-    jobs = [(s, name, folder / f"{s.id}.mp4") for s in samples for name, folder in methods.items()]
-    seen = look(jobs, measures, kept, len(os.sched_getaffinity(0)))
-    whole = [k for k, (why, _) in enumerate(seen) if not why]
-    good, verdicts = [jobs[k] for k in whole], [[] for _ in whole]
-    if args.judge == "openai":
-        asked, gather = judge.service([(s, path) for s, _, path in good], args.judge_frames, args.repeat)
-        verdicts = gather(client.ask(asked, 2 * args.repeat * len(good), "judge"))
-        client.close()
-    elif args.judge == "oracle":
-        for s in dict.fromkeys(s for s, *_ in good):     # of another world: no one's fault but the command's
-            judge.world_triplet(s)
-        verdicts = ask_local(good, judge.oracle, f"oracle {world.VERSION}", kept)
-    elif args.judge == "vila":
-        verdicts = ask_local(good, judge.vila(model), f"vila {fingerprint(model, ('vlm',))} {model.preset}", kept)
-    verdicts, rows, near = dict(zip(whole, verdicts)), [], lambda path: os.path.relpath(path, out)
-    for k, (s, name, path) in enumerate(jobs):
-        scores = score_row(verdicts.get(k, []))
-        scores["failed"] = failed.get((s.id, name)) or seen[k][0] or scores["failed"]
-        rows.append({"id": s.id, "subset": s.subset, "type": s.type, "instruction": s.instruction, "method": name,
-                     "source": near(s.source), "target": near(s.target), "video": near(path), **scores,
-                     "quality": seen[k][1] | vbench.get((name, s.id), {}) if not seen[k][0] else {}})
-    labels, why = dict(measures.labels), dict(measures.why)
-    for column in {c for values in vbench.values() for c in values}:
-        labels[column] = f"{column} (vbench)"
-        why.pop(column, None)
-    by = {"none": "no judge", "oracle": "the tiny world's oracle",
-          "vila": f"the VLM of {args.judge_model or args.checkpoint or 'weights/tiny'}",
-          "openai": f"{client.model}, {args.judge_frames} frames, prompt {judge.PROMPT}" if client else ""}[args.judge]
-    about = {"head": f"{Path(args.manifest).name}{f', subset {args.subset}' if args.subset else ''}, judged by {by}"
-                     f"{f', {args.repeat} times' if args.repeat > 1 else ''}: means [95 % bootstrap interval].",
-             "judge": args.judge, "repeat": args.repeat, "methods": list(methods), "labels": labels, "why": why}
-    atomic_write(out / "scores.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        reasons = generate(generator, samples, methods[name], args.steps, args.guidance, args.seed, args.batch)
+        failed = {(id, name): reason for id, reason in reasons.items()}
+
+    cache = Cache(out / "kept.jsonl")
+    edits = all_edits(samples, methods)
+    measured = measure_videos(edits, measures, cache, len(os.sched_getaffinity(0)))
+    readable = [k for k, (unreadable, _) in enumerate(measured) if not unreadable]
+    good = [edits[k] for k in readable]
+    verdicts = dict(zip(readable, ask_judge(good, args, client, model, cache)))
+    cache.close()
+
+    about = describe(args, client, list(methods), measures, vbench)
+    rows = make_rows(edits, measured, verdicts, failed, vbench, out)
+    write_rows(out / "scores.jsonl", rows)
     atomic_write(out / "about.json", json.dumps(about, indent=1) + "\n")
-    texts = {s.id: s.instruction for s in samples}
-    commands = [quality.vbench_folder(out / "vbench", name, {s.id: path for s, its, path in good if its == name}, texts)
-                for name in methods]
-    if "MS" in why:
-        print("motion smoothness, from the vbench package in its own environment, and then --vbench-results "
+    commands = write_vbench_folders(out, good, list(methods))
+    if "MS" in about["why"]:
+        print(f"motion smoothness, from the vbench package in its own environment, and then --vbench-results "
               f"{out}/vbench/results:\n  " + "\n  ".join(commands))
-    rebuild(out, args)
-
-
-def rebuild(out: Path, args) -> None:
-    """Write the tables and pages of what is in `out`, and print the tables; people's ratings are kept there, too.
-
-    Raises BadInput where there are no results.
-    """
     if args.human:
-        atomic_write(out / "human.csv", Path(args.human).read_bytes())
+        atomic_write(out / "human.csv", args.human.read_bytes())
+    rebuild(out)
+
+
+def all_edits(samples: list[Sample], methods: dict[str, Path]) -> list[Edit]:
+    """Every method's video of every sample, whether it is there or not."""
+    return [Edit(sample, name, folder / f"{sample.id}.mp4")
+            for sample in samples for name, folder in methods.items()]
+
+
+def rebuild(out: Path) -> None:
+    """Write the tables and the page of what is in `out`, and print the tables."""
     human = read_human(str(out / "human.csv")) if (out / "human.csv").exists() else None
-    try:
-        rows = [json.loads(line) for line in (out / "scores.jsonl").read_text().splitlines()]
-        about = json.loads((out / "about.json").read_text())
-        blocks, charts = tables(rows, about, human)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BadInput(f"--report {out}: holds no results of a benchmark ({error}); make them with --manifest") \
-            from error
-    if args.study_results:
-        ranked = study_table(report.read_rankings(out, args.study_results))
-        blocks += ["## user study\n", "Pairwise win rates of people's rankings [95 % bootstrap interval]:\n", ranked]
+    rows = [json.loads(line) for line in (out / "scores.jsonl").read_text().splitlines()]
+    about = json.loads((out / "about.json").read_text())
+    blocks, charts = tables(rows, about, human)
     text = as_markdown(blocks)
     atomic_write(out / "table.md", text)
     report.report(out, rows, about, blocks, [report.bars(*chart) for chart in charts], human)
     print(f"{text}\nwrote scores.jsonl, table.md and report.html into {out}")
-    if args.study:
-        print(f"wrote {report.study(out, rows, about['methods'], args.study, args.seed)}: hand out its folder; "
-              f"{out}/study_key.json says which method is which")
+
+
+if __name__ == "__main__":
+    run_script(main)

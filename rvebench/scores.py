@@ -11,7 +11,7 @@ import numpy as np
 from scipy.stats import bootstrap, spearmanr
 
 from common.intervals import interval
-from common.files import atomic_write, markdown
+from common.files import markdown
 
 def win_rates(rankings: list[dict[str, float]]) -> dict[tuple[str, str], tuple[float, float, float]]:
     """{(a, b): (rate, low, high)}: how often a is ranked before b, with its 95 % interval (Fig. 7).
@@ -55,11 +55,3 @@ def as_markdown(blocks: list) -> str:
     return "\n".join(block if isinstance(block, str) else
                      markdown([[" ".join(cell.replace("|", "/").split()) for cell in line] for line in block])
                      for block in blocks)
-
-
-# ---------------------------------------------------------------------------- what was made before, and with what
-
-def run_name(folder: str) -> str:
-    """What a run is called: out/run/model is out/run, and out/run/model-300 its copy of step 300."""
-    path = Path(folder).resolve()
-    return path.parent.name + path.name.removeprefix("model") if path.name.startswith("model") else path.name

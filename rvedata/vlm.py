@@ -37,8 +37,7 @@ class EndpointVLM:
             raise StopRun(str(error)) from error
         if not isinstance(value, Missing):
             return value
-        final = self.client.recall(question, question.key(self.client.model))
-        kind = Rejected if final else BadInput           # what is in the file is final
+        kind = BadInput if value.unanswered else Rejected                # a reply in the file is final
         raise kind(f"the VLM gave no answer: {value.reason}")
 
     def cost(self, done: int, left: int | None) -> str:

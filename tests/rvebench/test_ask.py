@@ -22,7 +22,7 @@ from rvebench.ask import Client, Missing, Question, image_tokens, parse_json
 from common.files import BadInput
 from endpoint import Endpoint
 
-ROOT = Path(ask.__file__).parent
+ROOT = Path(ask.__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +65,8 @@ def test_what_the_endpoint_gets(tmp_path, monkeypatch):
     assert body["response_format"]["type"] == "json_schema"
     assert body["response_format"]["json_schema"]["schema"] == schema
     system, user = body["messages"]
-    assert system == {"role": "system", "content": "You count."}
+    assert system["role"] == "system" and system["content"].startswith("You count.\n")
+    assert json.dumps(schema) in system["content"]       # not every endpoint enforces a schema
     kinds = [part["type"] for part in user["content"]]
     assert kinds == ["text", "image_url", "text", "image_url"]
     heads, pictures = zip(*(user["content"][k]["image_url"]["url"].split(",") for k in (1, 3)))
@@ -79,11 +80,11 @@ def test_what_the_endpoint_gets(tmp_path, monkeypatch):
 
 def test_the_key_of_a_question_is_all_that_the_answer_depends_on():
     picture = np.zeros((2, 3, 3), np.uint8)
-    make = lambda prompt="p", system="s", parts=("a", picture), schema=None, repeat=0, model="m": Question(
-        prompt, system, list(parts), schema, number, repeat=repeat).key(model)
+    make = lambda prompt="p", system="s", parts=("a", picture), schema=None, repeat=0, model="m", endpoint="e": Question(
+        prompt, system, list(parts), schema, number, repeat=repeat).key(model, endpoint)
     others = [make("q"), make(system="t"), make(parts=("b", picture)), make(parts=("a", picture + 1)),
               make(parts=(picture, "a")), make(parts=("a", picture.reshape(3, 2, 3))), make(schema={}), make(repeat=1),
-              make(model="n"), make(parts=("a",))]
+              make(model="n"), make(parts=("a",)), make(endpoint="f")]
     assert len({make(), *others}) == len(others) + 1
     assert make() == make(parts=("a", picture.copy()))
 
@@ -106,7 +107,7 @@ FAULTS = {                                               # what comes, and what 
     "seven": ('{"n": "seven"}', "n is 'seven'"),
     "nan": ('{"n": NaN}', "n is nan"),
 }
-CALLS = {"400": 1}                                       # a bad request is not made twice
+UNANSWERED = ("429", "500", "400", "garbage", "no choices")              # nothing came that could be kept
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -115,7 +116,7 @@ def test_what_is_broken_is_asked_again_and_then_missing(fault, tmp_path):
     cache = tmp_path / "replies.jsonl"
     with Endpoint(lambda body, n: said if text_of(body) == "bad" or text_of(body) == "once" and n == 0
                   else '{"n": 7}') as server:
-        client = Client(cache, "m", server.url, tries=3)
+        client = Client(cache, "m", server.url, tries=3, workers=1, pause=.001)
         good, bad, once = client.ask([question("good"), question("bad"), question("once")])
         count = lambda text: sum(text_of(body) == text for body in server.requests)
         assert good == 7 and isinstance(bad, Missing)
@@ -126,12 +127,13 @@ def test_what_is_broken_is_asked_again_and_then_missing(fault, tmp_path):
             assert once == 7 and count("once") == 2 and count("bad") == 3
         assert count("good") == 1
         client.close()
-        before, again = len(server.requests), Client(cache, "m", server.url, tries=3)
+        before, again = len(server.requests), Client(cache, "m", server.url, tries=3, pause=.001)
         values = again.ask([question("good"), question("bad"), question("once")])
-        if fault in ("429", "500", "400"):               # no reply came: there is none in the file, so it is asked for
-            assert values[0] == 7 and values[1] == bad
+        if fault in UNANSWERED:                          # there is none in the file, so it is asked for
+            assert values[0] == 7 and values[1] == bad and bad.unanswered
+            assert len(rows(cache)) == 2 and len(server.requests) > before
         else:                                            # three replies were paid for: that is enough
-            assert values == [good, bad, once] and len(server.requests) == before
+            assert values == [good, bad, once] and len(server.requests) == before and not bad.unanswered
 
 
 def test_late_answers(tmp_path):
@@ -144,7 +146,7 @@ def test_late_answers(tmp_path):
     with Endpoint(answer) as server:
         values = Client(tmp_path / "r.jsonl", "m", server.url, tries=2, timeout=1).ask(
             [question("late"), question("late once"), question("soon")])
-        assert values == [Missing("no answer within 1 s, 2 times"), 1, 1]
+        assert values == [Missing("no answer within 1 s, 2 times", unanswered=True), 1, 1]
         assert [text_of(body) for body in server.requests].count("late") == 2
         freed.set()
 
@@ -225,9 +227,9 @@ def test_the_dry_run(tmp_path):
         client = Client(cache, "m", server.url)
         client.ask([ask_for("a")])
         client.close()
-    told = Client(cache, "m", price_in=1000, price_out=2000).count([ask_for("a"), ask_for("b"), ask_for("c"), ask_for("c")])
-    each = (40 + 40 + len("null")) // 4 + 2 * (85 + 170 * 2)                               # 2 tiles a picture
-    assert told == {"questions": 4, "calls": 2, "tokens_in": 2 * each, "tokens_out": 100,
+    told = Client(cache, "m", server.url, price_in=1000, price_out=2000).count([ask_for("a"), ask_for("b"), ask_for("c"), ask_for("c")])
+    each = (40 + 40) // 4 + 2 * (85 + 170 * 2)           # 2 tiles a picture
+    assert told == {"questions": 4, "calls": 2, "same": 1, "answered": 1, "tokens_in": 2 * each, "tokens_out": 100,
                     "cost": pytest.approx(2 * each * 1e-3 + 100 * 2e-3)}
     assert len(rows(cache)) == 1
 
@@ -302,7 +304,7 @@ def test_kill_9_in_the_middle(tmp_path):
     with Endpoint(answer) as server:
         start = lambda: subprocess.Popen([sys.executable, "-c", script, str(cache), server.url], text=True,
                                          stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                                         env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"})
+                                         env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}:{ROOT / 'tests/rvebench'}"})
         first, end = start(), time.monotonic() + 120
         while not (cache.exists() and len(rows(cache)) == 7 and len(server.requests) == 11):
             assert time.monotonic() < end and first.poll() is None

@@ -1,4 +1,4 @@
-"""judge.py: the benchmark's manifest, what a service is asked and what is taken of its answers, the local judges."""
+"""benchmark.py and judge.py: the manifest, what a service is asked and what is taken of its answers, local judges."""
 
 import json
 import re
@@ -14,7 +14,10 @@ from critic import Critic
 from common.files import BadInput
 from common.video import from_bytes, read_pixels, read_video, write_video
 from endpoint import Endpoint
-from rvebench.judge import questions, read_manifest, service, shown
+from rvebench.benchmark import Sample, read_manifest, read_methods
+from rvebench.export_world import export_world
+from rvebench.export_world import main as export_main
+from rvebench.judge import ServiceJudge, consistency_question, pick_frames, quality_question
 
 EDIT, CONTEXT = "Temporal Reasoning", "Causal Reasoning"
 
@@ -61,29 +64,29 @@ def test_a_bad_line_of_the_manifest(bench, change, words):
 
 
 def test_the_methods(bench):
-    assert judge.methods([f"ours={bench}/ours", f"a=b={bench}"][:1]) == {"ours": bench / "ours"}
+    assert read_methods([f"ours={bench}/ours", f"a=b={bench}"][:1]) == {"ours": bench / "ours"}
     for named, words in ((["ours"], "NAME=DIR"), ([f"={bench}"], "NAME=DIR"), (["x=nowhere"], "no such folder"),
                          ([f"x={bench}", f"x={bench}"], "two methods named x"), ([f"a/b={bench}"], "NAME=DIR")):
         with pytest.raises(BadInput, match=words):
-            judge.methods(named)
+            read_methods(named)
 
 
 # ------------------------------------------------------------------------------------------------- what is shown
 
 def test_frames_are_spaced_uniformly(bench):
-    means = lambda n: [round(float(x.mean())) for x in shown(bench / "a.mp4", n)]
+    means = lambda n: [round(float(x.mean())) for x in pick_frames(bench / "a.mp4", n)]
     assert means(6) == pytest.approx([20, 40, 60, 80, 100, 120], abs=3)
     assert means(2) == pytest.approx([20, 120], abs=3) and means(3) == pytest.approx([20, 60, 120], abs=3)
     with pytest.raises(BadInput, match="has 6 frames and 7 are needed"):
-        shown(bench / "a.mp4", 7)
+        pick_frames(bench / "a.mp4", 7)
     grey(bench / "wide.mp4", 2, 64, 1024)
-    assert shown(bench / "wide.mp4", 2)[0].shape == (32, 512, 3)
+    assert pick_frames(bench / "wide.mp4", 2)[0].shape == (32, 512, 3)
 
 
 def test_the_two_questions(bench):
     one, two = read_manifest(bench / "bench.jsonl")
-    source, edited = shown(one.source, 2), shown(bench / "ours/one.mp4", 2)
-    consistency, quality = questions(one, source, edited)
+    source, edited = pick_frames(one.source, 2), pick_frames(bench / "ours/one.mp4", 2)
+    consistency, quality = consistency_question(one, source, edited), quality_question(one, edited)
     pictures = lambda q: [p for p in q.parts if not isinstance(p, str)]
     assert all(map(np.array_equal, pictures(consistency), source + edited)) and len(pictures(consistency)) == 4
     assert all(map(np.array_equal, pictures(quality), edited)) and len(pictures(quality)) == 2
@@ -91,9 +94,9 @@ def test_the_two_questions(bench):
     assert "dusk" in said(consistency) and "dusk" not in said(quality)                     # quality is judged by sight
     assert list(consistency.schema["properties"]) == ["reason", "EA", "PC"] == consistency.schema["required"]
     assert list(quality.schema["properties"]) == ["reason", "GN", "GR"]
-    context = questions(two, source, edited)[0]
+    context = consistency_question(two, source, edited)
     assert list(context.schema["properties"]) == ["reason", "EA"] and "PC" not in said(context)
-    assert context.key("m") != consistency.key("m") != questions(one, source, edited, 1)[0].key("m")
+    assert context.key("m") != consistency.key("m") != consistency_question(one, source, edited, 1).key("m")
 
 
 @pytest.mark.parametrize("reply, words", [
@@ -122,24 +125,36 @@ def test_verdicts(bench):
 
     with Endpoint(answer) as server:
         client = Client(bench / "replies.jsonl", "m", server.url, tries=2)
-        asked, verdicts = service(jobs, 3)
-        good, broken, refused, missing = [only for only, in verdicts(client.ask(asked))]
+        service = ServiceJudge(jobs, 3)
+        good, broken, half, missing = [only for only, in service.verdicts(client.ask(service.questions()))]
         assert good == {"EA": 3, "PC": 4, "GN": 3, "GR": 4, "reasons": ["EA,PC", "GN,GR"]}
         assert isinstance(broken, Missing) and "cannot be read to its end" in broken.reason
-        assert refused == Missing("consistency: refused: no") and "no such video" in missing.reason
+        assert half == {"GN": 3, "GR": 4, "reasons": ["GN,GR"], "missing": ["consistency: refused: no"],
+                        "unanswered": False}
+        assert "no such video" in missing.reason
         assert len(server.requests) == 2 + 2             # one of quality for both jobs, the refused one is asked twice
         client.close()
-        asked, verdicts = service(jobs[:1], 3, repeat=2)
-        first, second = verdicts(Client(bench / "replies.jsonl", "m", server.url).ask(asked))[0]
+        service = ServiceJudge(jobs[:1], 3, repeat=2)
+        first, second = service.verdicts(Client(bench / "replies.jsonl", "m", server.url).ask(service.questions()))[0]
         assert first == second == good and len(server.requests) == 4 + 2
-    counted = Client(bench / "replies.jsonl", "m", server.url, 2.5, 10).count(service(jobs[:1], 3, repeat=3)[0])
+        client = Client(bench / "replies.jsonl", "m", server.url, 2.5, 10)
+        counted = client.count(ServiceJudge(jobs[:1], 3, repeat=3).questions())
     assert counted["questions"] == 6 and counted["calls"] == 2 and counted["cost"] > 0
+
+
+def test_both_halves_missing_is_no_verdict():
+    late, refused = Missing("error 503: busy", unanswered=True), Missing("refused: no")
+    assert judge.join_halves(late, refused) == Missing("consistency: error 503: busy; quality: refused: no", True)
+    assert judge.join_halves(refused, refused) == Missing("consistency: refused: no; quality: refused: no", False)
+    quality = {"GN": 1., "GR": 2., "reason": "r"}
+    assert judge.join_halves(late, quality) == {"GN": 1., "GR": 2., "reasons": ["r"], "unanswered": True,
+                                                "missing": ["consistency: error 503: busy"]}
 
 
 # ------------------------------------------------------------------------------------------------------ local judges
 
 def test_the_world_as_a_benchmark_and_its_oracle(tmp_path):
-    judge.main(["--n", "4", "--out", str(tmp_path)])
+    export_main(["--n", "4", "--out", str(tmp_path)])
     samples = read_manifest(tmp_path / "bench.jsonl")
     assert [s.id for s in samples] == ["rave-test-0", "icvg-test-0", "rave-test-1", "icvg-test-1"]
     for s in samples:
@@ -152,36 +167,17 @@ def test_the_world_as_a_benchmark_and_its_oracle(tmp_path):
 
 def test_the_oracle_knows_only_its_world(bench):
     one, _ = read_manifest(bench / "bench.jsonl")
-    other = judge.Sample("rave-test-0", "rave", EDIT, "something else", one.source, one.target)
+    other = Sample("rave-test-0", "rave", EDIT, "something else", one.source, one.target)
     for sample in (one, other):
         with pytest.raises(BadInput, match="choose another --judge"):
             judge.oracle(sample, one.target)
 
 
 def test_a_local_vlm_says_yes_or_no(tiny, tmp_path):
-    judge.export_world(tmp_path, 2)
+    export_world(tmp_path, 2)
     sample = read_manifest(tmp_path / "bench.jsonl")[0]
     said = judge.vila(tiny)(sample, sample.target)
     source, target = (read_video(x, 9, 32, 32)[None] for x in (sample.source, sample.target))
     with torch.no_grad():
         margin = Critic(tiny).margin(source, target, [sample.instruction]).item()
     assert set(said) == {"Yes"} and said["Yes"] == pytest.approx(10 / (1 + np.exp(-margin)), rel=1e-5)
-
-
-def test_what_is_kept(tmp_path):
-    found = []
-    find = lambda: found.append(1) or {"x": len(found)}
-    assert judge.Kept(tmp_path / "a/kept.jsonl")(["a", 1], find) == {"x": 1}
-    again = judge.Kept(tmp_path / "a/kept.jsonl")
-    assert again(["a", 1], find) == {"x": 1} and again(["a", 2], find) == {"x": 2} and len(found) == 2
-    file = tmp_path / "a/kept.jsonl"
-    file.write_bytes(file.read_bytes()[:-3])             # a crash
-    third = judge.Kept(file)
-    assert third(["a", 1], find) == {"x": 1} and third(["a", 2], find) == {"x": 3}
-    assert len(judge.Kept(file).values) == 2
-    with pytest.raises(ZeroDivisionError):
-        third(["b"], lambda: 1 / 0)
-    assert len(judge.Kept(file).values) == 2
-    file.write_text("{}\n")
-    with pytest.raises(BadInput, match="kept.jsonl:1: is no line of ours"):
-        judge.Kept(file)

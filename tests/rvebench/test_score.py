@@ -1,4 +1,4 @@
-"""evaluate.py --manifest: the arithmetic by hand, and the command with each judge, after stops, on what is missing."""
+"""rvebench.score: the arithmetic by hand, and the command with each judge, after stops, on what is missing."""
 
 import json
 import math
@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 import torch
 
-from rvebench import score as benchmark
-import evaluate
-from rvebench import judge
+from rvebench import judge, score
 from rvebench.ask import Missing
-from rvebench.score import judge_variance, read_human, score_row, study_table, tables
+from rvebench.export_world import export_world
+from rvebench.score import score_row
+from rvebench.tables import judge_variance, read_human, study_table, tables
 from common.files import BadInput
 from common.video import read_pixels, write_video
 from endpoint import Endpoint
@@ -27,7 +27,8 @@ from rvebench.quality import temporal_flickering
 from common.intervals import COLUMNS
 from rvebench.scores import as_markdown, correlation, win_rates
 
-SCRIPT = Path(evaluate.__file__)
+SCRIPT = Path(score.__file__)
+ROOT = SCRIPT.parents[1]
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
@@ -130,7 +131,7 @@ def test_win_rates_by_hand():
 def bench(tmp_path_factory):
     """Four samples of the tiny world, and a method with a missing, a broken and a short video beside a good one."""
     folder = tmp_path_factory.mktemp("world")
-    judge.export_world(folder, 4)
+    export_world(folder, 4)
     flawed = folder / "flawed"
     flawed.mkdir()
     (flawed / "rave-test-0.mp4").write_bytes((folder / "source/rave-test-0.mp4").read_bytes())
@@ -140,7 +141,7 @@ def bench(tmp_path_factory):
 
 
 def run(*args):
-    evaluate.main(["--manifest", *map(str, args)])
+    score.main(["--manifest", *map(str, args)])
 
 
 def test_the_oracle_judges_three_methods(bench, tmp_path, capsys, monkeypatch):
@@ -173,16 +174,16 @@ def test_the_oracle_judges_three_methods(bench, tmp_path, capsys, monkeypatch):
     assert cells(vbench, "target")[3][-1] == "0.900 [0.900, 0.900]"
 
     monkeypatch.setattr(judge, "read_video", None)       # a rerun looks at nothing again, and nor does --report
-    monkeypatch.setattr(benchmark, "load_model", None)
+    monkeypatch.setattr(score, "load_model", None)
     run(bench / "bench.jsonl", *methods, "--judge", "oracle", "--out", tmp_path)
     assert rows_of(tmp_path) == rows and (tmp_path / "table.md").read_text() == text
     (tmp_path / "table.md").unlink()
     (tmp_path / "r.csv").write_text("id,method,EA\n" + "".join(f"{r['id']},{r['method']},{r['EA'] or 0}\n"
                                                                for r in rows))
-    evaluate.main(["--report", str(tmp_path), "--human", str(tmp_path / "r.csv")])
+    run(bench / "bench.jsonl", *methods, "--judge", "oracle", "--out", tmp_path, "--human", tmp_path / "r.csv")
     again = (tmp_path / "table.md").read_text()
     assert text.rstrip()[:200] == again[:200] and cells(again, "EA")[0][:2] == ["EA", "9"]
-    evaluate.main(["--report", str(tmp_path)])           # the ratings are remembered
+    run(bench / "bench.jsonl", *methods, "--judge", "oracle", "--out", tmp_path)           # the ratings are remembered
     assert (tmp_path / "table.md").read_text() == again
 
 
@@ -238,12 +239,14 @@ def test_a_service_that_answers_as_they_do(bench, tmp_path, monkeypatch):
         forever.update(("icvg-test-0", "rave-test-1"))
         run(*flags, "--base-url", server.url, "--out", tmp_path / "never")
         rows, text = rows_of(tmp_path / "never"), (tmp_path / "never/table.md").read_text()
-        assert [bool(r["failed"]) for r in rows] == [False, True, True, False]
-        assert "not JSON" in rows[1]["failed"] and "EA is 11" in rows[2]["failed"] and rows[2]["EA"] is None
+        assert [len(r["missing"]) for r in rows] == [0, 1, 1, 0] and {r["failed"] for r in rows} == {None}
+        assert "not JSON" in rows[1]["missing"][0] and "EA is 11" in rows[2]["missing"][0]
+        assert rows[2]["EA"] is rows[2]["Overall"] is None and rows[2]["GN"] == 5          # the half that came counts
         assert rows[2]["quality"]["TF"] > 0              # the video itself is fine
-        assert "2 judgements are missing" in text and "m: 2 of 4 failed" in text
+        assert "2 judgements are missing" in text
         run(*flags, "--base-url", server.url, "--out", tmp_path / "thrice", "--repeat", 3, "--subset", "icvg", "--n", 1)
-        assert len(rows_of(tmp_path / "thrice")[0]["repeats"]) == 0                        # that one is garbage for ever
+        one, = rows_of(tmp_path / "thrice")              # its consistency is garbage for ever
+        assert [set(repeat) for repeat in one["repeats"]] == [{"GN", "GR"}] * 3 and len(one["missing"]) == 3
         run(*flags, "--base-url", server.url, "--out", tmp_path / "twice", "--repeat", 2, "--n", 1)
         assert "The judge's own variance, between 2 judgements" in (tmp_path / "twice/table.md").read_text()
 
@@ -264,10 +267,10 @@ def test_kill_minus_nine(bench, tmp_path):
         return answer_well(body, n)
     with Endpoint(answer) as server:
         def start(out):
-            return subprocess.Popen([sys.executable, SCRIPT, "--manifest", bench / "bench.jsonl", "--videos",
+            return subprocess.Popen([sys.executable, "-m", "rvebench.score", "--manifest", bench / "bench.jsonl", "--videos",
                                      f"t={bench / 'target'}", "--videos", f"s={bench / 'source'}", "--judge", "openai",
                                      "--base-url", server.url, "--repeat", "10", "--judge-frames", "2", "--out", out],
-                                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENV)
+                                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENV, cwd=ROOT)
         whole = start(tmp_path / "whole")
         assert whole.wait() == 0
         first = len(server.requests)
@@ -289,25 +292,20 @@ def test_kill_minus_nine(bench, tmp_path):
 @pytest.mark.parametrize("flags, words", [
     (["--manifest", "none.jsonl", "--videos", "a=."], "none.jsonl: cannot be read"),
     (["--manifest", "m.jsonl"], "--manifest: needs a method"),
-    (["--manifest", "m.jsonl", "--videos", "a=.", "--critic"], "--critic: is of the tiny world; leave out --manifest"),
     (["--manifest", "m.jsonl", "--videos", "a=nowhere"], "--videos a=nowhere: there is no such folder"),
     (["--manifest", "m.jsonl", "--videos", "a=.", "--subset", "x"], "--subset x: .*choose one of rave"),
     (["--manifest", "m.jsonl", "--videos", "a=.", "--judge", "gpt"], "argument --judge: invalid choice"),
     (["--manifest", "m.jsonl", "--videos", "a=.", "--judge", "oracle", "--repeat", "2"], "always says the same"),
-    (["--manifest", "m.jsonl", "--videos", "a=.", "--repeat", "0"], "--repeat 0: must be at least 1"),
-    (["--manifest", "m.jsonl", "--videos", "a=.", "--judge-frames", "0"], "--judge-frames 0: must be at least 1"),
-    (["--manifest", "m.jsonl", "--videos", "a=.", "--price-in", "-1"], "--price-in -1"),
+    (["--manifest", "m.jsonl", "--videos", "a=.", "--repeat", "0"], "--repeat: must be at least 1"),
+    (["--manifest", "m.jsonl", "--videos", "a=.", "--judge-frames", "0"], "--judge-frames: must be at least 1"),
+    (["--manifest", "m.jsonl", "--videos", "a=.", "--price-in", "-1"], "--price-in: must be in \\[0"),
     (["--manifest", "m.jsonl", "--videos", "a=.", "--dry-run"], "--dry-run: counts what --judge openai"),
     (["--manifest", "m.jsonl", "--videos", "a=.", "--judge", "openai"], "OPENAI_API_KEY: is not set"),
     (["--manifest", "m.jsonl", "--videos", "a=.", "--judge", "oracle"], "x: is no sample of the tiny world"),
     (["--manifest", "m.jsonl", "--videos", "a=.", "--viclip", "v"], "--viclip v: .*--trust-remote-code"),
     (["--manifest", "m.jsonl", "--videos", "a=.", "--human", "none.csv"], "--human none.csv: cannot be read"),
     (["--manifest", "m.jsonl", "--videos", "a=.", "--vbench-results", "."], "--vbench-results .: .*run vbench first"),
-    (["--judge", "openai"], "--judge: needs --manifest"),
-    (["--videos", "a=."], "--videos: needs --manifest or --report"),
-    (["--study", "3"], "--study: needs --manifest or --report"),
-    (["--report", "nowhere", "--study", "0"], "--study 0: must be at least 1; 50 will do"),
-    (["--report", "nowhere"], "--report nowhere: holds no results"),
+    (["--judge", "openai"], "required: --manifest"),
 ])
 def test_bad_flags(flags, words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -316,9 +314,9 @@ def test_bad_flags(flags, words, tmp_path, monkeypatch, capsys):
     write_video("x.mp4", torch.zeros(9, 3, 32, 32))
     Path("m.jsonl").write_text(json.dumps(dict(id="x", source_video_path="x.mp4", target_video_path="x.mp4",
                                                instruction="dusk", type="Temporal Reasoning")) + "\n")
-    monkeypatch.setattr(sys, "argv", ["evaluate.py", *flags])
+    monkeypatch.setattr(sys, "argv", ["score.py", *flags])
     with pytest.raises(SystemExit) as end:
         runpy.run_path(str(SCRIPT), run_name="__main__")
     error = capsys.readouterr().err.splitlines()[-1]     # the bars come before
-    assert end.value.code == 2 and error.startswith("evaluate.py: ") and re.search(words, error), error
+    assert end.value.code == 2 and error.startswith("score.py: ") and re.search(words, error), error
     assert not Path("out/eval/m/scores.jsonl").exists()
