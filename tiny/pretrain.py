@@ -11,6 +11,7 @@ Left out of the paper: nothing; its parts were pretrained by others on the inter
 Axis letters: B batch, N clips, K frames seen by the VLM, F frames, H W pixels, C f h w latents, T tokens, D width.
 """
 
+import copy
 import math
 import os
 from concurrent.futures import ProcessPoolExecutor
@@ -28,13 +29,15 @@ from tqdm import tqdm
 
 from tiny import scene
 from tiny import world
-from critic import EDITED, SOURCE, SYSTEM, THINK, VERDICT, clean_estimate, flow_loss, load_model, opening, pairs
+from tiny.tokenizer import make_tokenizer
+from critic import EDITED, SOURCE, SYSTEM, THINK, VERDICT, Critic, clean_estimate, follow, opening, pairs
 from common.distributed import RANK, WORLD_SIZE, first_rank_first
 from common.files import BadInput, replacing
-from data import batch_indices
+from data import batch_indices, draws
 from common.video import from_bytes, to_bytes
 from common.intervals import overall
-from model import GENERATE, PRESETS, TRAINED, UnifiedModel, add_noise, chat, draws, make_tokenizer, velocity_target
+from model import (GENERATE, PRESETS, TRAINED, UnifiedModel, add_noise, chat, flow_loss, load_model,
+                   velocity_target)
 
 DESCRIBE = "Describe the video ."
 
@@ -221,8 +224,10 @@ def stage_vlm(args, fit) -> UnifiedModel:
     known, is asked what should be there, and each of the edit whether it is. Without that the model learns the words and
     says Yes to all. Answers come in twos, to the same instruction: what tells them apart is only whether it is done.
     """
-    model = model_with_vae(args)
+    finished = args.stage == "harden"                     # only the fifth lesson, to a VLM that has had the other four
+    model = load_model(args.weights, "tiny").requires_grad_(False) if finished else model_with_vae(args)
     vlm, points = model.vlm, len(scene.LABELS)
+    generator = copy.deepcopy(model)                      # the one-step estimates are its own
     lessons = render_pool(range(args.items), "lessons")
     estimates = []                                        # (lesson, its answers), an answer is (K frames, seen, grade)
     eye = nn.Linear(vlm.vision_tower.config.hidden_size, 4 * points)                       # what covers 4 points of a patch?
@@ -288,9 +293,13 @@ def stage_vlm(args, fit) -> UnifiedModel:
                 frames = frames + .05 * rng.random() * torch.from_numpy(rng.normal(size=frames.shape).astype(np.float32))
             yield x, frames, seen, y
 
-    def verdicts(some, rng):
+    def verdicts(some, rng, please=False):
         """Is it done, and what has been done? The losses of texts, verdicts and the dense questions."""
-        shown = [answer for x in some[::2] for answer in two_answers(x, rng)]
+        asked = some[::2]
+        n_as_before = round(.375 * len(asked)) if please else len(asked)
+        shown = [answer for x in asked[:n_as_before] for answer in two_answers(x, rng)]
+        if please:
+            shown += pleasing_answers(model, generator, asked[n_as_before:], rng)
         frames = torch.stack([frames for _, frames, _, _ in shown])
         source, edited = vlm.see(torch.stack([looked_at(x["source"]) for x, *_ in shown[::2]])), vlm.see(frames)
         rows, dense = [], []                              # the dense questions are asked where the thought comes first
@@ -332,9 +341,79 @@ def stage_vlm(args, fit) -> UnifiedModel:
         told = [x.item() for x in told]
         return loss, dict(zip(logged, told + [math.nan] * (len(logged) - len(told))))
 
+    def fifth_lesson(step):
+        rng = np.random.default_rng([args.seed, 5, HEAD_STEPS + step, RANK])
+        some = [lessons[i] for i in rng.integers(len(lessons), size=args.batch // WORLD_SIZE)]
+        k = int(rng.integers(3))
+        eyes, right = covers(torch.cat([looked_at(x["source"])[k:k + 1] for x in some[:8]]),
+                             torch.cat([torch.from_numpy(x["labels"])[k:k + 1] for x in some[:8]]))
+        judged, told = verdicts(some, rng, please=step >= 0)
+        return .3 * eyes + judged, dict(zip(logged, [x.item() for x in (right, *told)]))
+
+    if finished:                                          # the heads of the dense questions are not kept with a VLM
+        heads = {k: p for k, p in params.items() if not k.startswith("vlm.")}
+        vlm.requires_grad_(False)
+        fit(heads, lambda step: fifth_lesson(step - HEAD_STEPS), args.out / "heads", steps=HEAD_STEPS, lr=1e-2, clip=1.,
+            weight_decay=0., name="heads")
+        vlm.requires_grad_(True)
+        fit(params, fifth_lesson, args.out, steps=args.steps, lr=args.lr, clip=1., weight_decay=.01, ema=.99,
+            save_every=args.save_every, name="harden", record=args.record, muon=hidden_matrices(params))
+        return model
     fit(params, loss_at, args.out, steps=args.steps, lr=args.lr, clip=1., weight_decay=.01,
         save_every=args.save_every, name="vlm", record=args.record, muon=hidden_matrices(params))
     return model
+
+
+# ------------------------------------------------------------------- the fifth lesson: what would please the critic?
+
+HEAD_STEPS = 200                                         # the dense questions' heads alone, before the fifth lesson
+FARTHEST = .7                                            # RMS of the longest way, in deviations of a latent
+
+
+@torch.no_grad()
+def one_step_estimates(generator, lessons, latents, t, noise):
+    """What `generator` makes of noised answers in one step (Eq. 3). latents, noise (B, C, f, h, w), t (B,)."""
+    source = torch.stack([from_bytes(torch.from_numpy(x["source"])) for x in lessons])
+    words = [x["instruction"] for x in lessons]
+    visual = generator.encode_video(source)
+    c = generator.context(visual, generator.bridge(generator.encode_vlm(source, words)), generator.encode_text(words))
+    x_t = add_noise(latents, noise, t)
+    return clean_estimate(x_t, generator.velocity(x_t, t, c, visual), t)
+
+
+def pleasing_answers(model, generator, lessons, rng):
+    """Two answers to each lesson, moved in latent space to please the critic, and graded afresh by the oracle.
+
+    They begin as the target and a near miss, half of them as one-step estimates of `generator` of these. The target is
+    also moved to displease. Returns (lesson, frames (K, 3, H, W), "", grade), as the other answers are told.
+    """
+    rows = [x for x in lessons for _ in range(2)]
+    clips = [from_bytes(torch.from_numpy(x[key])) for x in lessons for key in ("target", "wrong")]
+    n = len(rows)
+    with torch.no_grad():
+        latents = model.encode_video(torch.stack(clips))
+    estimated = rng.random(n) < .5
+    if estimated.any():
+        t = torch.from_numpy(rng.random(estimated.sum()) * .85 + .02).float()
+        noise = torch.from_numpy(rng.normal(size=(len(t), *latents.shape[1:]))).float()
+        latents[estimated] = one_step_estimates(generator, [x for x, e in zip(rows, estimated) if e],
+                                                latents[estimated], t, noise)
+    of_targets = float(rng.choice([-1, 1]))               # the right answers of a step are moved up or down the margin
+    way = torch.tensor([of_targets, 1.] * len(lessons))
+    rms = torch.from_numpy(rng.random(n) * FARTHEST).float()
+    way, rms = way.view(-1, 1, 1, 1, 1), rms.view(-1, 1, 1, 1, 1)
+    critic = Critic(model)
+    source = torch.stack([looked_at(x["source"]) for x in rows])
+    instructions, thoughts = [x["instruction"] for x in rows], [x["thought"] for x in rows]
+
+    def margin_of(frames):
+        return critic.margin(source, frames, instructions, thoughts)
+    with torch.autocast("cpu", torch.bfloat16):           # a direction needs no more
+        latents = follow(critic, latents, margin_of, steps=int(rng.integers(1, 4)), size=way * rms).float()
+    with torch.no_grad():
+        videos, frames = model.decode_video(latents), critic.decode(latents)
+    grades = [grade(world.judge(lesson_triplet(x["index"]), video)) for x, video in zip(rows, videos)]
+    return [(x, shown, "", y) for x, shown, y in zip(rows, frames, grades)]
 
 
 def caption_row(seen, lesson):
@@ -426,15 +505,21 @@ def encode_all(model, videos: list[torch.Tensor], title: str) -> torch.Tensor:
                                  for row in model.encode_video(torch.stack(videos[i:i + 8]))]))
 
 
+GENERATOR = (*TRAINED, "ar_head", "adapter", "boundary", "text_encoder")   # all but the first two freeze after the base stage
+
+
 def new_generator(model, seed: int) -> dict[str, nn.Parameter]:
-    """Give `model` a new G and connector, random from `seed`; returns their parameters. Of these, all but G and the
-    visual context adapter are frozen once the base stage is over."""
+    """Give `model` a new G and connector, random from `seed`; returns their parameters."""
     torch.manual_seed(seed)
     fresh = UnifiedModel(PRESETS["tiny"])
-    parts = (*TRAINED, "ar_head", "adapter", "boundary", "text_encoder")
-    for part in parts:
+    for part in GENERATOR:
         setattr(model, part, getattr(fresh, part))
-    return {f"{part}.{k}": p.requires_grad_(True) for part in parts for k, p in getattr(model, part).named_parameters()}
+    return old_generator(model)
+
+
+def old_generator(model) -> dict[str, nn.Parameter]:
+    """The parameters of the model's own G and connector."""
+    return {f"{part}.{k}": p.requires_grad_(True) for part in GENERATOR for k, p in getattr(model, part).named_parameters()}
 
 
 def plain_flow(model, source, target, h, words, batch, seed, drop):
@@ -454,9 +539,12 @@ def plain_flow(model, source, target, h, words, batch, seed, drop):
 
 
 def stage_base(args, fit) -> UnifiedModel:
-    """The base generator and connector: literal edits and plain generation, nothing implicit (the paper's baseline)."""
+    """The base generator and connector: literal edits and plain generation, nothing implicit (the paper's baseline).
+
+    Stage adapt goes on with those of --weights, whose VLM has changed since: the connector reads the VLM's states.
+    """
     model = load_model(args.weights or "out/vlm/model", "tiny").requires_grad_(False)
-    params = new_generator(model, args.seed)
+    params = old_generator(model) if args.stage == "adapt" else new_generator(model, args.seed)
     clips, words = zip(*render_pool(range(args.items), "edits"))
     sources, targets = ([from_bytes(torch.from_numpy(x[k])) for x in clips] for k in (0, 1))
     h = read_all(model, sources, words)
@@ -467,4 +555,4 @@ def stage_base(args, fit) -> UnifiedModel:
     return model
 
 
-STAGES = {"vae": stage_vae, "vlm": stage_vlm, "base": stage_base}
+STAGES = {"vae": stage_vae, "vlm": stage_vlm, "harden": stage_vlm, "base": stage_base, "adapt": stage_base}
