@@ -1,21 +1,24 @@
 """What does a training step cost, and what of it is self-reflection? (Sec. 5.1, Table 6)
 
-    python bench.py                                     # the released weights; some minutes on two idle cores
-    python bench.py --random --batch 2 --repeats 1      # quick, and needs no weights: does it run at all?
+    python bench.py                                  # the released weights; some minutes
+    python bench.py --random --batch 2 --repeats 1   # quick, without weights: does it run at all?
 
-Milliseconds a step of SFT and of USO at five tau, their ratio, where the time goes, FLOPs and peak memory, for each
---decode and --think of train.py, on random data of the preset's shapes: printed, and bench.json and bench.png in --out.
+Milliseconds a step of SFT and of USO at five tau, their ratio, where the time goes, FLOPs and peak
+memory, for each --decode and --think of train.py, on random data of the preset's shapes: printed,
+and bench.json and bench.png in --out.
 
-The step is `train.uso_step` itself, with train.py's clipping and optimizer; hooks on the modules and tensors in it
-say when a part of it is done. The learning rate is 0, which is as much work.
+The step is `train.uso_step` itself, with train.py's clipping and optimizer; hooks on the modules
+and tensors in it say when a part of it is done. The learning rate is 0, which is as much work.
 
-How many of a batch of B are below tau is random, and with it what a step costs. So a step is timed for each number
-g = 0..B of gated samples, and averaged with the weights that g has by chance: binomial, P(t < tau) = tau / (3 - 2 tau).
-Each USO step is divided by an SFT step of the same few seconds, so that a drift of the machine cancels; medians over
---repeats, and beside a ratio its lowest and highest repeat.
+How many of a batch of B are below tau is random, and with it what a step costs. So a step is timed
+for each number g = 0..B of gated samples, and averaged with the weights that g has by chance:
+binomial, P(t < tau) = tau / (3 - 2 tau). Each USO step is divided by an SFT step of the same few
+seconds, so that a drift of the machine cancels; medians over --repeats, and beside a ratio its
+lowest and highest repeat.
 
-m_0 and the thoughts of "expect" are made once a training sample and kept: timed apart. Left out: reading a batch from
-the cache, logging, several ranks. The real size: realsize/. Other ways to use a reward: experiments/.
+m_0 and the thoughts of "expect" are made once a training sample and kept: timed apart. Left out:
+reading a batch from the cache, logging, several ranks. The real size: realsize/. Other ways to use
+a reward: experiments/.
 
 Axis letters: B batch, K frames seen by the critic, C f h w latents, T tokens, D width.
 """
@@ -32,7 +35,8 @@ from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 
-os.environ |= {"TORCH_CPP_LOG_LEVEL": "ERROR", "KINETO_LOG_LEVEL": "99"}     # the profiler is talkative
+# the profiler is talkative
+os.environ |= {"TORCH_CPP_LOG_LEVEL": "ERROR", "KINETO_LOG_LEVEL": "99"}
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -40,8 +44,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from common.distributed import device as this_device
-from common.files import (BadInput, Parser, atomic_write, check_writable, markdown, positive, replacing,
-                          run_script)
+from common.files import (BadInput, Parser, atomic_write, check_writable, markdown, positive,
+                          replacing, run_script)
 from critic import DECODE, SYSTEM, THINK, Critic
 from data import Batch
 from model import PRESETS, UnifiedModel, load_model
@@ -52,22 +56,24 @@ from train import uso_step
 TAUS = (.1, .3, .5, .7, .9)                              # Table 6's columns
 TAU, LAMBDA = .5, .25                                    # the paper's choice
 GOAL = 2.0                                               # USO / SFT at TAU, at most
-WAYS = [(decode, think) for think in THINK for decode in DECODE]             # train.py's default first
+WAYS = [(decode, think) for think in THINK for decode in DECODE]        # train.py's default first
 PARTS = ("DiT forward", "decode forward", "VLM forward", "VLM backward", "decode backward",
          "DiT backward", "optimizer")                    # in the order in which a step does them
 
 
-# ------------------------------------------------------------------------------------- the arithmetic
+# ----------------------------------------------------------------------------------- the arithmetic
 
 def trigger_rate(tau: float) -> float:
-    """P(t < tau) = tau / (3 - 2 tau), at flow shift 3 (Table 6). Raises ValueError for tau outside (0, 1]."""
+    """P(t < tau) = tau / (3 - 2 tau), at flow shift 3 (Table 6). Raises ValueError for tau outside
+    (0, 1]."""
     if not 0 < tau <= 1:
         raise ValueError(f"tau must be in (0, 1], not {tau}")
     return tau / (3 - 2 * tau)
 
 
 def expected_cost(cost_by_gated: list[float], tau: float, batch: int) -> float:
-    """The mean cost of a step: sum over g = 0..batch of P(g samples are gated) * cost_by_gated[g]. Any unit.
+    """The mean cost of a step: sum over g = 0..batch of P(g samples are gated) * cost_by_gated[g].
+    Any unit.
 
     Raises ValueError for tau outside (0, 1] and where there are not batch + 1 costs.
     """
@@ -80,21 +86,29 @@ def expected_cost(cost_by_gated: list[float], tau: float, batch: int) -> float:
     return total
 
 
-# ------------------------------------------------------------------------------------------- the step
+# ----------------------------------------------------------------------------------------- the step
+
+def all_phrases() -> list[str]:
+    """What the tiny world's instructions can say."""
+    rules = [rule for rules in world.RULES.values() for rule in rules]
+    return [phrase for rule in rules for phrase in rule.phrases]
+
 
 def random_batch(model: UnifiedModel, size: int) -> Batch:
-    """A batch of the preset's shapes, random but for the instructions; nothing of it is gated yet."""
+    """A batch of the preset's shapes, random but for the instructions; nothing of it is gated
+    yet."""
     torch.manual_seed(0)
     p, where = model.preset, model.device
-    phrases = [phrase for rules in world.RULES.values() for rule in rules for phrase in rule.phrases]
+    phrases = all_phrases()
     instructions = [phrases[7 * i % len(phrases)].format(n="the red ball") for i in range(size)]
     text = [torch.randn(12, p.dit["text_dim"], device=where) for _ in range(size)]
     source, target, noise = torch.randn(3, size, *p.latent_shape, device=where)
     frames = torch.rand(size, p.vlm_frames, 3, p.height, p.width, device=where) * 2 - 1
     bridged = torch.randn(size, p.ar_queries * p.adapter_queries, p.dit["text_dim"], device=where)
     nothing = torch.zeros(size, device=where)
-    return Batch(source, target, bridged, text, frames, instructions, thoughts=[""] * size, baseline=nothing,
-                 t=nothing + (1 + TAU) / 2, noise=noise, near=nothing > 0, n_near=0, seed=0)
+    return Batch(source, target, bridged, text, frames, instructions, thoughts=[""] * size,
+                 baseline=nothing, t=nothing + (1 + TAU) / 2, noise=noise, near=nothing > 0,
+                 n_near=0, seed=0)
 
 
 def set_gated(batch: Batch, n: int) -> None:
@@ -125,7 +139,8 @@ def training_step(model, optimizer, batch, critic, lam, mark=lambda part: None) 
 
 
 class marked:
-    """Hooks that call mark(part) when a part of the step is done, in the forward and in the one backward pass.
+    """Hooks that call mark(part) when a part of the step is done, in the forward and in the one
+    backward pass.
 
     Autograd runs the younger nodes first: all of the critic's before any of the DiT's.
     """
@@ -135,10 +150,11 @@ class marked:
 
     def __enter__(self):
         decoder = self.model.vae.decoder
-        self.hooks = [self.model.transformer.register_forward_hook(lambda *_: self.mark("DiT forward")),
-                      decoder.register_forward_pre_hook(self.before_decoder),
-                      decoder.register_forward_hook(self.after_decoder),
-                      self.model.vlm.llm.register_forward_hook(lambda *_: self.mark("VLM forward"))]
+        self.hooks = [
+            self.model.transformer.register_forward_hook(lambda *_: self.mark("DiT forward")),
+            decoder.register_forward_pre_hook(self.before_decoder),
+            decoder.register_forward_hook(self.after_decoder),
+            self.model.vlm.llm.register_forward_hook(lambda *_: self.mark("VLM forward"))]
 
     def before_decoder(self, module, inputs):
         if inputs[0].requires_grad:
@@ -150,7 +166,8 @@ class marked:
             output.register_hook(self.gradient_at_output)
 
     def gradient_at_output(self, gradient):
-        # the exact decode calls the decoder once a latent frame: between two outputs it is its backward pass
+        # the exact decode calls the decoder once a latent frame: between two outputs it is its
+        # backward pass
         self.mark("decode backward" if self.vlm_is_done else "VLM backward")
         self.vlm_is_done = True
 
@@ -159,7 +176,7 @@ class marked:
             hook.remove()
 
 
-# -------------------------------------------------------------------------------------- the measuring
+# ------------------------------------------------------------------------------------ the measuring
 
 def timed(step, device: torch.device) -> dict[str, float]:
     """Milliseconds of each part of step(mark=...), in the order in which they were first done."""
@@ -213,7 +230,9 @@ def measure(model: UnifiedModel, batch_size: int, repeats: int, ways=WAYS, flops
     """
     device = model.device
     optimizer = torch.optim.AdamW(model.freeze(), lr=0., betas=(.9, .95), weight_decay=1e-4)
-    steps, once_a_sample = {"SFT": gated_step(model, optimizer, random_batch(model, batch_size), None, 0.)}, {"SFT": 0.}
+    plain = random_batch(model, batch_size)
+    steps = {"SFT": gated_step(model, optimizer, plain, None, 0.)}
+    once_a_sample = {"SFT": 0.}
     for decode, think in ways:
         critic, batch = Critic(model, think, decode), random_batch(model, batch_size)
 
@@ -250,7 +269,8 @@ def gated_step(model, optimizer, batch, critic, lam):
 
 
 def time_steps(steps: dict, batch_size: int, repeats: int, device) -> dict:
-    """[name][gated][repeat]: milliseconds of the parts. All steps in turn, so that a drift meets all alike."""
+    """[name][gated][repeat]: milliseconds of the parts. All steps in turn, so that a drift meets
+    all alike."""
     runs = {name: [[] for _ in range(batch_size + 1)] for name in steps}
     warm_up = repeats > 1
     for repeat in tqdm(range(repeats + warm_up), desc="bench", unit="round"):
@@ -263,24 +283,27 @@ def time_steps(steps: dict, batch_size: int, repeats: int, device) -> dict:
 
 
 def summary(cells: list[list[dict]], plain: list[list[dict]], batch_size: int) -> dict:
-    """Milliseconds by number of gated samples, and for each tau: mean step, its ratio to SFT, its parts."""
+    """Milliseconds by number of gated samples, and for each tau: mean step, its ratio to SFT, its
+    parts."""
 
     def total(parts):
         return sum(parts.values())
     by_gated = [median(total(parts) for parts in cell) for cell in cells]
     ratios = [[total(a) / total(b) for a, b in zip(cell, sft)] for cell, sft in zip(cells, plain)]
-    by_part = {part: [median(parts.get(part, 0.) for parts in cell) for cell in cells] for part in PARTS}
+    by_part = {part: [median(parts.get(part, 0.) for parts in cell) for cell in cells]
+               for part in PARTS}
     taus = {}
     for tau in TAUS:
         each_repeat = [expected_cost(list(column), tau, batch_size) for column in zip(*ratios)]
         taus[tau] = {"ms": expected_cost(by_gated, tau, batch_size),
                      "ratio": expected_cost([median(row) for row in ratios], tau, batch_size),
                      "lowest": min(each_repeat), "highest": max(each_repeat),
-                     "parts": {part: expected_cost(ms, tau, batch_size) for part, ms in by_part.items()}}
+                     "parts": {part: expected_cost(ms, tau, batch_size)
+                               for part, ms in by_part.items()}}
     return {"ms_by_gated": by_gated, "tau": taus}
 
 
-# ------------------------------------------------------------------------------------------ the report
+# --------------------------------------------------------------------------------------- the report
 
 def report(result: dict) -> str:
     """The tables, and whether the goal is met."""
@@ -299,8 +322,10 @@ def report(result: dict) -> str:
         parts.append([part, *[f"{x['tau'][TAU]['parts'][part]:.1f}" for x in steps.values()]])
     parts.append(["all", *[f"{x['tau'][TAU]['ms']:.1f}" for x in steps.values()]])
     parts.append(["USO / SFT", *[f"{x['tau'][TAU]['ratio']:.2f}" for x in steps.values()]])
-    parts.append(["peak MiB, all gated", *[f"{x['peak_mib_all_gated']:.0f}" for x in steps.values()]])
-    parts.append(["m_0 and thought, once a sample", *[f"{x['once_a_sample_ms']:.1f}" for x in steps.values()]])
+    peaks = [f"{x['peak_mib_all_gated']:.0f}" for x in steps.values()]
+    parts.append(["peak MiB, all gated", *peaks])
+    once = [f"{x['once_a_sample_ms']:.1f}" for x in steps.values()]
+    parts.append(["m_0 and thought, once a sample", *once])
     met = "met" if goal["met"] else "NOT met"
     return (f"The mean step, {result['own']}, whatever lambda is\n\n{markdown(lines)}\n"
             f"Milliseconds of a step at tau {TAU}, for each --decode/--think\n\n{markdown(parts)}\n"
@@ -332,20 +357,21 @@ def draw(result: dict, path: Path) -> None:
     plt.close(figure)
 
 
-# ----------------------------------------------------------------------------------------- the command
+# -------------------------------------------------------------------------------------- the command
 
 def random_model() -> UnifiedModel:
     """The tiny preset with random weights, and a tokenizer of the world's phrases."""
     torch.manual_seed(0)
     model = UnifiedModel(PRESETS["tiny"]).eval()
-    phrases = [phrase for rules in world.RULES.values() for rule in rules for phrase in rule.phrases]
+    phrases = all_phrases()
     tokenizer = make_tokenizer([SYSTEM, *phrases], model.preset.t5["vocab_size"])
     model.vlm.tokenizer = model.text_tokenizer = tokenizer
     return model
 
 
 def about(threads: int) -> dict:
-    """What a measurement is of: command, date, device, versions, and whether others were at work."""
+    """What a measurement is of: command, date, device, versions, and whether others were at
+    work."""
     busy = os.getloadavg()[0]
     names = re.findall(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
     name = names[0] if names else platform.machine()
@@ -357,7 +383,8 @@ def about(threads: int) -> dict:
     return {"command": " ".join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
             "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
             "device": f"{name}, {threads} CPU threads", "python": platform.python_version(),
-            **{package: version(package) for package in ("torch", "transformers", "diffusers")}, "load": load}
+            "torch": version("torch"), "transformers": version("transformers"),
+            "diffusers": version("diffusers"), "load": load}
 
 
 def parse(argv=None):
@@ -372,9 +399,11 @@ def parse(argv=None):
     add("--random", action="store_true", help="random weights instead, which need no files")
     args = parser.parse_args(argv)
     if args.threads > cores:
-        raise BadInput(f"--threads {args.threads}: there are {cores} cores; {cores} threads will do")
+        raise BadInput(f"--threads {args.threads}: there are {cores} cores; "
+                       f"{cores} threads will do")
     if args.random and args.weights:
-        raise BadInput(f"--random and --weights {args.weights} exclude each other: drop one of them")
+        raise BadInput(f"--random and --weights {args.weights} exclude each other: "
+                       f"drop one of them")
     check_writable(args.out / "bench.json")
     return args
 
@@ -385,7 +414,8 @@ def main(argv=None) -> None:
     model = random_model() if args.random else load_model(args.weights, "tiny")
     model.to(this_device())
     weights = "random" if args.random else args.weights or "weights/tiny"
-    setting = about(args.threads) | {"weights": weights, "batch": args.batch, "repeats": args.repeats}
+    setting = about(args.threads)
+    setting |= {"weights": weights, "batch": args.batch, "repeats": args.repeats}
     result = setting | measure(model, args.batch, args.repeats)
     for name, value in setting.items():
         print(f"{name}: {value}")

@@ -9,15 +9,16 @@ decode  K frames of x0_hat through the frozen VAE decoder              decode_fr
 margin  m(V_src, V, I) = z_yes - z_no at the verdict                   Critic.margin
 Eq. 4   L_reason = -log sigmoid(m - m_0), m_0 = m(V_src, V_src, I)     reason_loss
 
-The gradient's way: logits -> Llama -> projector -> SigLIP -> pixels -> VAE decoder -> x0_hat -> DiT. Nothing on
-it is trained, and everything on it is differentiable.
+The gradient's way: logits -> Llama -> projector -> SigLIP -> pixels -> VAE decoder -> x0_hat ->
+DiT. Nothing on it is trained, and everything on it is differentiable.
 
 The chain of thought is a choice of three (`think`), because of what it does to the gradient:
-    "full"    as in the paper: V_src, V and I are seen, a thought about both is written, then the verdict
-    "expect"  V_src and I are seen, what should happen is written, then V is seen, then the verdict (our default)
+    "full"    as in the paper: V_src, V and I are seen, a thought is written, then the verdict
+    "expect"  V_src and I are seen, what should happen is written, V is seen, then the verdict
     "none"    the verdict at once
 
-Axis letters: B batch, G gated samples, K frames the VLM looks at, F frames, C f h w latents, T tokens, D width.
+Axis letters: B batch, G gated samples, K frames the VLM looks at, F frames, C f h w latents, T
+tokens, D width.
 """
 
 import json
@@ -34,8 +35,9 @@ from common.files import BadInput, Parser, at_least_0, atomic_write, between, re
 from data import Batch, Latents
 from model import UnifiedModel, add_noise, chat, load_model
 
-SYSTEM = ("Judge the edit : accuracy , it does what the instruction implies ; preservation , the rest is kept ; "
-          "naturalness , it moves smoothly ; realism , no noise . Say Yes only if all four hold , else No .")
+SYSTEM = ("Judge the edit : accuracy , it does what the instruction implies ; "
+          "preservation , the rest is kept ; naturalness , it moves smoothly ; "
+          "realism , no noise . Say Yes only if all four hold , else No .")
 SOURCE, EDITED, VERDICT = "Source :", "Edited :", "Verdict : "
 USER_TURN = "<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n"
 ASSISTANT_TURN = "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
@@ -43,24 +45,26 @@ THINK = ("expect", "full", "none")
 DECODE = ("alone", "exact")
 
 
-# ---------------------------------------------------------------------------- the loss of one training step
+# -------------------------------------------------------------------- the loss of one training step
 
 def critic_loss(critic: "Critic", x_t: torch.Tensor, v: torch.Tensor,
                 batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """The tau-gated one-step critic loss: reason (G,), margin (G,) of the G samples with t < tau (Eq. 3, 4).
+    """The tau-gated one-step critic loss: reason (G,), margin (G,) of the G samples with t < tau
+    (Eq. 3, 4).
 
     x_t, v: (B, C, f, h, w). Differentiable in v.
     """
     near = batch.near
     x0_hat = clean_estimate(x_t[near], v[near], batch.t[near])                             # Eq. 3
-    frames = critic.decode(x0_hat)                                                         # (G, K, 3, H, W)
+    frames = critic.decode(x0_hat)                                      # (G, K, 3, H, W)
     shown = batch.select(near)
     margin = critic.margin(shown.frames, frames, shown.instructions, shown.thoughts)       # (G,)
-    return reason_loss(margin, shown.baseline), margin                                     # Eq. 4, against m_0
+    return reason_loss(margin, shown.baseline), margin                  # Eq. 4, against m_0
 
 
 def clean_estimate(x_t: torch.Tensor, v: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-    """Eq. 3: x0_hat = x_t - t v. x_t, v: (B, C, f, h, w); t: (B,). One step, differentiable in v."""
+    """Eq. 3: x0_hat = x_t - t v. x_t, v: (B, C, f, h, w); t: (B,). One step, differentiable in
+    v."""
     return x_t - t.view(-1, 1, 1, 1, 1) * v
 
 
@@ -70,17 +74,20 @@ def gate(t: torch.Tensor, tau: float) -> torch.Tensor:
 
 
 def reason_loss(margin: torch.Tensor, baseline: torch.Tensor) -> torch.Tensor:
-    """Eq. 4: -log sigmoid(d), d = m - m_0; the cross-entropy of the answer Yes. margin, baseline: (B,) -> (B,)."""
+    """Eq. 4: -log sigmoid(d), d = m - m_0; the cross-entropy of the answer Yes. margin, baseline:
+    (B,) -> (B,)."""
     return -F.logsigmoid(margin - baseline.detach())
 
 
 def decode_frames(model: UnifiedModel, latents: torch.Tensor, how: str = "exact") -> torch.Tensor:
-    """The K frames of a clip that the critic looks at: latents (B, C, f, h, w) -> (B, K, 3, H, W) in [-1, 1].
+    """The K frames of a clip that the critic looks at: latents (B, C, f, h, w) -> (B, K, 3, H, W)
+    in [-1, 1].
 
-    "exact" decodes the whole clip, as the causal VAE needs, and picks K frames. "alone" picks K latent frames and
-    decodes each as if it were a clip of its own: a third of the work in the tiny preset, whose VAE was trained for
-    it (33 dB against the exact decode); an untrained VAE is right only for the first of them (11 dB).
-    Raises BadInput where "alone" is asked for more frames than there are latent ones.
+    "exact" decodes the whole clip, as the causal VAE needs, and picks K frames. "alone" picks K
+    latent frames and decodes each as if it were a clip of its own: a third of the work in the tiny
+    preset, whose VAE was trained for it (33 dB against the exact decode); an untrained VAE is right
+    only for the first of them (11 dB). Raises BadInput where "alone" is asked for more frames than
+    there are latent ones.
     """
     if how == "exact":
         return model.vlm.pick(model.decode_video(latents))
@@ -88,24 +95,26 @@ def decode_frames(model: UnifiedModel, latents: torch.Tensor, how: str = "exact"
     if k > f:
         raise BadInput(f"{k} frames cannot be decoded alone: a clip has {f} latent frames; "
                        f"decode exactly, or look at fewer")
-    picked = latents[:, :, torch.linspace(0, f - 1, k).round().long()]                     # (B, C, K, h, w)
-    singles = picked.transpose(1, 2).flatten(0, 1)[:, :, None]                             # (B*K, C, 1, h, w)
-    frames = model.decode_video(singles)[:, 0]                                             # (B*K, 3, H, W)
+    picked = latents[:, :, torch.linspace(0, f - 1, k).round().long()]  # (B, C, K, h, w)
+    singles = picked.transpose(1, 2).flatten(0, 1)[:, :, None]          # (B*K, C, 1, h, w)
+    frames = model.decode_video(singles)[:, 0]                          # (B*K, 3, H, W)
     return frames.unflatten(0, (len(latents), k))
 
 
-# ------------------------------------------------------------------------------------------- the critic
+# --------------------------------------------------------------------------------------- the critic
 
 class Critic:
     """Asks the model's own frozen VLM: does this edit satisfy the instruction?"""
 
     def __init__(self, model: UnifiedModel, think: str = "expect", decode: str | None = None):
         if think not in THINK:
-            raise ValueError(f"unknown chain of thought {think!r}: choose one of {', '.join(THINK)}")
+            raise ValueError(f"unknown chain of thought {think!r}: "
+                             f"choose one of {', '.join(THINK)}")
         self.model, self.vlm, self.think = model, model.vlm, think
         self.how = decode or model.preset.decode
         self.paired = model.preset.paired
-        self.yes, self.no = [self.vlm.tokenizer.convert_tokens_to_ids(word) for word in ("Yes", "No")]
+        self.yes = self.vlm.tokenizer.convert_tokens_to_ids("Yes")
+        self.no = self.vlm.tokenizer.convert_tokens_to_ids("No")
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """The K frames that are looked at, of latents (B, C, f, h, w): (B, K, 3, H, W)."""
@@ -113,16 +122,18 @@ class Critic:
 
     def margin(self, source: torch.Tensor, edited: torch.Tensor, instructions: list[str],
                thoughts: list[str] | None = None) -> torch.Tensor:
-        """m(V_src, V, I) = z_yes - z_no at the verdict position: (B,), differentiable in `edited` (Sec. 4.2.2).
+        """m(V_src, V, I) = z_yes - z_no at the verdict position: (B,), differentiable in `edited`
+        (Sec. 4.2.2).
 
-        source, edited: (B, F, 3, H, W) in [-1, 1], whole clips or the K picked frames. Everything before the
-        edited frames does not depend on them: it is read once without gradient into a key-value cache.
+        source, edited: (B, F, 3, H, W) in [-1, 1], whole clips or the K picked frames. Everything
+        before the edited frames does not depend on them: it is read once without gradient into a
+        key-value cache.
         """
         if thoughts is None:
             thoughts = self.thoughts(source, instructions, edited.detach())
         prefix = Prefix()
         with torch.no_grad():
-            seen = self.vlm.see(source)                                                    # (B, T, D)
+            seen = self.vlm.see(source)                                 # (B, T, D)
             rows = [self.prompt_before_edit(*row) for row in zip(seen, instructions, thoughts)]
             before, mask = self.vlm.join(rows)
             self.vlm.read(before, mask, prefix, last=True)
@@ -137,15 +148,17 @@ class Critic:
     @torch.no_grad()
     def baseline(self, source: torch.Tensor, instructions: list[str],
                  thoughts: list[str] | None = None) -> torch.Tensor:
-        """m_0 = m(V_src, V_src, I), without gradient: what the critic says of an edit that did nothing. (B,)"""
+        """m_0 = m(V_src, V_src, I), without gradient: what the critic says of an edit that did
+        nothing. (B,)"""
         return self.margin(source, source, instructions, thoughts)
 
     @torch.no_grad()
-    def thoughts(self, source: torch.Tensor, instructions: list[str], edited: torch.Tensor | None = None,
-                 limit: int = 48) -> list[str]:
+    def thoughts(self, source: torch.Tensor, instructions: list[str],
+                 edited: torch.Tensor | None = None, limit: int = 48) -> list[str]:
         """The chain of thought, written greedily; one text a row, "" where `think` is "none".
 
-        source, edited: (B, F, 3, H, W) in [-1, 1]; "expect" needs no `edited`, so its thoughts can be kept.
+        source, edited: (B, F, 3, H, W) in [-1, 1]; "expect" needs no `edited`, so its thoughts can
+        be kept.
         """
         if self.think == "none":
             return [""] * len(instructions)
@@ -167,7 +180,8 @@ class Critic:
         return [*row[:-1], EDITED]
 
     def prompt_after_edit(self, thought: str = "") -> list[str]:
-        """The texts after the edited frames, up to where Yes or No comes next; cut where training cuts them."""
+        """The texts after the edited frames, up to where Yes or No comes next; cut where training
+        cuts them."""
         if self.think == "full" and thought:
             return [ASSISTANT_TURN, f"{thought} . ", VERDICT]
         return [ASSISTANT_TURN + VERDICT]
@@ -178,24 +192,29 @@ class Critic:
 
 
 def opening(seen: torch.Tensor, instruction: str) -> list:
-    """How every prompt begins, as a row for `VILA.join`: system sentence, instruction, source tokens (T, D).
+    """How every prompt begins, as a row for `VILA.join`: system sentence, instruction, source
+    tokens (T, D).
 
-    The source comes last, so that without a thought whatever is edited follows it at the same distance.
+    The source comes last, so that without a thought whatever is edited follows it at the same
+    distance.
     """
     return chat(SYSTEM, [f"{instruction}\n{SOURCE}", seen])
 
 
 def pairs(source: torch.Tensor, edited: torch.Tensor) -> torch.Tensor:
-    """Tokens of source and edit in turn, (T, D) both -> (2T, D): what is there comes right after what was there.
+    """Tokens of source and edit in turn, (T, D) both -> (2T, D): what is there comes right after
+    what was there.
 
-    A VLM of a few layers, taught in an hour, learns to compare neighbours, but not tokens that are fifty apart.
+    A VLM of a few layers, taught in an hour, learns to compare neighbours, but not tokens that are
+    fifty apart.
     """
     return torch.stack([source, edited], 1).flatten(0, 1)
 
 
 @torch.no_grad()
 def write(vlm, rows: list[list], limit: int) -> list[str]:
-    """What the VLM writes after each row (see `VILA.join`), greedily, up to its end of turn or `limit` tokens."""
+    """What the VLM writes after each row (see `VILA.join`), greedily, up to its end of turn or
+    `limit` tokens."""
     embeddings, mask = vlm.join(rows)
     cache, written = DynamicCache(), []
     done = torch.zeros(len(rows), dtype=torch.bool, device=mask.device)
@@ -207,7 +226,7 @@ def write(vlm, rows: list[list], limit: int) -> list[str]:
         if done.all():
             break
         written.append(token)
-        embeddings = vlm.llm.get_input_embeddings()(token[:, None])                        # (B, 1, D)
+        embeddings = vlm.llm.get_input_embeddings()(token[:, None])     # (B, 1, D)
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
     if not written:
         return [""] * len(rows)
@@ -220,7 +239,8 @@ def write(vlm, rows: list[list], limit: int) -> list[str]:
 
 
 class Prefix(DynamicCache):
-    """A key-value cache that is not added to once `closed`: then a layer may be run again in the backward pass."""
+    """A key-value cache that is not added to once `closed`: then a layer may be run again in the
+    backward pass."""
     closed = False
 
     def update(self, key_states, value_states, layer_idx, *args, **named):
@@ -230,8 +250,10 @@ class Prefix(DynamicCache):
         return torch.cat([layer.keys, key_states], -2), torch.cat([layer.values, value_states], -2)
 
 
-def reflect(critic: Critic, latents: Latents, folder: Path, batch: int = 16) -> list[tuple[str | None, float]]:
-    """(thought, m_0) of every training sample (Sec. 4.2.3): asked once, in a fixed order, and kept in a file.
+def reflect(critic: Critic, latents: Latents, folder: Path,
+            batch: int = 16) -> list[tuple[str | None, float]]:
+    """(thought, m_0) of every training sample (Sec. 4.2.3): asked once, in a fixed order, and kept
+    in a file.
 
     With "full" the thought is None: it is about the edit, too, and is written anew in every step.
     """
@@ -267,9 +289,10 @@ def _read_reflections(file: Path, n: int) -> list[tuple[str | None, float]]:
     return [(thought, baseline) for thought, baseline in rows]
 
 
-# ---------------------------------------------------------------------------- one reflection, as a picture
+# --------------------------------------------------------------------- one reflection, as a picture
 
-def follow(critic: Critic, latents: torch.Tensor, margin_of, steps: int = 6, size: float = 0.6) -> torch.Tensor:
+def follow(critic: Critic, latents: torch.Tensor, margin_of, steps: int = 6,
+           size: float = 0.6) -> torch.Tensor:
     """Latents moved uphill on the margin, by `steps` normalised steps of RMS `size` in all."""
     z = latents.detach()
     for _ in range(steps):
@@ -281,16 +304,18 @@ def follow(critic: Critic, latents: torch.Tensor, margin_of, steps: int = 6, siz
 
 
 def reflection(model: UnifiedModel, triplet, t: float, seed: int = 0) -> dict:
-    """All of one reflection on `triplet` at noise level t: frames (K, 3, H, W), what U writes, and its verdicts."""
+    """All of one reflection on `triplet` at noise level t: frames (K, 3, H, W), what U writes, and
+    its verdicts."""
     critic = Critic(model)
-    source, words = triplet.source[None], [triplet.instruction]                            # (1, F, 3, H, W)
+    source, words = triplet.source[None], [triplet.instruction]         # (1, F, 3, H, W)
     thoughts = critic.thoughts(source, words)
 
     def margin_of(frames):
         return critic.margin(source, frames, words, thoughts)
     with torch.no_grad():
         z, x0 = model.encode_video(source), model.encode_video(triplet.target[None])
-        c = model.context(z, model.bridge(model.encode_vlm(source, words)), model.encode_text(words))
+        bridged = model.bridge(model.encode_vlm(source, words))
+        c = model.context(z, bridged, model.encode_text(words))
         level = torch.tensor([t])
         noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(seed))
         x_t = add_noise(x0, noise, level)                                                  # Eq. 2
@@ -302,8 +327,9 @@ def reflection(model: UnifiedModel, triplet, t: float, seed: int = 0) -> dict:
     gradient, = torch.autograd.grad(margin.sum(), pixels)
     moved = critic.decode(follow(critic, x0_hat, margin_of)).detach()
     return {"thought": thoughts[0], "m_0": baseline.item(), "m": margin.item(),
-            "m_moved": margin_of(moved).item(), "source": model.vlm.pick(source)[0], "x_t": noisy[0],
-            "x0_hat": estimate[0], "heat": gradient[0].abs().sum(1), "moved": moved[0]}
+            "m_moved": margin_of(moved).item(), "source": model.vlm.pick(source)[0],
+            "x_t": noisy[0], "x0_hat": estimate[0], "heat": gradient[0].abs().sum(1),
+            "moved": moved[0]}
 
 
 def draw_reflection(found: dict, instruction: str, t: float, path: Path) -> None:
@@ -311,7 +337,8 @@ def draw_reflection(found: dict, instruction: str, t: float, path: Path) -> None
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    p_yes, p_moved, p_source = [torch.tensor(found[name]).sigmoid() for name in ("m", "m_moved", "m_0")]
+    margins = torch.tensor([found["m"], found["m_moved"], found["m_0"]])
+    p_yes, p_moved, p_source = margins.sigmoid().tolist()
     rows = {"source": f"source: P(Yes) {p_source:.2f}, m_0 = {found['m_0']:+.2f}",
             "x_t": f"x_t, t = {t:g}",
             "x0_hat": f"one-step estimate: P(Yes) {p_yes:.2f}, m = {found['m']:+.2f}",
@@ -327,7 +354,8 @@ def draw_reflection(found: dict, instruction: str, t: float, path: Path) -> None
             else:
                 ax.imshow(((frame + 1) / 2).clamp(0, 1).permute(1, 2, 0))
         axs[0].set_title(title, loc="left", fontsize=9)
-    figure.suptitle(f"I: {instruction}\nU thinks: {found['thought']}", fontsize=10, parse_math=False)
+    words = f"I: {instruction}\nU thinks: {found['thought']}"
+    figure.suptitle(words, fontsize=10, parse_math=False)
     figure.tight_layout()
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=100)
@@ -337,20 +365,22 @@ def draw_reflection(found: dict, instruction: str, t: float, path: Path) -> None
 def main(argv=None) -> None:
     from tiny.world import SUBSETS, make_triplet
     parser = Parser(description="Draw one reflection of the frozen VLM on a one-step estimate.")
-    parser.add_argument("--index", type=at_least_0, default=0, help="number of the test triplet of the tiny world")
-    parser.add_argument("--subset", choices=SUBSETS, default="rave", help="of the tiny world")
-    parser.add_argument("--t", type=between(0, 1, True), default=0.4, help="noise level of x_t")
-    parser.add_argument("--weights", help="a run's or model's folder (without it: weights/tiny)")
-    parser.add_argument("--out", type=Path, default=Path("out/reflection.png"), help="the picture to write")
+    add = parser.add_argument
+    add("--index", type=at_least_0, default=0, help="number of the test triplet of the tiny world")
+    add("--subset", choices=SUBSETS, default="rave", help="of the tiny world")
+    add("--t", type=between(0, 1, True), default=0.4, help="noise level of x_t")
+    add("--weights", help="a run's or model's folder (without it: weights/tiny)")
+    add("--out", type=Path, default=Path("out/reflection.png"), help="the picture to write")
     args = parser.parse_args(argv)
     model = load_model(args.weights, "tiny")
     model.requires_grad_(False)
     triplet = make_triplet(args.index, args.subset)
     found = reflection(model, triplet, args.t)
     draw_reflection(found, triplet.instruction, args.t, args.out)
-    print(f"instruction: {triplet.instruction}\nU thinks: {found['thought']}\n"
-          f"m_0 {found['m_0']:+.2f}, m {found['m']:+.2f}, after six steps uphill {found['m_moved']:+.2f}\n"
-          f"wrote {args.out}")
+    print(f"instruction: {triplet.instruction}\nU thinks: {found['thought']}")
+    print(f"m_0 {found['m_0']:+.2f}, m {found['m']:+.2f}, "
+          f"after six steps uphill {found['m_moved']:+.2f}")
+    print(f"wrote {args.out}")
 
 
 if __name__ == "__main__":

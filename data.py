@@ -1,15 +1,19 @@
-"""Triplets (source, target, instruction): where they come from, and what a batch of them is (Sec. 3).
+"""Triplets (source, target, instruction): where they come from, and what a batch of them is (Sec.
+3).
 
-    python train.py --data triplets.jsonl        # JSON lines, paths relative to the file; types: see tiny/world.py
-    {"source_video_path": "a.mp4", "target_video_path": "b.gif", "instruction": "...", "type": "Temporal Reasoning"}
+    python train.py --data triplets.jsonl        # JSON lines, paths relative to the file
+    {"source_video_path": "a.mp4", "target_video_path": "b.gif",
+     "instruction": "...", "type": "Temporal Reasoning"}
 
-A triplet is an `Item` until it is read. `Latents` runs the frozen encoders once for each, into a cache on disk;
-training then needs only the generator and the critic. `Batches` says what is in step number n.
+A triplet is an `Item` until it is read. `Latents` runs the frozen encoders once for each, into a
+cache on disk; training then needs only the generator and the critic. `Batches` says what is in step
+number n.
 
-Left out: curation (scene cuts, similarity filters, a VLM's instructions). That is rvedata/, which writes manifests.
+Left out: curation (scene cuts, similarity filters, a VLM's instructions). That is rvedata/, which
+writes manifests.
 
-Axis letters: B batch, F frames, C channels, H W pixels, f h w latent frames and sides, T tokens, D width,
-K frames that U sees. A video is (F, 3, H, W), float32 in [-1, 1].
+Axis letters: B batch, F frames, C channels, H W pixels, f h w latent frames and sides, T tokens, D
+width, K frames that U sees. A video is (F, 3, H, W), float32 in [-1, 1].
 """
 
 import hashlib
@@ -32,13 +36,15 @@ from tiny import world
 from tiny.drift import CONTRAST, SOFTNESS, TINT, drifted
 
 
-# ---------------------------------------------------------------------------------------------- triplets
+# ----------------------------------------------------------------------------------------- triplets
 
 @dataclass(frozen=True)
 class Item:
-    """A triplet that is not in memory yet: `load()` reads (source, target). `key` is a hash of its content.
+    """A triplet that is not in memory yet: `load()` reads (source, target). `key` is a hash of its
+    content.
 
-    subset, index: its place in the tiny world (`world.make_triplet`); of a manifest, its type's subset and line.
+    subset, index: its place in the tiny world (`world.make_triplet`); of a manifest, its type's
+    subset and line.
     """
     key: str
     instruction: str
@@ -55,13 +61,15 @@ def hash_of(*parts) -> str:
 
 def world_items(subsets: tuple[str, ...] = ("rave", "icvg"), split: str = "train", n: int = 1024,
                 wrong: float = 0., drift: float = 0.) -> list[Item]:
-    """`n` triplets of the tiny world, the subsets in turn. Raises ValueError for an unknown subset or split.
+    """`n` triplets of the tiny world, the subsets in turn. Raises ValueError for an unknown subset
+    or split.
 
-    wrong: this share of the targets are near misses (world.MISSES, each as often), as in data that a model made
-    and nobody checked. drift: this share of the targets carry the data generator's own hand, see tiny/drift.py.
-    Which ones, and how, depends on the triplet alone.
+    wrong: this share of the targets are near misses (world.MISSES, each as often), as in data that
+    a model made and nobody checked. drift: this share of the targets carry the data generator's own
+    hand, see tiny/drift.py. Which ones, and how, depends on the triplet alone.
     """
-    return [_world_item(k // len(subsets), subsets[k % len(subsets)], split, wrong, drift) for k in range(n)]
+    return [_world_item(k // len(subsets), subsets[k % len(subsets)], split, wrong, drift)
+            for k in range(n)]
 
 
 def _world_item(index: int, subset: str, split: str, wrong: float, drift: float) -> Item:
@@ -87,7 +95,7 @@ def _world_item(index: int, subset: str, split: str, wrong: float, drift: float)
     return Item(hash_of(*key), triplet.instruction, triplet.type, subset, load, index)
 
 
-# ---------------------------------------------------------------------------------- the user's own triplets
+# -------------------------------------------------------------------------- the user's own triplets
 
 FIELDS = ("source_video_path", "target_video_path", "instruction", "type")
 SUBSET_OF = {type: subset for subset, types in world.TYPES.items() for type in types}
@@ -105,14 +113,17 @@ def manifest_record(line: str) -> dict:
         value = record.get(field)
         if not isinstance(value, str) or not value.strip():
             found = json.dumps(value)[:40] if field in record else "missing"
-            raise BadInput(f"the field {field!r} is {found}; each line needs texts for {', '.join(FIELDS)}")
+            raise BadInput(f"the field {field!r} is {found}; "
+                           f"each line needs texts for {', '.join(FIELDS)}")
     if record["type"] not in SUBSET_OF:
-        raise BadInput(f"unknown type {record['type'][:80]!r}; choose one of {', '.join(SUBSET_OF)}")
+        raise BadInput(f"unknown type {record['type'][:80]!r}; "
+                       f"choose one of {', '.join(SUBSET_OF)}")
     return record
 
 
 def manifest_lines(path: Path) -> list[tuple[int, str]]:
-    """(number, line) of a manifest's lines that are not empty. Raises BadInput where it cannot be read."""
+    """(number, line) of a manifest's lines that are not empty. Raises BadInput where it cannot be
+    read."""
     try:
         lines = path.read_text("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -123,15 +134,18 @@ def manifest_lines(path: Path) -> list[tuple[int, str]]:
 
 
 def manifest_items(path: str | Path, preset, skip_bad: bool = False,
-                   check_text: Callable[[str], object] = lambda text: None) -> tuple[list[Item], list[str]]:
-    """The triplets of a manifest, every line and video of it checked; and one line for each that was skipped.
+                   check_text: Callable = lambda text: None) -> tuple[list[Item], list[str]]:
+    """The triplets of a manifest, every line and video of it checked; and one line for each that
+    was skipped.
 
-    preset: has frames, height and width. check_text: raises ValueError for an instruction that the model cannot
-    take. Raises BadInput, naming file:line, for the first bad line; with `skip_bad` only where none is good.
+    preset: has frames, height and width. check_text: raises ValueError for an instruction that the
+    model cannot take. Raises BadInput, naming file:line, for the first bad line; with `skip_bad`
+    only where none is good.
     """
     path, items, skipped = Path(path), [], []
     lines = manifest_lines(path)
-    for number, line in tqdm(lines, desc="check videos", leave=False, disable=None):       # no bar in a pipe
+    # no bar in a pipe
+    for number, line in tqdm(lines, desc="check videos", leave=False, disable=None):
         try:
             items.append(_manifest_item(line, number, path.parent, preset, check_text))
         except BadInput as error:
@@ -163,15 +177,16 @@ def _manifest_item(line: str, number: int, folder: Path, preset, check_text) -> 
     return Item(key, record["instruction"], record["type"], SUBSET_OF[record["type"]], load, number)
 
 
-# -------------------------------------------------------------------------------------- the latent cache
+# --------------------------------------------------------------------------------- the latent cache
 
 TENSORS = {"source", "target", "bridged", "text", "frames"}
 BATCH = 8                                                # clips encoded at a time
-MEMORY = 4 * 2 ** 30                                     # bytes of encoded clips that are kept in memory
+MEMORY = 4 * 2 ** 30  # bytes of encoded clips that are kept in memory
 
 
 def fingerprint(model, parts: tuple[str, ...] = FROZEN) -> str:
-    """sha256 of all that encoding depends on: frozen weights (or other `parts`), tokenizers, VAE scale, preset."""
+    """sha256 of all that encoding depends on: frozen weights (or other `parts`), tokenizers, VAE
+    scale, preset."""
     scale = model.vae.config.latents_mean, model.vae.config.latents_std
     sha = hashlib.sha256(repr((model.preset, *scale)).encode())
     for tokenizer in (model.vlm.tokenizer, model.text_tokenizer):
@@ -185,23 +200,24 @@ def fingerprint(model, parts: tuple[str, ...] = FROZEN) -> str:
 
 @torch.no_grad()
 def encode(model, items: list[Item]) -> list[dict[str, torch.Tensor]]:
-    """What training needs of each triplet, from the frozen parts. Raises BadInput for a too long instruction."""
+    """What training needs of each triplet, from the frozen parts. Raises BadInput for a too long
+    instruction."""
     clips = [item.load() for item in items]
-    source = torch.stack([source for source, _ in clips]).to(model.device)                 # (B, F, 3, H, W)
+    source = torch.stack([source for source, _ in clips]).to(model.device)  # (B, F, 3, H, W)
     target = torch.stack([target for _, target in clips]).to(model.device)
     instructions = [item.instruction for item in items]
     try:
         with model.precision():
-            text = model.encode_text(instructions)                                         # B x (T, D)
-            bridged = model.bridge(model.encode_vlm(source, instructions))                 # (B, T, D)
+            text = model.encode_text(instructions)                      # B x (T, D)
+            bridged = model.bridge(model.encode_vlm(source, instructions))  # (B, T, D)
     except ValueError as error:
         raise BadInput(str(error)) from error
     with model.precision():
-        columns = {"source": model.encode_video(source),                                   # (B, C, f, h, w)
+        columns = {"source": model.encode_video(source),                # (B, C, f, h, w)
                    "target": model.encode_video(target),
                    "text": text,
                    "bridged": bridged.to(model.dtype_of("adapter")),
-                   "frames": to_bytes(model.vlm.pick(source))}                             # (B, K, 3, H, W)
+                   "frames": to_bytes(model.vlm.pick(source))}          # (B, K, 3, H, W)
     return [{name: column[i].cpu().contiguous() for name, column in columns.items()}
             for i in range(len(items))]
 
@@ -209,29 +225,34 @@ def encode(model, items: list[Item]) -> list[dict[str, torch.Tensor]]:
 class Latents:
     """A sequence of encoded triplets: latents[i] is a dict, all float32, of
 
-        source, target (C, f, h, w)   latents           frames (K, 3, H, W)   what U sees of the source, in [-1, 1]
-        bridged (T, D)                Adapter(ARHead(U(V_src, I)))            text (T, D)   T5(I)
+        source, target (C, f, h, w)   latents
+        frames (K, 3, H, W)           what U sees of the source, in [-1, 1]
+        bridged (T, D)                Adapter(ARHead(U(V_src, I)))
+        text (T, D)                   T5(I)
 
-    and latents.items[i] its Item. Each is encoded once, to `folder`/<hash of its key and of the frozen
-    weights>.safetensors: a run that was stopped goes on where it was, and a broken file is made again. Raises
-    BadInput where a clip cannot be read or the folder cannot be written.
+    and latents.items[i] its Item. Each is encoded once, to `folder`/<hash of its key and of the
+    frozen weights>.safetensors: a run that was stopped goes on where it was, and a broken file is
+    made again. Raises BadInput where a clip cannot be read or the folder cannot be written.
     """
 
     def __init__(self, items: list[Item], model, folder: str | Path, progress: bool = True):
         self.items = list(items)
         self._memory = {}                                # of the files, while it is small
         stamp = fingerprint(model)
-        self.key = hash_of(stamp, *(item.key for item in self.items))[:16]                 # of the whole set
-        self.files = [Path(folder) / f"{hash_of(item.key, stamp)}.safetensors" for item in self.items]
+        self.key = hash_of(stamp, *(item.key for item in self.items))[:16]  # of the whole set
+        self.files = [Path(folder) / f"{hash_of(item.key, stamp)}.safetensors"
+                      for item in self.items]
         self._encode_missing(model, progress)
         wait_for_all()
 
     def _encode_missing(self, model, progress: bool) -> None:
-        """In fixed groups, shared among the ranks: the last bits of a clip's encoding depend on its company."""
+        """In fixed groups, shared among the ranks: the last bits of a clip's encoding depend on its
+        company."""
         starts = range(0, len(self), BATCH)
         shard = [range(start, min(start + BATCH, len(self))) for start in starts][RANK::WORLD_SIZE]
         missing = {i for rows in shard for i in rows if not self._is_whole(i)}
-        with tqdm(total=len(missing), desc="encode", unit="clip", disable=not (progress and missing)) as bar:
+        hidden = not (progress and missing)
+        with tqdm(total=len(missing), desc="encode", unit="clip", disable=hidden) as bar:
             for rows in shard:
                 if missing.isdisjoint(rows):
                     continue
@@ -242,7 +263,7 @@ class Latents:
 
     def _is_whole(self, i: int) -> bool:
         try:
-            with safe_open(self.files[i], "pt") as file:                                   # checks header and length
+            with safe_open(self.files[i], "pt") as file:                # checks header and length
                 return set(file.keys()) == TENSORS
         except (OSError, SafetensorError):
             return False
@@ -259,12 +280,14 @@ class Latents:
         return {name: from_bytes(x) if name == "frames" else x.float() for name, x in row.items()}
 
 
-# ----------------------------------------------------------------------------------- what is in step n?
+# ------------------------------------------------------------------------------- what is in step n?
 
 def batch_indices(n: int, batch: int, step: int, seed: int) -> list[int]:
-    """Which of `n` samples make up batch number `step` (from 0): each epoch is a permutation, from (seed, epoch).
+    """Which of `n` samples make up batch number `step` (from 0): each epoch is a permutation, from
+    (seed, epoch).
 
-    A pure function, so that a resumed run needs no stored position. A batch may reach over the end of an epoch.
+    A pure function, so that a resumed run needs no stored position. A batch may reach over the end
+    of an epoch.
     """
     places = range(step * batch, (step + 1) * batch)
     orders = {epoch: np.random.default_rng([seed, epoch]).permutation(n)
@@ -272,8 +295,10 @@ def batch_indices(n: int, batch: int, step: int, seed: int) -> list[int]:
     return [int(orders[place // n][place % n]) for place in places]
 
 
-def draws(step: int, seed: int, batch: int, shape: tuple, timesteps: Callable = sample_timesteps) -> tuple:
-    """What is random in a step, from (seed, step) alone: t (B,), noise (B, *shape), condition dropout u (B,)."""
+def draws(step: int, seed: int, batch: int, shape: tuple,
+          timesteps: Callable = sample_timesteps) -> tuple:
+    """What is random in a step, from (seed, step) alone: t (B,), noise (B, *shape), condition
+    dropout u (B,)."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
     t = timesteps(batch, generator=generator)
     noise = torch.randn(batch, *shape, generator=generator)
@@ -285,16 +310,16 @@ class Batch:
     """What one step needs, for this rank: row i of everything is the same triplet."""
     source: torch.Tensor             # (B, C, f, h, w)  latents
     target: torch.Tensor             # (B, C, f, h, w)
-    bridged: torch.Tensor            # (B, T, D)        Adapter(ARHead(U(V_src, I))); dropped: of nothing
+    bridged: torch.Tensor  # (B, T, D)        Adapter(ARHead(U(V_src, I))); dropped: of nothing
     text: list                       # B x (T, D)       T5(I)
     frames: torch.Tensor             # (B, K, 3, H, W)  what U sees of the source
     instructions: list               # B texts
-    thoughts: list | None            # B texts that U wrote about source and instruction; None: not yet
+    thoughts: list | None  # B texts that U wrote about source and instruction; None: not yet
     baseline: torch.Tensor           # (B,)             m_0
     t: torch.Tensor                  # (B,)             noise levels
     noise: torch.Tensor              # (B, C, f, h, w)
     near: torch.Tensor               # (B,) bool        t < tau: the critic is asked about these
-    n_near: float                    # their number, on average over this step's micro-batches and ranks
+    n_near: float  # their number, on average over this step's micro-batches and ranks
     seed: int                        # for what else a step draws
 
     def select(self, rows: torch.Tensor) -> "Batch":
@@ -312,22 +337,24 @@ class Batch:
 
 
 class Batches:
-    """The batches of a training: `of(step)` yields this rank's micro-batches, a pure function of (seed, step).
+    """The batches of a training: `of(step)` yields this rank's micro-batches, a pure function of
+    (seed, step).
 
-    latents: the encoded triplets. reflections: (thought, m_0) of each, from `critic.reflect`; None for SFT.
-    batch: samples a step, over all ranks and micro-batches. drop: the share of samples whose VLM and T5 states are
-    replaced by those of an empty instruction; the source latents stay.
+    latents: the encoded triplets. reflections: (thought, m_0) of each, from `critic.reflect`; None
+    for SFT. batch: samples a step, over all ranks and micro-batches. drop: the share of samples
+    whose VLM and T5 states are replaced by those of an empty instruction; the source latents stay.
     """
 
-    def __init__(self, latents: Latents, model, reflections: list[tuple[str, float]] | None, *, batch: int,
-                 tau: float, drop: float, seed: int, accumulate: int = 1):
+    def __init__(self, latents: Latents, model, reflections: list[tuple[str, float]] | None, *,
+                 batch: int, tau: float, drop: float, seed: int, accumulate: int = 1):
         self.latents, self.device, self.shape = latents, model.device, model.preset.latent_shape
         self.reflections = reflections or [("", 0.)] * len(latents)
-        self.batch, self.tau, self.drop, self.seed, self.accumulate = batch, tau, drop, seed, accumulate
+        self.batch, self.accumulate, self.seed = batch, accumulate, seed
+        self.tau, self.drop = tau, drop
         self.timesteps = sample_timesteps
         with torch.no_grad(), model.precision():
             h, text = model.unconditional()
-            self.unconditional = model.bridge([h])[0].float(), text.float()                # (T, D), (T', D)
+            self.unconditional = model.bridge([h])[0].float(), text.float()  # (T, D), (T', D)
 
     def of(self, step: int):
         """Yields `accumulate` batches: this rank's share of the step's samples, in equal parts."""
@@ -339,10 +366,12 @@ class Batches:
         for part in range(self.accumulate):
             rows = slice(RANK + part * WORLD_SIZE, None, parts)
             seed = self.seed * 1_000_003 + (step * self.accumulate + part) * WORLD_SIZE + RANK
-            yield self._batch(indices[rows], t[rows], noise[rows], u[rows], near[rows], n_near, seed)
+            yield self._batch(indices[rows], t[rows], noise[rows], u[rows], near[rows],
+                              n_near, seed)
 
     def _batch(self, indices, t, noise, u, near, n_near, seed) -> Batch:
-        encoded = [{name: x.to(self.device) for name, x in self.latents[i].items()} for i in indices]
+        encoded = [{name: x.to(self.device) for name, x in self.latents[i].items()}
+                   for i in indices]
         empty_bridged, empty_text = self.unconditional
         bridged, text = [], []
         for row, dropped in zip(encoded, (u < self.drop).tolist()):
@@ -355,4 +384,5 @@ class Batches:
                      instructions=[self.latents.items[i].instruction for i in indices],
                      thoughts=None if None in thoughts else list(thoughts),
                      baseline=torch.tensor(baselines, device=self.device), t=t.to(self.device),
-                     noise=noise.to(self.device), near=near.to(self.device), n_near=n_near, seed=seed)
+                     noise=noise.to(self.device), near=near.to(self.device),
+                     n_near=n_near, seed=seed)

@@ -1,15 +1,16 @@
-"""How good is it? Edit the tiny world's held-out clips, let its oracle judge each edit, and say how sure one can be.
+"""How good is it? Edit the tiny world's held-out clips, let its oracle judge each edit, and say how
+sure one can be.
 
-    python evaluate.py --subset rave                            # the base model; also icvg, literal, cross
-    python evaluate.py --subset rave --checkpoint out/uso       # a run of train.py
+    python evaluate.py --subset rave                        # the base; also icvg, literal, cross
+    python evaluate.py --subset rave --checkpoint out/uso   # a run of train.py
     python evaluate.py --subset icvg --split val --n 50 --seed 1
 
-The subsets: rave, reason-informed edits; icvg, the next segment of a clip; literal, RAVE's edits told in plain words;
-cross, phrasings and places never trained with (Sec. 3.2, Tables 2 to 4).
+The subsets: rave, reason-informed edits; icvg, the next segment of a clip; literal, RAVE's edits
+told in plain words; cross, phrasings and places never trained with (Sec. 3.2, Tables 2 to 4).
 
-It writes scores.jsonl (one row a sample), table.md and strips.png (source, edit, target of the first dozen) into
-out/eval/<checkpoint>-<subset>-<split>/. The same command goes on after a stop; other settings or weights start
-afresh. Any other benchmark, judge or method: rvebench/.
+It writes scores.jsonl (one row a sample), table.md and strips.png (source, edit, target of the
+first dozen) into out/eval/<checkpoint>-<subset>-<split>/. The same command goes on after a stop;
+other settings or weights start afresh. Any other benchmark, judge or method: rvebench/.
 
 Axis letters: B batch, F frames, H W pixels.
 """
@@ -22,8 +23,8 @@ import torch
 from tqdm import tqdm
 
 from common.distributed import device
-from common.files import (BadInput, Parser, at_least_0, atomic_write, between, check_writable, is_of,
-                          markdown, positive, replacing, run_script, start_afresh)
+from common.files import (BadInput, Parser, at_least_0, atomic_write, between, check_writable,
+                          is_of, markdown, positive, replacing, run_script, start_afresh)
 from common.intervals import COLUMNS, format_interval, geometric_mean, interval, overall
 from critic import Critic
 from data import fingerprint
@@ -33,15 +34,18 @@ from tiny import world
 STRIPS = 12                                              # how many samples strips.png shows
 
 
-def generate_and_judge(model, subset: str, split: str, n: int, steps: int = 12, guidance: float = 1.0,
-                       seed: int = 0, batch: int = 20, label: str | None = None, keep=None,
-                       done: dict | None = None, critic: Critic | None = None) -> list[dict]:
-    """Edit the first `n` triplets of the tiny world and judge each; returns a row for each sample, in order.
+def generate_and_judge(model, subset: str, split: str, n: int, steps: int = 12,
+                       guidance: float = 1.0, seed: int = 0, batch: int = 20,
+                       label: str | None = None, keep=None, done: dict | None = None,
+                       critic: Critic | None = None) -> list[dict]:
+    """Edit the first `n` triplets of the tiny world and judge each; returns a row for each sample,
+    in order.
 
-    A row has id, index, subset, type, rule, instruction, failed (None or why) and the COLUMNS; PC is None on
-    ICVG, and every score is None where the video is not finite: it is counted, never scored. Sample i's noise comes
-    from seed + i, whatever the batch. critic: its margin is in the row, too, and in none of the scores.
-    keep(row, video (F, 3, H, W)) is called for each new row; `done` holds rows by index that need not be made again.
+    A row has id, index, subset, type, rule, instruction, failed (None or why) and the COLUMNS; PC
+    is None on ICVG, and every score is None where the video is not finite: it is counted, never
+    scored. Sample i's noise comes from seed + i, whatever the batch. critic: its margin is in the
+    row, too, and in none of the scores. keep(row, video (F, 3, H, W)) is called for each new row;
+    `done` holds rows by index that need not be made again.
     """
     rows = dict(done or {})
     missing = [i for i in range(n) if i not in rows]
@@ -50,15 +54,17 @@ def generate_and_judge(model, subset: str, split: str, n: int, steps: int = 12, 
         for now in consecutive(missing, batch):          # row k of a batch has the noise seed + k
             triplets = [world.make_triplet(i, subset, split) for i in now]
             words = [triplet.instruction for triplet in triplets]
-            source = torch.stack([triplet.source for triplet in triplets]).to(model.device)    # (B, F, 3, H, W)
+            # (B, F, 3, H, W)
+            source = torch.stack([triplet.source for triplet in triplets]).to(model.device)
             edits = model.sample(source, words, steps, guidance, seed + now[0]).cpu()
             margins = [None] * len(now)
             if critic:
                 with torch.no_grad():
                     margins = critic.margin(source, edits.to(model.device), words).tolist()
             for i, triplet, video, margin in zip(now, triplets, edits, margins):
-                rows[i] = {"id": f"{subset}-{split}-{i}", "index": i, "subset": subset, "type": triplet.type,
-                           "rule": triplet.rule, "instruction": triplet.instruction,
+                rows[i] = {"id": f"{subset}-{split}-{i}", "index": i, "subset": subset,
+                           "type": triplet.type, "rule": triplet.rule,
+                           "instruction": triplet.instruction,
                            **oracle_scores(triplet, video)}
                 if critic:
                     rows[i]["margin"] = margin if math.isfinite(margin) else None
@@ -90,7 +96,8 @@ def oracle_scores(triplet, video: torch.Tensor) -> dict:
 
 
 def table(rows: list[dict]) -> str:
-    """A Markdown table: a line for each reasoning type and one for all; mean [95 % interval] of each column."""
+    """A Markdown table: a line for each reasoning type and one for all; mean [95 % interval] of
+    each column."""
     lines = [["type", "N scored", "N failed", *COLUMNS]]
     for name in [*dict.fromkeys(row["type"] for row in rows), "all"]:
         group = [row for row in rows if name in (row["type"], "all")]
@@ -103,7 +110,7 @@ def table(rows: list[dict]) -> str:
     return markdown(lines)
 
 
-# ------------------------------------------------------------------------------------------------- the command
+# -------------------------------------------------------------------------------------- the command
 
 def run_name(folder: str) -> str:
     """What a run is called: out/run/model is "run", and out/run/model-300 its copy of step 300."""
@@ -114,7 +121,8 @@ def run_name(folder: str) -> str:
 
 
 def resume(folder: Path, settings: dict) -> dict[int, dict]:
-    """The rows, by index, that an earlier run with the same settings left in `folder`; others are cleared away."""
+    """The rows, by index, that an earlier run with the same settings left in `folder`; others are
+    cleared away."""
     file = folder / "scores.jsonl"
     if is_of(folder, settings):
         try:
@@ -130,7 +138,8 @@ def resume(folder: Path, settings: dict) -> dict[int, dict]:
 def draw_strips(path: Path, clips: dict[int, torch.Tensor], subset: str, split: str) -> None:
     """Source, edit and target of the first samples."""
     triplets = [world.make_triplet(i, subset, split) for i in sorted(clips)]
-    rows = {"source": [triplet.source for triplet in triplets], "edit": [clips[i] for i in sorted(clips)],
+    rows = {"source": [triplet.source for triplet in triplets],
+            "edit": [clips[i] for i in sorted(clips)],
             "target": [triplet.target for triplet in triplets]}
     with replacing(path) as temporary:
         world.contact_sheet(triplets, rows, temporary)
@@ -151,7 +160,8 @@ def parse(argv=None):
     add("--out", type=Path, default=Path("out/eval"), help="where the results' folder goes")
     args = parser.parse_args(argv)
     if (args.subset, args.split) == ("cross", "train"):
-        raise BadInput("--subset cross --split train: cross is never trained on; choose val or test")
+        raise BadInput("--subset cross --split train: cross is never trained on; "
+                       "choose val or test")
     check_writable(args.out / "table.md")
     return args
 
@@ -162,8 +172,8 @@ def main(argv=None) -> None:
     name = run_name(args.checkpoint) if args.checkpoint else model.preset.name
     folder = args.out / f"{name}-{args.subset}-{args.split}"
     how = {name: getattr(args, name) for name in ("subset", "split", "steps", "guidance", "seed")}
-    settings = {**how, "checkpoint": fingerprint(model, (*FROZEN, *TRAINED)), "world": world.VERSION,
-                "margin": args.margin}
+    settings = {**how, "checkpoint": fingerprint(model, (*FROZEN, *TRAINED)),
+                "world": world.VERSION, "margin": args.margin}
     rows, clips = resume(folder, settings), {}
 
     def keep(row, video):
@@ -173,16 +183,18 @@ def main(argv=None) -> None:
         if row["index"] < STRIPS:
             clips[row["index"]] = video
     critic = Critic(model) if args.margin else None
-    result = generate_and_judge(model, n=args.n, **how, batch=args.batch, keep=keep, done=rows, critic=critic)
+    result = generate_and_judge(model, n=args.n, **how, batch=args.batch, keep=keep, done=rows,
+                                critic=critic)
 
     strips, first = folder / "strips.png", min(args.n, STRIPS)
     if clips or not strips.exists():
-        if len(clips) < first:                           # before a stop only scores were kept: the clips once more
+        if len(clips) < first:  # before a stop only scores were kept: the clips once more
             generate_and_judge(model, n=first, **how, batch=args.batch, label="strips",
                                keep=lambda row, video: clips.update({row["index"]: video}))
         draw_strips(strips, clips, args.subset, args.split)
-    head = (f"{args.checkpoint or 'weights/' + model.preset.name} on {args.subset}, {args.split} split: "
-            f"mean of 0..10 [95 % bootstrap interval], {args.steps} steps, guidance {args.guidance:g}, "
+    weights = args.checkpoint or f"weights/{model.preset.name}"
+    head = (f"{weights} on {args.subset}, {args.split} split: mean of 0..10 "
+            f"[95 % bootstrap interval], {args.steps} steps, guidance {args.guidance:g}, "
             f"seed {args.seed}.")
     text = f"{head}\n\n{table(result)}"
     atomic_write(folder / "table.md", text)

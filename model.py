@@ -1,19 +1,21 @@
-"""The connector-based unified model: a VLM understands, a DiT generates, a connector joins them (Sec. 4.1).
+"""The connector-based unified model: a VLM understands, a DiT generates, a connector joins them
+(Sec. 4.1).
 
     python model.py                              # the parts of the tiny preset and their sizes
     python model.py --preset wan1.3b             # the same for the real size, without allocating it
 
 Eq. 1   h = U(V_src, I)                                          UnifiedModel.encode_vlm
         c = [VCA(E(V_src)); Adapter(ARHead(h)); T5(I)]           UnifiedModel.context
-Eq. 2   x_t = (1 - t) x_0 + t eps, target velocity eps - x_0     add_noise, velocity_target, flow_loss
+Eq. 2   x_t = (1 - t) x_0 + t eps, velocity eps - x_0            add_noise, velocity_target
 
-Built from the classes of transformers and diffusers; ours are the connector's three small modules. One
-code path for both sizes: a `Preset` holds nothing but sizes, ids and named switches.
+Built from the classes of transformers and diffusers; ours are the connector's three small modules.
+One code path for both sizes: a `Preset` holds nothing but sizes, ids and named switches.
 
 Left out of the paper: the VLM's image *generation* head (ReViSE never calls it); VILA's audio and
 multi-image modes.
 
-Axis letters: B batch, F frames, C channels, H W pixels, f h w latent frames and sides, T tokens, D width.
+Axis letters: B batch, F frames, C channels, H W pixels, f h w latent frames and sides, T tokens, D
+width.
 """
 
 import copy
@@ -44,12 +46,12 @@ transformers.utils.logging.disable_progress_bar()
 transformers.utils.logging.set_verbosity_error()
 diffusers.utils.logging.set_verbosity_error()
 diffusers.utils.logging.disable_progress_bar()
-if not torch.cuda.is_available():                # the faster kernels of a CPU: 1.5 times as many steps
+if not torch.cuda.is_available():  # the faster kernels of a CPU: 1.5 times as many steps
     torch.set_float32_matmul_precision("medium")         # oneDNN's matrix products
     torch.backends.cuda.enable_flash_sdp(False)          # this switch is not CUDA's alone
 
 
-# ------------------------------------------------------------------------------------------- presets
+# ------------------------------------------------------------------------------------------ presets
 
 @dataclass(frozen=True)
 class Preset:
@@ -58,7 +60,7 @@ class Preset:
     frames: int                         # pixel frames of a clip: 4 k + 1
     height: int
     width: int
-    vlm_frames: int                     # K: the frames of a clip that the VLM sees, uniformly spaced
+    vlm_frames: int  # K: the frames of a clip that the VLM sees, uniformly spaced
     vlm_size: int                       # they are resized to a square of this many pixels
     siglip: dict
     llama: dict
@@ -77,21 +79,22 @@ class Preset:
     text_length: int                    # longest T5 sequence
     ar_queries: int = 4
     use_visual_as_input: bool = False   # source latents beside x_t on the channel axis
-    visual_position: bool = False       # a learned position for each visual token (not the authors')
-    use_vlm: bool = True                # off: the VLM's states are zeros, G reads only T5 (an ablation)
+    visual_position: bool = False  # a learned position for each visual token (not the authors')
+    use_vlm: bool = True  # off: the VLM's states are zeros, G reads only T5 (an ablation)
     shift: float = 3.0                  # flow shift at inference
     first_frame: bool = False           # h is of the source's first frame only, as the authors' is
-    guidance_from: str = "cond"         # guided v: c + g (c - u) from "cond", u + g (c - u) from "uncond"
-    order: tuple[str, ...] = ("img", "ipl", "prp")       # of the context: source, VLM states, T5 states
-    bf16: bool = False                  # frozen parts in bfloat16, products under autocast; G in float32
-    paired: bool = False                # the critic sees each token of the edit right after the source's
-    decode: str = "exact"               # how the critic's K frames are decoded: critic.decode_frames
+    guidance_from: str = "cond"  # guided v: c + g (c - u) from "cond", u + g (c - u) from "uncond"
+    order: tuple[str, ...] = ("img", "ipl", "prp")  # of the context: source, VLM states, T5 states
+    bf16: bool = False  # frozen parts in bfloat16, products under autocast; G in float32
+    paired: bool = False  # the critic sees each token of the edit right after the source's
+    decode: str = "exact"  # how the critic's K frames are decoded: critic.decode_frames
 
     @property
     def latent_shape(self) -> tuple[int, int, int, int]:
         """(C, f, h, w) of one clip's latents."""
         side = self.vae["scale_factor_spatial"]
-        return self.vae["z_dim"], (self.frames - 1) // 4 + 1, self.height // side, self.width // side
+        frames = (self.frames - 1) // 4 + 1
+        return self.vae["z_dim"], frames, self.height // side, self.width // side
 
 
 PRESETS = {
@@ -135,13 +138,14 @@ PRESETS = {
 }
 
 
-# ------------------------------------------------------------------------------------- flow matching
+# ------------------------------------------------------------------------------------ flow matching
 
 def sample_timesteps(n: int, shift: float = 3.0,
                      generator: torch.Generator | None = None) -> torch.Tensor:
     """Noise levels t (n,) in (0, 1]: u ~ U(0, 1), t = s u / (1 + (s - 1) u) with flow shift s.
 
-    With s = 3, P(t < tau) = tau / (3 - 2 tau): the trigger rates of Table 6. ValueError for shift <= 0.
+    With s = 3, P(t < tau) = tau / (3 - 2 tau): the trigger rates of Table 6. ValueError for shift
+    <= 0.
     """
     if shift <= 0:
         raise ValueError(f"the flow shift must be positive, not {shift}")
@@ -150,7 +154,8 @@ def sample_timesteps(n: int, shift: float = 3.0,
 
 
 def shifted(u: torch.Tensor, shift: float) -> torch.Tensor:
-    """Noise levels t of uniform u in [0, 1], any shape: the flow shift spends more of them on much noise."""
+    """Noise levels t of uniform u in [0, 1], any shape: the flow shift spends more of them on much
+    noise."""
     return shift * u / (1 + (shift - 1) * u)
 
 
@@ -170,10 +175,11 @@ def flow_loss(v: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return (v - target).pow(2).mean((1, 2, 3, 4))
 
 
-# ------------------------------------------------------------------------------------------- the VLM
+# ------------------------------------------------------------------------------------------ the VLM
 
 class DownsampleProjector(nn.Module):
-    """VILA's `mlp_downsample`: 2x2 neighbouring patches become one token. (N, S*S, D) -> (N, ceil(S/2)^2, D')."""
+    """VILA's `mlp_downsample`: 2x2 neighbouring patches become one token. (N, S*S, D) -> (N,
+    ceil(S/2)^2, D')."""
 
     def __init__(self, vision_width: int, width: int):
         super().__init__()
@@ -194,7 +200,8 @@ class DownsampleProjector(nn.Module):
 
 
 class VILA(nn.Module):
-    """SigLIP -> projector -> Llama. Sees frames, reads and writes text; frozen after its own training."""
+    """SigLIP -> projector -> Llama. Sees frames, reads and writes text; frozen after its own
+    training."""
 
     def __init__(self, siglip: dict, llama: dict, frames: int, size: int):
         super().__init__()
@@ -205,14 +212,17 @@ class VILA(nn.Module):
         self.tokenizer = None                            # set by load or training
 
     def pick(self, video: torch.Tensor) -> torch.Tensor:
-        """K frames of a clip (B, F, 3, H, W), uniformly spaced, the first and the last among them."""
+        """K frames of a clip (B, F, 3, H, W), uniformly spaced, the first and the last among
+        them."""
         n = min(self.frames, video.shape[1])
         return video[:, torch.linspace(0, video.shape[1] - 1, n).round().long().to(video.device)]
 
     def patches(self, frames: torch.Tensor) -> torch.Tensor:
-        """Patch features of frames (N, 3, H, W) in [-1, 1]: (N, S*S, D), SigLIP's hidden_states[-2].
+        """Patch features of frames (N, 3, H, W) in [-1, 1]: (N, S*S, D), SigLIP's
+        hidden_states[-2].
 
-        Differentiable in the pixels. SigLIP wants (x - 0.5) / 0.5 of x in [0, 1]: that is [-1, 1] again.
+        Differentiable in the pixels. SigLIP wants (x - 0.5) / 0.5 of x in [0, 1]: that is [-1, 1]
+        again.
         """
         if frames.shape[-2:] != (self.size, self.size):
             frames = F.interpolate(frames, (self.size, self.size), mode="bicubic", antialias=True,
@@ -220,7 +230,8 @@ class VILA(nn.Module):
         return self.vision_tower(frames, output_hidden_states=True).hidden_states[-2]
 
     def see(self, video: torch.Tensor) -> torch.Tensor:
-        """Vision tokens of a clip (B, F, 3, H, W) in [-1, 1]: (B, K*tokens, D) for K picked frames."""
+        """Vision tokens of a clip (B, F, 3, H, W) in [-1, 1]: (B, K*tokens, D) for K picked
+        frames."""
         frames = self.pick(video)                                            # (B, K, 3, H, W)
         tokens = self.mm_projector(self.patches(frames.flatten(0, 1)))       # (B*K, S*S, D)
         return tokens.unflatten(0, frames.shape[:2]).flatten(1, 2)
@@ -231,10 +242,11 @@ class VILA(nn.Module):
         return self.llm.get_input_embeddings()(ids.to(self.llm.device))
 
     def join(self, rows: list[list[torch.Tensor | str]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rows of texts and vision tokens -> embeddings (B, T, D) and mask (B, T), padded on the left.
+        """Rows of texts and vision tokens -> embeddings (B, T, D) and mask (B, T), padded on the
+        left.
 
-        On the left, so that the last position is the one to read in every row. Raises ValueError where a row is
-        longer than the VLM can read.
+        On the left, so that the last position is the one to read in every row. Raises ValueError
+        where a row is longer than the VLM can read.
         """
         joined = []
         for row in rows:
@@ -242,16 +254,18 @@ class VILA(nn.Module):
             joined.append(torch.cat(parts))                                  # (T, D)
         length, limit = max(map(len, joined)), self.llm.config.max_position_embeddings
         if length > limit:
-            raise ValueError(f"the prompt is {length} tokens long, the VLM reads {limit}: shorten the instruction")
+            raise ValueError(f"the prompt is {length} tokens long, the VLM reads {limit}: "
+                             f"shorten the instruction")
         padding = [length - len(row) for row in joined]
-        mask = torch.tensor([[0] * n + [1] * (length - n) for n in padding], device=joined[0].device)
-        return torch.stack([F.pad(row, (0, 0, n, 0)) for row, n in zip(joined, padding)]), mask
+        mask = [[0] * n + [1] * (length - n) for n in padding]
+        embeddings = torch.stack([F.pad(row, (0, 0, n, 0)) for row, n in zip(joined, padding)])
+        return embeddings, torch.tensor(mask, device=embeddings.device)
 
     def read(self, embeddings, mask, cache=None, hidden=False, last=False):
         """Run Llama over joined rows; returns the library's output object.
 
-        cache: what it has read before. hidden: keep all hidden states. last: logits of the last position only;
-        of all they are 128,256 numbers a token at the real size.
+        cache: what it has read before. hidden: keep all hidden states. last: logits of the last
+        position only; of all they are 128,256 numbers a token at the real size.
         """
         positions = (mask.cumsum(1) - 1).clamp_min(0)[:, -embeddings.shape[1]:]
         return self.llm(inputs_embeds=embeddings, attention_mask=mask, position_ids=positions,
@@ -260,7 +274,8 @@ class VILA(nn.Module):
 
 
 def chat(system: str, user: list, answer: str = "") -> list:
-    """Llama-3's chat, as a row for `VILA.join`: `user` is a list of texts and vision tokens; `answer` may be begun."""
+    """Llama-3's chat, as a row for `VILA.join`: `user` is a list of texts and vision tokens;
+    `answer` may be begun."""
     head = f"<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n{system}<|eot_id|>"
     return [f"{head}<|start_header_id|>user<|end_header_id|>\n\n", *user,
             f"<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n{answer}"]
@@ -269,7 +284,7 @@ def chat(system: str, user: list, answer: str = "") -> list:
 GENERATE = "You are a helpful assistant that edits videos."      # system sentence of Eq. 1's chat
 
 
-# ------------------------------------------------------------------------------------- the connector
+# ------------------------------------------------------------------------------------ the connector
 
 class ARHead(nn.Module):
     """Reads the VLM's states with 4 queries, into SigLIP's space. (B, T, D_vlm) -> (B, 4, D_ar)."""
@@ -289,7 +304,8 @@ class ARHead(nn.Module):
 
 
 class Adapter(nn.Module):
-    """Turns each of the 4 tokens, alone, into `queries` context tokens. (B, 4, D_ar) -> (B, 4*queries, D)."""
+    """Turns each of the 4 tokens, alone, into `queries` context tokens. (B, 4, D_ar) -> (B,
+    4*queries, D)."""
 
     def __init__(self, ar_width, width, layers, heads, queries):
         super().__init__()
@@ -326,10 +342,10 @@ class VisualContextAdapter(nn.Module):
         return F.layer_norm(x, x.shape[-1:])
 
 
-# --------------------------------------------------------------------------------- the unified model
+# -------------------------------------------------------------------------------- the unified model
 
 FROZEN = ("vlm", "text_encoder", "vae", "ar_head", "adapter", "boundary")
-TRAINED = ("transformer", "visual_context_adapter")      # G and the visual context adapter (Sec. 5.1)
+TRAINED = ("transformer", "visual_context_adapter")  # G and the visual context adapter (Sec. 5.1)
 LIBRARY = {"vlm.llm": LlamaForCausalLM, "vlm.vision_tower": SiglipVisionModel,
            "text_encoder": UMT5EncoderModel, "vae": AutoencoderKLWan,
            "transformer": WanTransformer3DModel}
@@ -354,26 +370,32 @@ class UnifiedModel(nn.Module):
         self.vae = AutoencoderKLWan(**p.vae)
         self.transformer = WanTransformer3DModel(**p.dit)
         self.ar_head = ARHead(llm_width, p.ar_width, p.ar_layers, p.ar_heads, p.ar_queries)
-        self.adapter = Adapter(p.ar_width, width, p.adapter_layers, p.adapter_heads, p.adapter_queries)
+        self.adapter = Adapter(p.ar_width, width, p.adapter_layers, p.adapter_heads,
+                               p.adapter_queries)
         self.visual_context_adapter = VisualContextAdapter(
             channels, p.visual_width, width, p.visual_kernel, grid if p.visual_position else None)
-        self.boundary = nn.ParameterDict({name: nn.Parameter(torch.randn(width)) for name in BOUNDARY})
-        self.released_unconditional = None               # {"vlm", "text"}: (T, D), where weights come with it
+        self.boundary = nn.ParameterDict()
+        for name in BOUNDARY:
+            self.boundary[name] = nn.Parameter(torch.randn(width))
+        self.released_unconditional = None  # {"vlm", "text"}: (T, D), where weights come with it
 
     @property
     def device(self):
         return self.boundary["img_st"].device
 
     def set_vlm_frames(self, frames: int | None) -> None:
-        """How many frames of a clip the VLM sees; None: the preset's. ValueError where a clip has fewer."""
+        """How many frames of a clip the VLM sees; None: the preset's. ValueError where a clip has
+        fewer."""
         frames = frames or self.preset.vlm_frames
         if not 1 <= frames <= self.preset.frames:
-            raise ValueError(f"the VLM can look at 1 to {self.preset.frames} frames, not at {frames}")
+            raise ValueError(f"the VLM can look at 1 to {self.preset.frames} frames, "
+                             f"not at {frames}")
         self.preset = replace(self.preset, vlm_frames=frames)
         self.vlm.frames = frames
 
     def without(self, parts: list[str]) -> None:
-        """Switch parts off, for ablations: "vlm" (its states are zeros), "position" (of visual tokens)."""
+        """Switch parts off, for ablations: "vlm" (its states are zeros), "position" (of visual
+        tokens)."""
         if "vlm" in parts:
             self.preset = replace(self.preset, use_vlm=False)
         if "position" in parts and self.preset.visual_position:
@@ -386,12 +408,14 @@ class UnifiedModel(nn.Module):
         Raises ValueError where their names are others.
         """
         if set(tokens) != set(BOUNDARY):
-            raise ValueError(f"the boundary tokens are {', '.join(BOUNDARY)}, not {', '.join(tokens)}")
+            raise ValueError(f"the boundary tokens are {', '.join(BOUNDARY)}, "
+                             f"not {', '.join(tokens)}")
         for name, token in tokens.items():
             self.boundary[name] = nn.Parameter(token)
 
     def freeze(self) -> list[nn.Parameter]:
-        """Freeze everything but G and the visual context adapter; returns the parameters to train (Sec. 5.1)."""
+        """Freeze everything but G and the visual context adapter; returns the parameters to train
+        (Sec. 5.1)."""
         self.requires_grad_(False)
         self.eval()
         trained = [getattr(self, name).requires_grad_(True) for name in TRAINED]
@@ -407,7 +431,8 @@ class UnifiedModel(nn.Module):
         return ((z - mean) / std).float()
 
     def decode_video(self, latents: torch.Tensor) -> torch.Tensor:
-        """D(x): clips (B, F, 3, H, W) in [-1, 1] from normalised latents (B, C, f, h, w); differentiable.
+        """D(x): clips (B, F, 3, H, W) in [-1, 1] from normalised latents (B, C, f, h, w);
+        differentiable.
 
         The VAE clamps: a saturated pixel passes no gradient.
         """
@@ -415,7 +440,8 @@ class UnifiedModel(nn.Module):
         return self.run_decoder(latents * std + mean).transpose(1, 2).float()
 
     def run_decoder(self, z: torch.Tensor) -> torch.Tensor:
-        """The VAE's decoder: (B, C, f, h, w) -> (B, 3, F, H, W). realsize/ replaces it by one that keeps less."""
+        """The VAE's decoder: (B, C, f, h, w) -> (B, 3, F, H, W). realsize/ replaces it by one that
+        keeps less."""
         return self.vae.decode(z).sample
 
     def _latent_scale(self, z):
@@ -425,19 +451,22 @@ class UnifiedModel(nn.Module):
 
     @torch.no_grad()
     def encode_vlm(self, source: torch.Tensor, instructions: list[str]) -> list[torch.Tensor]:
-        """Eq. 1: h = U(V_src, I), the last hidden states over frames and instruction; one (T, D) for each row.
+        """Eq. 1: h = U(V_src, I), the last hidden states over frames and instruction; one (T, D)
+        for each row.
 
-        source: (B, F, 3, H, W) in [-1, 1]. Rows differ in length, so they come as a list. Raises ValueError
-        where an instruction is too long.
+        source: (B, F, 3, H, W) in [-1, 1]. Rows differ in length, so they come as a list. Raises
+        ValueError where an instruction is too long.
         """
         seen = self.vlm.see(source[:, :1] if self.preset.first_frame else source)
-        rows = [chat(GENERATE, [tokens, text], "[GEN_VID]") for tokens, text in zip(seen, instructions)]
+        rows = [chat(GENERATE, [tokens, text], "[GEN_VID]")
+                for tokens, text in zip(seen, instructions)]
         embeddings, mask = self.vlm.join(rows)
         h = self.vlm.read(embeddings, mask, hidden=True).hidden_states[-1]   # (B, T, D)
         return [row[m.bool()] * self.preset.use_vlm for row, m in zip(h, mask)]
 
     def encode_text(self, instructions: list[str]) -> list[torch.Tensor]:
-        """T5(I): one (T, D) for each row, without padding. Raises ValueError where a text is too long."""
+        """T5(I): one (T, D) for each row, without padding. Raises ValueError where a text is too
+        long."""
         for text in instructions:
             n = len(self.text_tokenizer(text).input_ids)
             if n > self.preset.text_length:
@@ -449,7 +478,8 @@ class UnifiedModel(nn.Module):
 
     @torch.no_grad()
     def unconditional(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """(VLM states, T5 states) of a grey clip and an empty instruction; for dropout and guidance."""
+        """(VLM states, T5 states) of a grey clip and an empty instruction; for dropout and
+        guidance."""
         if self.released_unconditional:
             vlm, text = self.released_unconditional["vlm"], self.released_unconditional["text"]
             return vlm.to(self.device), text.to(self.device)
@@ -462,20 +492,23 @@ class UnifiedModel(nn.Module):
     def bridge(self, h: list[torch.Tensor]) -> torch.Tensor:
         """Adapter(ARHead(h)): VLM states, one (T, D) a row, to context tokens (B, 4*queries, D)."""
         length = max(map(len, h))
-        mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in h], device=self.device)
+        mask = [[1] * len(row) + [0] * (length - len(row)) for row in h]
+        mask = torch.tensor(mask, device=self.device)
         h = torch.stack([F.pad(row, (0, 0, 0, length - len(row))) for row in h])
         return self.adapter(self.ar_head(h, mask))
 
     def context(self, source: torch.Tensor, bridged: torch.Tensor,
                 text: list[torch.Tensor]) -> torch.Tensor:
-        """Eq. 1: c = [VCA(E(V_src)); Adapter(ARHead(h)); T5(I)], with boundary tokens around each part.
+        """Eq. 1: c = [VCA(E(V_src)); Adapter(ARHead(h)); T5(I)], with boundary tokens around each
+        part.
 
         source: latents (B, C, f, h, w); bridged: (B, T, D) from `bridge`; text: one (T, D) a row.
-        Returns (B, context_length, D), filled up with zeros. Raises ValueError where it does not fit: it is never
-        cut in silence.
+        Returns (B, context_length, D), filled up with zeros. Raises ValueError where it does not
+        fit: it is never cut in silence.
         """
         visual = self.visual_context_adapter(source)                         # (B, T, D)
-        edge = {name: token.view(-1, token.shape[-1]) for name, token in self.boundary.items()}  # (1 or more, D)
+        # (1 or more, D)
+        edge = {name: token.view(-1, token.shape[-1]) for name, token in self.boundary.items()}
         rows = []
         for i in range(len(source)):
             parts = {"img": visual[i], "ipl": bridged[i], "prp": text[i]}
@@ -485,13 +518,15 @@ class UnifiedModel(nn.Module):
             rows.append(torch.cat(row))                                      # (T, D)
         longest, limit = max(map(len, rows)), self.preset.context_length
         if longest > limit:
-            raise ValueError(f"the context is {longest} tokens long, its limit is {limit}: {visual.shape[1]} "
-                             f"of them show the source; use fewer frames or a smaller picture")
+            raise ValueError(f"the context is {longest} tokens long, its limit is {limit}: "
+                             f"{visual.shape[1]} of them show the source; "
+                             f"use fewer frames or a smaller picture")
         return torch.stack([F.pad(row, (0, 0, 0, limit - len(row))) for row in rows])
 
     def velocity(self, x_t: torch.Tensor, t: torch.Tensor, context: torch.Tensor,
                  source: torch.Tensor) -> torch.Tensor:
-        """v_theta(x_t, t, c): (B, C, f, h, w). t: (B,) in (0, 1]; source: latents, if the preset uses them."""
+        """v_theta(x_t, t, c): (B, C, f, h, w). t: (B,) in (0, 1]; source: latents, if the preset
+        uses them."""
         x = torch.cat([x_t, source], 1) if self.preset.use_visual_as_input else x_t
         return self.transformer(x, t * 1000, context).sample
 
@@ -502,9 +537,9 @@ class UnifiedModel(nn.Module):
                guidance: float = 1.0, seed: int = 0, progress=lambda steps: steps) -> torch.Tensor:
         """Edit clips: `steps` Euler steps from noise to a clip.
 
-        source: (B, F, 3, H, W) in [-1, 1]; returns the same shape. guidance g: cond + g (cond - uncond), so 0 is
-        none and the authors' 3 is the usual 4. Row i is drawn from seed + i: the same whatever the batch.
-        Raises ValueError where an instruction is too long.
+        source: (B, F, 3, H, W) in [-1, 1]; returns the same shape. guidance g: cond + g (cond -
+        uncond), so 0 is none and the authors' 3 is the usual 4. Row i is drawn from seed + i: the
+        same whatever the batch. Raises ValueError where an instruction is too long.
         """
         with self.precision():
             latents = self.encode_video(source)                              # (B, C, f, h, w)
@@ -512,8 +547,7 @@ class UnifiedModel(nn.Module):
             bridged = self.bridge(self.encode_vlm(source, instructions))
             c = self.context(latents, bridged, text)
             uncond = self._unconditional_context(latents) if guidance else None
-            x = torch.stack([torch.randn(latents.shape[1:], generator=torch.Generator().manual_seed(seed + i))
-                             for i in range(len(latents))]).to(latents)
+            x = sampling_noise(latents, seed)
             ts = shifted(torch.linspace(1, 0, steps + 1), self.preset.shift).tolist()
             for t, t_next in progress(list(zip(ts[:-1], ts[1:]))):
                 v = self.guided_velocity(x, t, c, uncond, latents, guidance)
@@ -526,11 +560,12 @@ class UnifiedModel(nn.Module):
         return self.context(latents, self.bridge([h]).expand(n, -1, -1), [text] * n)
 
     def guided_velocity(self, x, t: float, c, uncond, source, guidance: float) -> torch.Tensor:
-        """v at noise level t, away from that without instruction where guidance > 0; both in one pass."""
+        """v at noise level t, away from that without instruction where guidance > 0; both in one
+        pass."""
         if not guidance:
             return self.velocity(x, x.new_full((len(x),), t), c, source)
-        both = self.velocity(torch.cat([x, x]), x.new_full((2 * len(x),), t), torch.cat([c, uncond]),
-                             torch.cat([source, source]))
+        both = self.velocity(torch.cat([x, x]), x.new_full((2 * len(x),), t),
+                             torch.cat([c, uncond]), torch.cat([source, source]))
         cond, uncond = both.chunk(2)
         start = cond if self.preset.guidance_from == "cond" else uncond
         return start + guidance * (cond - uncond)
@@ -538,13 +573,15 @@ class UnifiedModel(nn.Module):
     # ---- precision
 
     def dtype_of(self, part: str) -> torch.dtype:
-        """float32; bfloat16 for frozen parts if the preset says so. Not the VAE: it is small, and it shows."""
+        """float32; bfloat16 for frozen parts if the preset says so. Not the VAE: it is small, and
+        it shows."""
         if self.preset.bf16 and part not in ("vae", *TRAINED):
             return torch.bfloat16
         return torch.float32
 
     def cast(self) -> "UnifiedModel":
-        """Each part in its `dtype_of`; its parameters only: some buffers, of positions, are always float32."""
+        """Each part in its `dtype_of`; its parameters only: some buffers, of positions, are always
+        float32."""
         for name in (*LIBRARY, *OURS):
             for p in self.get_submodule(name).parameters():
                 p.data = p.data.to(self.dtype_of(name))
@@ -553,13 +590,15 @@ class UnifiedModel(nn.Module):
     def precision(self):
         """Autocast to bfloat16 where the preset says so; else it does nothing."""
         # no cache: a weight cast without gradient would be used again with one
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.preset.bf16, cache_enabled=False)
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.preset.bf16,
+                              cache_enabled=False)
 
     # ---- load and save
 
     @classmethod
     def from_preset(cls, name: str, weights: str | None = None) -> "UnifiedModel":
-        """A preset with its pretrained parts, from `weights` (default: weights/<name> beside this file)."""
+        """A preset with its pretrained parts, from `weights` (default: weights/<name> beside this
+        file)."""
         if name not in PRESETS:
             raise ValueError(f"unknown preset {name!r}: choose one of {', '.join(PRESETS)}")
         model = cls.from_pretrained(weights or Path(__file__).parent / "weights" / name)
@@ -611,13 +650,15 @@ class UnifiedModel(nn.Module):
 
     def save_pretrained(self, folder: str | Path, frozen: str | Path | None = None,
                         dtype=torch.float32, parts: tuple[str, ...] | None = None) -> None:
-        """Write a model folder: `model.json`, and safetensors for each part; a kill leaves the old one or the new.
+        """Write a model folder: `model.json`, and safetensors for each part; a kill leaves the old
+        one or the new.
 
-        frozen: a folder that holds the frozen parts; then only G and the visual context adapter are written.
-        parts: write these and no tokenizer; such a folder is not loaded whole. dtype: None leaves each as it is.
+        frozen: a folder that holds the frozen parts; then only G and the visual context adapter are
+        written. parts: write these and no tokenizer; such a folder is not loaded whole. dtype: None
+        leaves each as it is.
         """
         folder = Path(folder)
-        for left in folder.parent.glob(f"{folder.name}.tmp*"):               # by a run that was killed
+        for left in folder.parent.glob(f"{folder.name}.tmp*"):          # by a run that was killed
             shutil.rmtree(left, ignore_errors=True)
         temporary = Path(f"{folder}.tmp{os.getpid()}")
         try:
@@ -657,15 +698,25 @@ class UnifiedModel(nn.Module):
             off.append("vlm")
         if PRESETS[self.preset.name].visual_position and not self.preset.visual_position:
             off.append("position")
-        record = {"preset": self.preset.name, "frozen": frozen, "vlm_frames": self.preset.vlm_frames,
-                  "without": off}
+        record = {"preset": self.preset.name, "frozen": frozen,
+                  "vlm_frames": self.preset.vlm_frames, "without": off}
         (temporary / "model.json").write_text(json.dumps(record) + "\n")
+
+
+def sampling_noise(latents: torch.Tensor, seed: int) -> torch.Tensor:
+    """Noise (B, C, f, h, w) to sample from; row i is drawn from seed + i."""
+    rows = []
+    for i in range(len(latents)):
+        generator = torch.Generator().manual_seed(seed + i)
+        rows.append(torch.randn(latents.shape[1:], generator=generator))
+    return torch.stack(rows).to(latents)
 
 
 def read_record(folder: Path) -> dict:
     """model.json of a model folder. Raises FileNotFoundError or ValueError with the mend."""
     if (folder / "ar_model").is_dir():
-        raise ValueError(f"{folder} is the released directory as it was downloaded; convert it first: "
+        raise ValueError(f"{folder} is the released directory as it was downloaded; "
+                         f"convert it first: "
                          f"python -m realsize.convert --from {folder} --to weights/revise")
     if not (folder / "model.json").is_file():
         raise FileNotFoundError(f"{folder}/model.json is missing: {folder} is no model folder")
@@ -678,7 +729,8 @@ def read_record(folder: Path) -> dict:
 
 
 def require(path: Path) -> Path:
-    """The path, if it exists; else the libraries would look for it on the hub. Raises FileNotFoundError."""
+    """The path, if it exists; else the libraries would look for it on the hub. Raises
+    FileNotFoundError."""
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing: the model cannot be used without it")
     return path
@@ -694,7 +746,8 @@ def replace_folder(new: Path, folder: Path) -> None:
 
 
 def load_model(folder: str | Path | None, preset: str | None = None) -> UnifiedModel:
-    """The model in `folder` (a run's or model's), of this preset if one is named; None: weights/<preset>.
+    """The model in `folder` (a run's or model's), of this preset if one is named; None:
+    weights/<preset>.
 
     Raises BadInput with the mend where it cannot be loaded.
     """

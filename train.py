@@ -1,13 +1,13 @@
 """Train ReViSE: USO, and SFT which is USO with lambda = 0 (Sec. 4.2.3, 5.1).
 
-    python train.py --lambda 0.25 --tau 0.5            # USO on the tiny world, from the weights in weights/tiny
+    python train.py --lambda 0.25 --tau 0.5            # USO on the tiny world, from weights/tiny
     python train.py --objective sft                    # plain flow matching: the same with lambda 0
     python train.py --data triplets.jsonl              # your own videos
     python train.py --resume out/uso                   # go on after Ctrl-C or a crash, bit for bit
     torchrun --nproc_per_node 2 train.py               # the same on two ranks
 
-Chosen where the paper's numbers are lost: learning rate, clip, drop ratio, K; see the flags. Other objectives are
-other steps, in experiments/; the real size, in shards, is realsize/; how weights/tiny was made, tiny/.
+Chosen where the paper's numbers are lost: learning rate, clip, drop ratio, K; see the flags. Other
+objectives are other steps, in experiments/; the real size, in shards, is in realsize/.
 
 Axis letters: B batch, G gated samples, C f h w latents.
 """
@@ -23,8 +23,8 @@ import numpy as np
 import torch
 
 from common.distributed import WORLD_SIZE, device, is_first_rank, start, stop
-from common.files import (BadInput, Parser, at_least_0, atomic_write, between, check_writable, positive,
-                          run_script)
+from common.files import (BadInput, Parser, at_least_0, atomic_write, between, check_writable,
+                          positive, run_script)
 from common.run import Run, check_run, claim_folder, read_run
 from critic import DECODE, THINK, Critic, critic_loss, reflect
 from data import Batch, Batches, Latents, manifest_items, world_items
@@ -33,43 +33,54 @@ from model import PRESETS, TRAINED, UnifiedModel, add_noise, flow_loss, load_mod
 from tiny import world
 
 
-def uso_step(model: UnifiedModel, critic: Critic, batch: Batch, lam: float) -> tuple[torch.Tensor, dict]:
-    """Flow matching on every sample, self-reflection on those with t < tau (Sec. 4.2): loss, what to log."""
-    x_t = add_noise(batch.target, batch.noise, batch.t)                                    # Eq. 2
-    c = model.context(batch.source, batch.bridged, batch.text)                             # Eq. 1
-    v = model.velocity(x_t, batch.t, c, batch.source)                                      # (B, C, f, h, w)
-    flow = flow_loss(v, velocity_target(batch.target, batch.noise))                        # (B,)
+def uso_step(model, critic, batch: Batch, lam: float) -> tuple[torch.Tensor, dict]:
+    """Flow matching on every sample, self-reflection on those with t < tau (Sec. 4.2).
+
+    Returns the loss, a scalar, and what to log.
+    """
+    x_t = add_noise(batch.target, batch.noise, batch.t)                 # Eq. 2
+    c = model.context(batch.source, batch.bridged, batch.text)          # Eq. 1
+    v = model.velocity(x_t, batch.t, c, batch.source)                   # (B, C, f, h, w)
+    flow = flow_loss(v, velocity_target(batch.target, batch.noise))     # (B,)
     loss = flow.mean()
     log = {"flow_loss": loss.item(), "trigger_rate": batch.near.float().mean().item()}
     if lam > 0 and batch.near.any():
-        reason, margin = critic_loss(critic, x_t, v, batch)                                # (G,), (G,)
-        loss = loss + lam * reason.sum() / batch.n_near                                    # Eq. 5
+        reason, margin = critic_loss(critic, x_t, v, batch)             # (G,), (G,)
+        loss = loss + lam * reason.sum() / batch.n_near                 # Eq. 5
         log["reason_loss"] = reason.sum().item() / batch.n_near
         log["p_yes"] = margin.sigmoid().sum().item() / batch.n_near
     return loss, log
 
 
-def train(model, critic, batches, args, step=uso_step, name="uso", gather=lambda model: model) -> list[dict]:
-    """The loop: `args.steps` of `step`, from the last checkpoint on. Returns the log, one dict a step.
+def train(model, critic, batches, args, step=uso_step, name="uso", gather=lambda model: model):
+    """The loop: `args.steps` of `step`, from the last checkpoint on; returns the log, a dict a
+    step.
 
     gather: the model with its trained parts whole, to be saved; realsize/ has them in shards.
     """
-    params = {f"{part}.{name}": p for part in TRAINED for name, p in getattr(model, part).named_parameters()}
-    optimizer = torch.optim.AdamW(params.values(), lr=args.lr, betas=(.9, .95), weight_decay=args.weight_decay)
-    run = Run(args.out, params, [optimizer], clip=args.clip, accumulate=args.accumulate, ema=args.ema,
-              save_every=args.save_every, name=name)
+    params = trained_parameters(model)
+    optimizer = torch.optim.AdamW(params.values(), lr=args.lr, betas=(.9, .95),
+                                  weight_decay=args.weight_decay)
+    run = Run(args.out, params, [optimizer], clip=args.clip, accumulate=args.accumulate,
+              ema=args.ema, save_every=args.save_every, name=name)
     for number in run.steps(args.steps):                 # resume, progress bar, Ctrl-C, checkpoints
         if args.keep_every and number % args.keep_every == 0:
             save(gather(model), args, f"model-{number}")
-        # ------------------------------------------------------------------------ one training step
+        # ----------------------------------------------------------------------- one training step
         for batch in batches.of(number):                 # this rank's micro-batches
             with model.precision():
                 loss, log = step(model, critic, batch, args.lam)
             run.backward(loss, log)
-        run.update()                                     # average over ranks, clip, skip what is not finite
-        # -------------------------------------------------------------------------------------------
+        run.update()  # average over ranks, clip, skip what is not finite
+        # ------------------------------------------------------------------------------------------
     save(gather(model), args, "model")
     return run.log
+
+
+def trained_parameters(model) -> dict[str, torch.nn.Parameter]:
+    """The parameters of G and the visual context adapter, by name."""
+    return {f"{part}.{name}": p
+            for part in TRAINED for name, p in getattr(model, part).named_parameters()}
 
 
 def save(model, args, name: str) -> None:
@@ -82,8 +93,9 @@ def save(model, args, name: str) -> None:
 def main(argv=None, step=uso_step, settings=None, prepare=None) -> None:
     """Train, and say what it did.
 
-    step(model, critic, batch, lam) -> loss, log. settings: what tells a run with another step apart, its
-    "objective" first. prepare(model, batches) -> gather, called before the optimizer is made: see `train`.
+    step(model, critic, batch, lam) -> loss, log. settings: what tells a run with another step
+    apart, its "objective" first. prepare(model, batches) -> gather, called before the optimizer is
+    made: see `train`.
     """
     args = parse(argv)
     start()
@@ -97,8 +109,8 @@ def main(argv=None, step=uso_step, settings=None, prepare=None) -> None:
         critic = Critic(model, args.think, args.decode)
         with model.precision():
             reflections = reflect(critic, latents, args.cache)
-    batches = Batches(latents, model, reflections, batch=args.batch, tau=args.tau, drop=args.drop,
-                      seed=args.seed, accumulate=args.accumulate)
+    batches = Batches(latents, model, reflections, batch=args.batch, tau=args.tau,
+                      drop=args.drop, seed=args.seed, accumulate=args.accumulate)
     set_aside(model, critic)
     gather = prepare(model, batches) if prepare else lambda model: model
     claim_folder(args.out, args.argv, settings)
@@ -108,10 +120,10 @@ def main(argv=None, step=uso_step, settings=None, prepare=None) -> None:
     stop()
 
 
-# ---------------------------------------------------------------------------------- before and after the loop
+# ------------------------------------------------------------------------ before and after the loop
 
 def load(args) -> UnifiedModel:
-    """The model to start from, on this rank's device, everything frozen but G and the visual context adapter."""
+    """The model to start from, on this rank's device; what is not trained is frozen."""
     model = load_model(args.weights, args.preset)
     try:
         model.set_vlm_frames(args.vlm_frames)
@@ -119,18 +131,19 @@ def load(args) -> UnifiedModel:
         raise BadInput(f"--vlm-frames {args.vlm_frames}: {error}") from error
     latent_frames = model.preset.latent_shape[1]
     if args.decode == "alone" and model.vlm.frames > latent_frames:
-        raise BadInput(f"--vlm-frames {model.vlm.frames}: a clip has {latent_frames} latent frames to be "
-                       f"decoded alone; pass --decode exact, or fewer frames")
+        raise BadInput(f"--vlm-frames {model.vlm.frames}: a clip has {latent_frames} latent frames "
+                       f"to be decoded alone; pass --decode exact, or fewer frames")
     model.freeze()
     return model.to(device())
 
 
 def encode(model, args) -> Latents:
-    """The training triplets, of --data or of the tiny world, through the frozen encoders; cached."""
+    """The training triplets, --data's or the tiny world's, through the frozen encoders; cached."""
     if not args.data:
         items = world_items(("rave", "icvg"), "train", args.items, args.wrong, args.drift)
         return Latents(items, model, args.cache, progress=is_first_rank())
-    items, bad = manifest_items(args.data, model.preset, args.skip_bad, lambda text: model.encode_text([text]))
+    items, bad = manifest_items(args.data, model.preset, args.skip_bad,
+                                check_text=lambda text: model.encode_text([text]))
     for line in bad:
         print(f"skipped: {line}", file=sys.stderr)
     if bad:
@@ -148,7 +161,7 @@ def set_aside(model, critic) -> None:
 
 
 def report(latents, log: list[dict], args, settings: dict) -> None:
-    """Compare the base with this run: by the oracle in the tiny world, by PSNR on one's own videos."""
+    """Compare the base with this run: by the oracle in the tiny world, by PSNR on own videos."""
     base, tuned = load_model(args.weights, args.preset), load_model(args.out, args.preset)
     base.set_vlm_frames(args.vlm_frames)
     models = {"base's edit": base, "this run's edit": tuned}
@@ -159,82 +172,86 @@ def report(latents, log: list[dict], args, settings: dict) -> None:
 
 
 def report_on_world(models: dict, log: list[dict], args, settings: dict) -> None:
-    """The oracle's scores before and after, on the val split (never the test split), and a picture."""
+    """The oracle's scores before and after, on the val split (never the test split), and a
+    picture."""
     videos, scores = {}, {}
     for name, model in models.items():
         clips = videos[name] = []
-        model.to(device())                               # one at a time: there may be no room for two
-        rows = generate_and_judge(model, "rave", "val", args.eval_items, seed=args.seed, label=name,
-                                  keep=lambda row, video: clips.append(video))
+        model.to(device())  # one at a time: there may be no room for two
+        rows = generate_and_judge(model, "rave", "val", args.eval_items, seed=args.seed,
+                                  label=name, keep=lambda row, video: clips.append(video))
         model.cpu()
         scores[name] = {column: float(np.mean([row[column] for row in rows]))
                         for column in ("EA", "PC", "GN", "GR", "Overall")}
     triplets = [world.make_triplet(i, "rave", "val") for i in range(min(8, args.eval_items))]
-    rows = {"source": [t.source for t in triplets], **{name: clips[:8] for name, clips in videos.items()},
-            "target": [t.target for t in triplets]}
+    edits = {name: clips[:8] for name, clips in videos.items()}
+    rows = {"source": [t.source for t in triplets], **edits, "target": [t.target for t in triplets]}
     world.contact_sheet(triplets, rows, args.out / "samples.png")
     before, after = scores.values()
     rate = float(np.mean([row["trigger_rate"] for row in log]))
     record = {"before": before, "after": after, "steps": len(log), "trigger_rate": rate, **settings}
     atomic_write(args.out / "summary.json", json.dumps(record, indent=1))
-    changes = " ".join(f"{column} {before[column]:.2f} -> {after[column]:.2f}" for column in before)
-    print(f"oracle on {args.eval_items} val samples of RAVE: {changes} | trigger rate {rate:.1%} | {args.out}")
+    changes = [f"{column} {before[column]:.2f} -> {after[column]:.2f}" for column in before]
+    print(f"oracle on {args.eval_items} val samples of RAVE: {' '.join(changes)} "
+          f"| trigger rate {rate:.1%} | {args.out}")
 
 
 def report_on_manifest(models: dict, latents, args) -> None:
     """No oracle for real videos: a picture, and the distance to the targets."""
     items = latents.items[:6]
     clips = [item.load() for item in items]
-    source = torch.stack([source for source, _ in clips])                                  # (B, F, 3, H, W)
+    source = torch.stack([source for source, _ in clips])               # (B, F, 3, H, W)
     target = torch.stack([target for _, target in clips])
     edits, psnr = {}, {}
     for name, model in models.items():
         model.to(device())
-        edits[name] = model.sample(source.to(model.device), [item.instruction for item in items],
-                                   seed=args.seed).cpu()
+        words = [item.instruction for item in items]
+        edits[name] = model.sample(source.to(model.device), words, seed=args.seed).cpu()
         model.cpu()
         psnr[name] = 10 * math.log10(4 / (edits[name] - target).pow(2).mean().item())
-    world.contact_sheet(items, {"source": source, **edits, "target": target}, args.out / "samples.png")
+    rows = {"source": source, **edits, "target": target}
+    world.contact_sheet(items, rows, args.out / "samples.png")
     before, after = psnr.values()
-    print(f"PSNR to the target on {len(items)} training clips: {before:.1f} -> {after:.1f} dB | {args.out}")
+    print(f"PSNR to the target on {len(items)} training clips: "
+          f"{before:.1f} -> {after:.1f} dB | {args.out}")
 
 
-# ------------------------------------------------------------------------------------------------- the flags
+# ---------------------------------------------------------------------------------------- the flags
 
 def flags() -> Parser:
     parser = Parser(description=__doc__.split("\n\n")[0])
     add = parser.add_argument_group("what to train").add_argument
-    add("--objective", choices=("uso", "sft"), default="uso", help="Eq. 5, or plain flow matching (lambda 0)")
+    add("--objective", choices=("uso", "sft"), default="uso", help="Eq. 5, or lambda 0")
     add("--preset", choices=PRESETS, default="tiny", help="size of the model")
     add("--weights", help="model folder to start from (without it: weights/<preset>)")
     add("--data", help="manifest of your own triplets, JSON lines (without it: the tiny world)")
     add("--skip-bad", action="store_true", help="go on without the manifest's bad triplets")
     add("--items", type=positive, default=1200, help="how many tiny-world triplets to train on")
-    add("--wrong", type=between(0, 1), default=0., help="share of the tiny world's targets that are near misses")
-    add("--drift", type=between(0, 1), default=0., help="share of them that carry the data generator's own hand")
+    add("--wrong", type=between(0, 1), default=0., help="share of its targets that are near misses")
+    add("--drift", type=between(0, 1), default=0., help="share re-rendered by a generator")
     add = parser.add_argument_group("ReViSE").add_argument
-    add("--lambda", dest="lam", type=between(0, 1e6), default=0.25, help="weight of the reason loss, Eq. 5")
+    add("--lambda", dest="lam", type=between(0, 1e6), default=0.25, help="of the reason loss")
     add("--tau", type=between(0, 1, True), default=0.5, help="the critic is asked where t < tau")
-    add("--think", choices=THINK, default="expect", help="chain of thought: before the edit is seen, after it, none")
-    add("--decode", choices=DECODE, help="single latent frames alone, or the whole clip (without it: the preset's)")
-    add("--vlm-frames", type=positive, help="K, the frames of a clip that the VLM sees (without it: the preset's)")
-    add("--drop", type=between(0, 1), default=0.1, help="share of samples trained without VLM and T5 states")
+    add("--think", choices=THINK, default="expect", help="before the edit is seen, after, or not")
+    add("--decode", choices=DECODE, help="latent frames alone, or whole (the preset's)")
+    add("--vlm-frames", type=positive, help="K, frames that the VLM sees (the preset's)")
+    add("--drop", type=between(0, 1), default=0.1, help="share without VLM and T5 states")
     add = parser.add_argument_group("optimization").add_argument
     add("--steps", type=positive, default=1000, help="training steps")
     add("--batch", type=positive, default=8, help="samples a step, over all ranks")
-    add("--accumulate", type=positive, default=1, help="micro-batches that each rank's share is divided into")
+    add("--accumulate", type=positive, default=1, help="micro-batches a rank and step")
     add("--lr", type=between(0, 1), default=1.6e-3, help="peak learning rate of AdamW")
     add("--weight-decay", type=between(0, 1), default=1e-4, help="of AdamW")
-    add("--clip", type=between(0, 1e6, True), default=1.0, help="gradient norm above which it is scaled down")
-    add("--ema", type=between(0, 1), default=0., help="decay of the weights' exponential mean; 0: their last values")
+    add("--clip", type=between(0, 1e6, True), default=1.0, help="of the gradient norm")
+    add("--ema", type=between(0, 1), default=0., help="decay of the weights' mean; 0: none")
     add("--seed", type=at_least_0, default=0, help="of everything random")
     add = parser.add_argument_group("files").add_argument
     add("--out", type=Path, help="run folder (without it: out/<objective>)")
-    add("--resume", type=Path, metavar="RUN", help="run folder to go on with; its flags hold, --steps may grow")
+    add("--resume", type=Path, metavar="RUN", help="run to go on with; --steps may grow")
     add("--cache", type=Path, default=Path("out/cache"), help="latents, encoded once")
     add("--save-every", type=positive, default=100, help="steps between checkpoints")
-    add("--keep-every", type=positive, help="steps between copies of the model that are kept (without it: none)")
-    add("--eval-items", type=at_least_0, default=42, help="val samples for the scores before and after; 0: none")
+    add("--keep-every", type=positive, help="steps between models that are kept (none)")
+    add("--eval-items", type=at_least_0, default=42, help="val samples to score; 0: none")
     return parser
 
 
@@ -271,14 +288,16 @@ def without_resume(argv: list[str]) -> list[str]:
 
 def settings_of(args) -> dict:
     """What must be equal for a run to be the same run."""
-    free = ("resume", "out", "cache", "save_every", "keep_every", "eval_items", "skip_bad", "accumulate", "argv")
+    free = ("resume", "out", "cache", "save_every", "keep_every", "eval_items", "skip_bad",
+            "accumulate", "argv")
     settings = {}
     for name, value in vars(args).items():
         if name not in free:
             plain = value is None or isinstance(value, (int, float, str, bool))
             settings[name] = value if plain else str(value)
-    if args.data and Path(args.data).is_file():          # another manifest under the same name is another run
-        settings["data"] += " " + hashlib.sha256(Path(args.data).read_bytes()).hexdigest()[:16]
+    if args.data and Path(args.data).is_file():  # another manifest of this name is another run
+        content = hashlib.sha256(Path(args.data).read_bytes())
+        settings["data"] += " " + content.hexdigest()[:16]
     return settings
 
 

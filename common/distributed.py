@@ -30,7 +30,7 @@ def start() -> None:
         torch.cuda.set_device(device())
     if WORLD_SIZE > 1:
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(days=1))      # a rank may encode for hours
+        dist.init_process_group(backend, timeout=timedelta(days=1))  # a rank may encode for hours
 
 
 def stop() -> None:
@@ -40,7 +40,7 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
-# ------------------------------------------------------------------------------------ dividing the work
+# -------------------------------------------------------------------------------- dividing the work
 
 def is_first_rank() -> bool:
     """Whether this rank is the one that writes files and shows progress bars."""
@@ -78,10 +78,11 @@ def wait_for_all() -> None:
         dist.barrier()
 
 
-# ------------------------------------------------------------------------------------------ agreeing
+# ----------------------------------------------------------------------------------------- agreeing
 
 def average_gradients(params: list[nn.Parameter]) -> None:
-    """Data parallelism in a few lines: the mean of every gradient over all ranks; a missing one is zero."""
+    """Data parallelism in a few lines: the mean of every gradient over all ranks; a missing one is
+    zero."""
     if WORLD_SIZE == 1 or isinstance(params[0], DTensor):            # FSDP has averaged its shards
         return
     grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
@@ -114,7 +115,7 @@ def mean_log(logs: list[dict[str, float]]) -> dict[str, float]:
     return {name: sum(log.get(name, 0.) for log in logs) / len(logs) for name in names}
 
 
-# ----------------------------------------------------------------------------- tensors in shards (FSDP)
+# ------------------------------------------------------------------------- tensors in shards (FSDP)
 
 def whole(x: torch.Tensor) -> torch.Tensor:
     """A tensor as if it had never been sharded. All ranks must call it."""

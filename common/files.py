@@ -1,4 +1,5 @@
-"""Files and errors: one clear line for bad input, files written whole or not at all, Markdown tables."""
+"""Files and errors: one clear line for bad input, files written whole or not at all, Markdown
+tables."""
 
 import argparse
 import json
@@ -11,13 +12,15 @@ from typing import Callable, Iterator
 from safetensors import SafetensorError
 
 
-# ------------------------------------------------------------------------------------ errors and flags
+# --------------------------------------------------------------------------------- errors and flags
 
 class BadInput(ValueError):
-    """What the user gave cannot be used. One line: the file, line or flag, what is wrong, the mend."""
+    """What the user gave cannot be used. One line: the file, line or flag, what is wrong, the
+    mend."""
 
 
-def run_script(main: Callable, stopped: str = "stopped; the same command goes on from here") -> None:
+def run_script(main: Callable,
+               stopped: str = "stopped; the same command goes on from here") -> None:
     """Run a script's `main`: bad input becomes one line and exit code 2, Ctrl-C exit code 130."""
     script = Path(sys.argv[0])
     name = f"{script.parent.name}" if script.stem == "__main__" else script.name
@@ -80,7 +83,7 @@ def between(low: float, high: float, open_low: bool = False) -> Callable[[str], 
     return number
 
 
-# --------------------------------------------------------------------------------------- writing files
+# ------------------------------------------------------------------------------------ writing files
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
@@ -118,7 +121,8 @@ def check_writable(path: str | Path) -> None:
     if not parent.is_dir():
         raise BadInput(f"{path}: cannot be written ({parent} is no folder); choose another place")
     if not os.access(parent, os.W_OK):
-        raise BadInput(f"{path}: cannot be written ({parent} does not allow it); choose another place")
+        raise BadInput(f"{path}: cannot be written ({parent} does not allow it); "
+                       f"choose another place")
 
 
 def markdown(lines: list[list[str]]) -> str:
@@ -133,7 +137,7 @@ def markdown(lines: list[list[str]]) -> str:
     return table
 
 
-# ------------------------------------------------------------- what was made before, and with what settings
+# ----------------------------------------------------- what was made before, and with what settings
 
 def is_of(folder: Path, settings: dict) -> bool:
     """Whether what lies in `folder` was made with these settings."""

@@ -2,14 +2,14 @@
 
     optimizer = torch.optim.AdamW(params.values(), lr=1e-3)
     run = Run(out, params, [optimizer])
-    for step in run.steps(1000):             # goes on where the last one stopped; progress bar, checkpoints
+    for step in run.steps(1000):             # from the last checkpoint on; progress bar
         for batch in batches.of(step):
-            loss, log = ...                  # must depend on nothing but the step and the parameters
+            loss, log = ...                  # of nothing but the step and the parameters
             run.backward(loss, log)
         run.update()                         # average over ranks, clip, skip what is not finite
 
-It leaves state.pt (a sealed checkpoint), log.csv and curves.png in the run's folder. SIGINT (Ctrl-C), SIGTERM
-and SIGHUP let the step end, save, and raise KeyboardInterrupt.
+It leaves state.pt (a sealed checkpoint), log.csv and curves.png in the run's folder. SIGINT
+(Ctrl-C), SIGTERM and SIGHUP let the step end, save, and raise KeyboardInterrupt.
 """
 
 import csv
@@ -28,8 +28,8 @@ import torch
 import torch.nn as nn
 from tqdm import tqdm
 
-from common.distributed import (all_true, average_gradients, is_first_rank, mean_log, shard_like, whole,
-                                whole_on_first_rank)
+from common.distributed import (all_true, average_gradients, is_first_rank, mean_log, shard_like,
+                                whole, whole_on_first_rank)
 from common.files import BadInput, atomic_write, replacing
 
 
@@ -44,14 +44,16 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
 class Run:
     """A training of `params`, which `optimizers` share among them, in the folder `out`.
 
-    params: by name, as they go into the checkpoint. clip: the gradient norm above which it is scaled down.
-    accumulate: how many times `backward` is called a step; the gradient is the mean over them.
-    ema: the decay of the weights' exponential mean, e <- ema e + (1 - ema) p, which is what `params` hold after
-    the last step; 0 leaves their last values. The learning rate warms up to that of the first optimizer.
+    params: by name, as they go into the checkpoint. clip: the gradient norm above which it is
+    scaled down. accumulate: how many times `backward` is called a step; the gradient is the mean
+    over them. ema: the decay of the weights' exponential mean, e <- ema e + (1 - ema) p, which is
+    what `params` hold after the last step; 0 leaves their last values. The learning rate warms up
+    to that of the first optimizer.
     """
 
-    def __init__(self, out: Path, params: dict[str, nn.Parameter], optimizers: list, *, clip: float = 1.0,
-                 accumulate: int = 1, save_every: int = 100, ema: float = 0., name: str = "train"):
+    def __init__(self, out: Path, params: dict[str, nn.Parameter], optimizers: list, *,
+                 clip: float = 1.0, accumulate: int = 1, save_every: int = 100, ema: float = 0.,
+                 name: str = "train"):
         self.out, self.params, self.optimizers = Path(out), params, optimizers
         self.clip, self.accumulate, self.save_every = clip, accumulate, save_every
         self.ema, self.name = ema, name
@@ -67,7 +69,8 @@ class Run:
     # ---- the loop
 
     def steps(self, n: int):
-        """The steps from the last checkpoint to `n`; saves every `save_every` steps, and at the end."""
+        """The steps from the last checkpoint to `n`; saves every `save_every` steps, and at the
+        end."""
         warmup = min(50, n // 10 + 1)
         first = len(self.log)
         self.bar = tqdm(range(first, n), initial=first, total=n, desc=self.name, smoothing=.05,
@@ -92,7 +95,8 @@ class Run:
         self._parts.append({"loss": loss.item(), **log})
 
     def update(self) -> None:
-        """End the step: update the parameters, unless loss or gradient are not finite on some rank."""
+        """End the step: update the parameters, unless loss or gradient are not finite on some
+        rank."""
         leaves = list(self.params.values())
         average_gradients(leaves)
         norm = whole(nn.utils.clip_grad_norm_(leaves, self.clip)).item()
@@ -123,8 +127,8 @@ class Run:
 
     def _finish(self) -> None:
         if self.log and self.skipped == len(self.log):
-            raise BadInput(f"{self.out}: the loss was not finite in any of the {self.skipped} steps; "
-                           f"check the weights and the data, or lower --lr")
+            raise BadInput(f"{self.out}: the loss was not finite in any of the {self.skipped} "
+                           f"steps; check the weights and the data, or lower --lr")
         for k, mean in self.mean.items():
             self.params[k].data.copy_(mean)
         if is_first_rank() and self.log:
@@ -167,7 +171,8 @@ def _whole_tensors(tensors: dict) -> dict:
 
 @contextmanager
 def stop_requests():
-    """A list that is no longer empty once SIGINT, SIGTERM or SIGHUP came: no half of an update is ever saved."""
+    """A list that is no longer empty once SIGINT, SIGTERM or SIGHUP came: no half of an update is
+    ever saved."""
     requests = []
 
     def request(number, frame):
@@ -181,10 +186,11 @@ def stop_requests():
             signal.signal(number, handler)
 
 
-# ----------------------------------------------------------------------------------------- checkpoints
+# -------------------------------------------------------------------------------------- checkpoints
 
 def save_state(path: Path, state: dict) -> None:
-    """Write a checkpoint; what was there becomes `<name>.old`, so that a kill always leaves one of the two whole."""
+    """Write a checkpoint; what was there becomes `<name>.old`, so that a kill always leaves one of
+    the two whole."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     with replacing(path) as temporary:
@@ -196,7 +202,8 @@ def save_state(path: Path, state: dict) -> None:
 
 
 def load_state(path: Path) -> dict | None:
-    """The newest checkpoint that is whole, on the CPU; None where there is none. Names a broken one on stderr.
+    """The newest checkpoint that is whole, on the CPU; None where there is none. Names a broken one
+    on stderr.
 
     Raises BadInput where there are only broken ones.
     """
@@ -213,16 +220,18 @@ def load_state(path: Path) -> dict | None:
 
 
 def seal(content: bytes) -> bytes:
-    """A torch file (a zip) with the SHA-256 of all before it as its comment, with which a zip may end."""
+    """A torch file (a zip) with the SHA-256 of all before it as its comment, with which a zip may
+    end."""
     length_of_comment = (64).to_bytes(2, "little")
     content = content[:-2] + length_of_comment
     return content + hashlib.sha256(content).hexdigest().encode()
 
 
-# ------------------------------------------------------------------------------- which run is in a folder?
+# ------------------------------------------------------------------------ which run is in a folder?
 
 def read_run(folder: Path) -> dict:
-    """run.json of a run's folder: its argv and settings. Raises BadInput where it is missing or broken."""
+    """run.json of a run's folder: its argv and settings. Raises BadInput where it is missing or
+    broken."""
     file = folder / "run.json"
     if not file.is_file():
         raise BadInput(f"--resume {folder}: no run.json there; pass the folder of a run")
@@ -230,8 +239,10 @@ def read_run(folder: Path) -> dict:
         record = json.loads(file.read_text())
         argv, settings = record["argv"], record["settings"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BadInput(f"{file}: is broken ({error}); delete the folder, or choose another") from error
-    if not (isinstance(settings, dict) and isinstance(argv, list) and all(isinstance(a, str) for a in argv)):
+        raise BadInput(f"{file}: is broken ({error}); "
+                       f"delete the folder, or choose another") from error
+    texts = isinstance(argv, list) and all(isinstance(text, str) for text in argv)
+    if not (texts and isinstance(settings, dict)):
         raise BadInput(f"{file}: is broken (argv is no list of texts, or settings no object); "
                        f"delete the folder, or choose another")
     return {"argv": argv, "settings": settings}
@@ -250,17 +261,18 @@ def check_run(folder: Path, settings: dict, may_grow: str | None = None) -> None
         grown = name == may_grow and isinstance(before.get(name), int) and before[name] < value
         if not (same or grown):
             flag = name.replace("lam", "lambda").replace("_", "-")
-            raise BadInput(f"{folder} holds a run with another --{flag} ({before.get(name)}, not {value}): "
-                           f"choose another --out, or delete it")
+            raise BadInput(f"{folder} holds a run with another --{flag} "
+                           f"({before.get(name)}, not {value}): choose another --out, or delete it")
 
 
 def claim_folder(folder: Path, argv: list[str], settings: dict) -> None:
     """Write run.json: from here on the folder is this run's."""
     if is_first_rank():
-        atomic_write(folder / "run.json", json.dumps({"argv": argv, "settings": settings}, indent=1))
+        record = {"argv": argv, "settings": settings}
+        atomic_write(folder / "run.json", json.dumps(record, indent=1))
 
 
-# -------------------------------------------------------------------------------------- the log, drawn
+# ----------------------------------------------------------------------------------- the log, drawn
 
 def write_log(log: list[dict], path: Path) -> None:
     """log.csv: a line a step; a value that a step did not log is nan."""
@@ -280,7 +292,8 @@ def draw_curves(log: list[dict], path: Path, window: int = 25) -> None:
     names = list(dict.fromkeys(name for row in log for name in row if name != "step"))
     figure, axes = plt.subplots(1, len(names), figsize=(3.2 * len(names), 2.6), squeeze=False)
     for ax, name in zip(axes[0], names):
-        points = [(row["step"], row[name]) for row in log if not math.isnan(row.get(name, math.nan))]
+        points = [(row["step"], row[name]) for row in log
+                  if not math.isnan(row.get(name, math.nan))]
         if points:
             x, y = np.array(points).T
             n = min(window, len(y))
