@@ -240,15 +240,18 @@ def _cannot_be_read(path: Path, reason: str) -> BadInput:
 
 
 def _is_cut_off(path: Path) -> bool:
-    """Whether an mp4, mov or avi says that it is longer than the file is; ffmpeg may keep silent.
+    """Whether an mp4, mov, avi or gif lacks its end; ffmpeg does not always say so.
 
-    An mp4 is a row of boxes: a length of four bytes, big-endian, a name of four, the content. An
-    avi is one box: a name, a length, little-endian.
+    An mp4 is a row of boxes: a length of four bytes, big-endian, a name of four, the content. An avi
+    is one box: a name, a length, little-endian. A gif ends with a semicolon.
     """
     size, at = path.stat().st_size, 0
     with open(path, "rb") as file:
         head = file.read(8)
-        if head[:4] == b"RIFF":
+        if head.startswith(b"GIF8"):
+            file.seek(-min(64, size), os.SEEK_END)
+            return not file.read().rstrip(b"\0\r\n ").endswith(b";")
+        if head.startswith(b"RIFF"):
             length = int.from_bytes(head[4:], "little")
             return size < 8 + length < 2 ** 32           # all ones: unknown
         while at < size:
