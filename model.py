@@ -19,19 +19,23 @@ width.
 """
 
 import copy
+import html
 import json
 import os
+import re
 import shutil
 import warnings
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import diffusers
+import ftfy
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 import transformers
-from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanTransformer3DModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import (AutoTokenizer, LlamaConfig, LlamaForCausalLM, SiglipVisionConfig,
@@ -52,6 +56,23 @@ if not torch.cuda.is_available():  # the faster kernels of a CPU: 1.5 times as m
 
 
 # ------------------------------------------------------------------------------------------ presets
+
+@dataclass(frozen=True)
+class ChatWords:
+    """The words of Eq. 1's chat: system sentence; frames, prefix, instruction; answer."""
+    system: str
+    prefix: str                         # between the frames' tokens and the instruction
+    answer: str                         # the condition ends with its states
+
+
+GENERATE = "You are a helpful assistant that edits videos."
+SHORT_CHAT = ChatWords(GENERATE, "", "[GEN_VID]")
+VILA_CHAT = ChatWords(
+    "You are a helpful language and vision assistant. You are able to understand the visual "
+    "content that the user provides, and assist the user with a variety of tasks using natural "
+    "language.",
+    "<video>\n", "[GEN_VID]<|end_of_text|>")
+
 
 @dataclass(frozen=True)
 class Preset:
@@ -78,10 +99,16 @@ class Preset:
     context_length: int                 # the context is padded with zeros to this, and never cut
     text_length: int                    # longest T5 sequence
     ar_queries: int = 4
-    use_visual_as_input: bool = False   # source latents beside x_t on the channel axis
-    visual_position: bool = False  # a learned position for each visual token (not the authors')
+    chat: ChatWords = SHORT_CHAT        # in which the VLM reads source and instruction
+    patches_by_column: bool = False     # a frame's tokens run down its columns, as VILA's do
+    source_beside_noise: bool = False   # source latents beside x_t on the channel axis
+    source_added: bool = False          # source latents added to x_t: their use_visual_as_input
+    visual_position: bool = False       # a learned position for each visual token, not theirs
+    visual_eps: float = 1e-5            # of the visual context adapter's layer norms
     use_vlm: bool = True  # off: the VLM's states are zeros, G reads only T5 (an ablation)
     shift: float = 3.0                  # flow shift at inference
+    sampler: str = "euler"              # or "unipc"
+    sample_steps: int = 12
     first_frame: bool = False           # h is of the source's first frame only, as the authors' is
     guidance_from: str = "cond"  # guided v: c + g (c - u) from "cond", u + g (c - u) from "uncond"
     order: tuple[str, ...] = ("img", "ipl", "prp")  # of the context: source, VLM states, T5 states
@@ -116,7 +143,7 @@ PRESETS = {
         ar_width=64, ar_layers=1, ar_heads=4,
         adapter_layers=1, adapter_heads=4, adapter_queries=4,
         visual_kernel=2, visual_width=128, context_length=128, text_length=48,
-        use_visual_as_input=True, visual_position=True, paired=True, decode="alone"),
+        source_beside_noise=True, visual_position=True, paired=True, decode="alone"),
     "wan1.3b": Preset(
         name="wan1.3b", frames=17, height=352, width=640, vlm_frames=8, vlm_size=384,
         siglip=dict(hidden_size=1152, intermediate_size=4304, num_hidden_layers=27,
@@ -133,8 +160,11 @@ PRESETS = {
                  num_layers=30),
         ar_width=1152, ar_layers=4, ar_heads=8,
         adapter_layers=4, adapter_heads=8, adapter_queries=256,
-        visual_kernel=4, visual_width=1536, context_length=2560, text_length=512, shift=5.0,
-        first_frame=True, bf16=True),
+        visual_kernel=4, visual_width=1536, visual_eps=1e-6,
+        # 384 fit beside 1,100 visual and 1,024 adapter tokens; T5 itself could read 512
+        context_length=2560, text_length=384,
+        shift=5.0, sampler="unipc", sample_steps=40,
+        chat=VILA_CHAT, first_frame=True, patches_by_column=True, bf16=True),
 }
 
 
@@ -175,14 +205,43 @@ def flow_loss(v: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return (v - target).pow(2).mean((1, 2, 3, 4))
 
 
+# ---------------------------------------------------------------------------------------- samplers
+
+SAMPLERS = ("euler", "unipc")
+
+
+def euler(velocity, x: torch.Tensor, steps: int, shift: float, progress=list) -> torch.Tensor:
+    """Integrate dx / dt = velocity(x, t) from noise x at t = 1 to a clip at t = 0: Euler steps."""
+    ts = shifted(torch.linspace(1, 0, steps + 1), shift).tolist()
+    for t, t_next in progress(list(zip(ts[:-1], ts[1:]))):
+        x = x + (t_next - t) * velocity(x, t)
+    return x
+
+
+def unipc(velocity, x: torch.Tensor, steps: int, shift: float, progress=list) -> torch.Tensor:
+    """The same by UniPC, which needs fewer steps; noise levels as in the authors' code."""
+    scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True,
+                                        flow_shift=shift)
+    levels = torch.linspace(1 - 1 / scheduler.config.num_train_timesteps, 0, steps + 1)[:-1]
+    scheduler.set_timesteps(sigmas=levels.double().numpy())
+    for timestep in progress(list(scheduler.timesteps)):
+        v = velocity(x, timestep.item() / scheduler.config.num_train_timesteps)
+        x = scheduler.step(v, timestep, x).prev_sample
+    return x
+
+
 # ------------------------------------------------------------------------------------------ the VLM
 
 class DownsampleProjector(nn.Module):
-    """VILA's `mlp_downsample`: 2x2 neighbouring patches become one token. (N, S*S, D) -> (N,
-    ceil(S/2)^2, D')."""
+    """VILA's `mlp_downsample`: 2x2 neighbouring patches become one token.
 
-    def __init__(self, vision_width: int, width: int):
+    (N, S*S, D) -> (N, ceil(S/2)^2, D'). by_column: the tokens run down the picture's columns
+    instead of along its rows, as VILA's own do.
+    """
+
+    def __init__(self, vision_width: int, width: int, by_column: bool = False):
         super().__init__()
+        self.by_column = by_column
         self.layers = nn.Sequential(
             nn.LayerNorm(4 * vision_width),
             nn.Linear(4 * vision_width, width),
@@ -196,6 +255,8 @@ class DownsampleProjector(nn.Module):
         x = F.pad(x, (0, 0, 0, s % 2, 0, s % 2))                             # odd sides: zeros
         s = x.shape[1] // 2
         x = x.view(n, s, 2, s, 2, d).transpose(2, 3)                         # (N, s, s, 2, 2, D)
+        if self.by_column:
+            x = x.transpose(1, 2)
         return self.layers(x.reshape(n, s * s, 4 * d))
 
 
@@ -203,11 +264,12 @@ class VILA(nn.Module):
     """SigLIP -> projector -> Llama. Sees frames, reads and writes text; frozen after its own
     training."""
 
-    def __init__(self, siglip: dict, llama: dict, frames: int, size: int):
+    def __init__(self, siglip: dict, llama: dict, frames: int, size: int, by_column: bool = False):
         super().__init__()
         self.frames, self.size = frames, size
         self.vision_tower = SiglipVisionModel(SiglipVisionConfig(**siglip))
-        self.mm_projector = DownsampleProjector(siglip["hidden_size"], llama["hidden_size"])
+        self.mm_projector = DownsampleProjector(siglip["hidden_size"], llama["hidden_size"],
+                                                by_column)
         self.llm = LlamaForCausalLM(LlamaConfig(**llama))
         self.tokenizer = None                            # set by load or training
 
@@ -281,7 +343,6 @@ def chat(system: str, user: list, answer: str = "") -> list:
             f"<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n{answer}"]
 
 
-GENERATE = "You are a helpful assistant that edits videos."      # system sentence of Eq. 1's chat
 
 
 # ------------------------------------------------------------------------------------ the connector
@@ -324,8 +385,9 @@ class Adapter(nn.Module):
 class VisualContextAdapter(nn.Module):
     """Patches of the source latents as context tokens. (B, C, f, h, w) -> (B, f*h/k*w/k, D)."""
 
-    def __init__(self, channels, width, out_width, kernel, position_shape=None):
+    def __init__(self, channels, width, out_width, kernel, eps, position_shape=None):
         super().__init__()
+        self.eps = eps
         self.patch_embedding = nn.Conv3d(channels, width, (1, kernel, kernel), (1, kernel, kernel))
         self.projection = nn.Linear(width, out_width)
         if position_shape:
@@ -335,11 +397,11 @@ class VisualContextAdapter(nn.Module):
 
     def forward(self, latents):
         x = self.patch_embedding(latents).flatten(2).transpose(1, 2)         # (B, T, D)
-        x = F.layer_norm(x, x.shape[-1:])
+        x = F.layer_norm(x, x.shape[-1:], eps=self.eps)
         if hasattr(self, "position"):
             x = x + self.position
         x = self.projection(x)
-        return F.layer_norm(x, x.shape[-1:])
+        return F.layer_norm(x, x.shape[-1:], eps=self.eps)
 
 
 # -------------------------------------------------------------------------------- the unified model
@@ -364,7 +426,7 @@ class UnifiedModel(nn.Module):
         self.preset = p = preset
         llm_width, width = p.llama["hidden_size"], p.dit["text_dim"]
         channels, *grid = p.latent_shape
-        self.vlm = VILA(p.siglip, p.llama, p.vlm_frames, p.vlm_size)
+        self.vlm = VILA(p.siglip, p.llama, p.vlm_frames, p.vlm_size, p.patches_by_column)
         self.text_encoder = UMT5EncoderModel(UMT5Config(**p.t5))
         self.text_tokenizer = None
         self.vae = AutoencoderKLWan(**p.vae)
@@ -373,7 +435,8 @@ class UnifiedModel(nn.Module):
         self.adapter = Adapter(p.ar_width, width, p.adapter_layers, p.adapter_heads,
                                p.adapter_queries)
         self.visual_context_adapter = VisualContextAdapter(
-            channels, p.visual_width, width, p.visual_kernel, grid if p.visual_position else None)
+            channels, p.visual_width, width, p.visual_kernel, p.visual_eps,
+            grid if p.visual_position else None)
         self.boundary = nn.ParameterDict()
         for name in BOUNDARY:
             self.boundary[name] = nn.Parameter(torch.randn(width))
@@ -425,8 +488,12 @@ class UnifiedModel(nn.Module):
 
     @torch.no_grad()
     def encode_video(self, video: torch.Tensor) -> torch.Tensor:
-        """E(V): normalised latents (B, C, f, h, w) of clips (B, F, 3, H, W) in [-1, 1]."""
-        z = self.vae.encode(video.transpose(1, 2)).latent_dist.mode()
+        """E(V): normalised latents (B, C, f, h, w) of clips (B, F, 3, H, W) in [-1, 1].
+
+        In float32.
+        """
+        with torch.autocast(self.device.type, enabled=False):
+            z = self.vae.encode(video.float().transpose(1, 2)).latent_dist.mode()
         mean, std = self._latent_scale(z)
         return ((z - mean) / std).float()
 
@@ -434,10 +501,11 @@ class UnifiedModel(nn.Module):
         """D(x): clips (B, F, 3, H, W) in [-1, 1] from normalised latents (B, C, f, h, w);
         differentiable.
 
-        The VAE clamps: a saturated pixel passes no gradient.
+        In float32. The VAE clamps: a saturated pixel passes no gradient.
         """
         mean, std = self._latent_scale(latents)
-        return self.run_decoder(latents * std + mean).transpose(1, 2).float()
+        with torch.autocast(self.device.type, enabled=False):
+            return self.run_decoder((latents * std + mean).float()).transpose(1, 2)
 
     def run_decoder(self, z: torch.Tensor) -> torch.Tensor:
         """The VAE's decoder: (B, C, f, h, w) -> (B, 3, F, H, W). realsize/ replaces it by one that
@@ -458,15 +526,16 @@ class UnifiedModel(nn.Module):
         ValueError where an instruction is too long.
         """
         seen = self.vlm.see(source[:, :1] if self.preset.first_frame else source)
-        rows = [chat(GENERATE, [tokens, text], "[GEN_VID]")
+        words = self.preset.chat
+        rows = [chat(words.system, [tokens, words.prefix + text], words.answer)
                 for tokens, text in zip(seen, instructions)]
         embeddings, mask = self.vlm.join(rows)
         h = self.vlm.read(embeddings, mask, hidden=True).hidden_states[-1]   # (B, T, D)
         return [row[m.bool()] * self.preset.use_vlm for row, m in zip(h, mask)]
 
     def encode_text(self, instructions: list[str]) -> list[torch.Tensor]:
-        """T5(I): one (T, D) for each row, without padding. Raises ValueError where a text is too
-        long."""
+        """T5(I): one (T, D) a row, without padding. Raises ValueError where a text is too long."""
+        instructions = [clean_text(text) for text in instructions]
         for text in instructions:
             n = len(self.text_tokenizer(text).input_ids)
             if n > self.preset.text_length:
@@ -527,31 +596,38 @@ class UnifiedModel(nn.Module):
                  source: torch.Tensor) -> torch.Tensor:
         """v_theta(x_t, t, c): (B, C, f, h, w). t: (B,) in (0, 1]; source: latents, if the preset
         uses them."""
-        x = torch.cat([x_t, source], 1) if self.preset.use_visual_as_input else x_t
+        x = x_t
+        if self.preset.source_added:
+            x = x_t + source
+        if self.preset.source_beside_noise:
+            x = torch.cat([x_t, source], 1)
         return self.transformer(x, t * 1000, context).sample
 
     # ---- sample
 
     @torch.no_grad()
-    def sample(self, source: torch.Tensor, instructions: list[str], steps: int = 12,
-               guidance: float = 1.0, seed: int = 0, progress=lambda steps: steps) -> torch.Tensor:
-        """Edit clips: `steps` Euler steps from noise to a clip.
+    def sample(self, source: torch.Tensor, instructions: list[str], steps: int | None = None,
+               guidance: float = 1.0, seed: int = 0, progress=list, sampler: str | None = None,
+               view: torch.Tensor | None = None) -> torch.Tensor:
+        """Edit clips: `steps` steps of `sampler`, one of SAMPLERS (None: the preset's).
 
         source: (B, F, 3, H, W) in [-1, 1]; returns the same shape. guidance g: cond + g (cond -
         uncond), so 0 is none and the authors' 3 is the usual 4. Row i is drawn from seed + i: the
-        same whatever the batch. Raises ValueError where an instruction is too long.
+        same whatever the batch. view: what the VLM is shown for the condition, (B, F', 3, H', W'),
+        where it is not the source. Raises ValueError where an instruction is too long.
         """
+        solve = unipc if (sampler or self.preset.sampler) == "unipc" else euler
         with self.precision():
             latents = self.encode_video(source)                              # (B, C, f, h, w)
             text = self.encode_text(instructions)
-            bridged = self.bridge(self.encode_vlm(source, instructions))
+            bridged = self.bridge(self.encode_vlm(source if view is None else view, instructions))
             c = self.context(latents, bridged, text)
             uncond = self._unconditional_context(latents) if guidance else None
             x = sampling_noise(latents, seed)
-            ts = shifted(torch.linspace(1, 0, steps + 1), self.preset.shift).tolist()
-            for t, t_next in progress(list(zip(ts[:-1], ts[1:]))):
-                v = self.guided_velocity(x, t, c, uncond, latents, guidance)
-                x = x + (t_next - t) * v                                     # one Euler step
+
+            def velocity(x, t):
+                return self.guided_velocity(x, t, c, uncond, latents, guidance)
+            x = solve(velocity, x, steps or self.preset.sample_steps, self.preset.shift, progress)
             return self.decode_video(x)
 
     def _unconditional_context(self, latents):
@@ -580,15 +656,28 @@ class UnifiedModel(nn.Module):
         return torch.float32
 
     def cast(self) -> "UnifiedModel":
-        """Each part in its `dtype_of`; its parameters only: some buffers, of positions, are always
-        float32."""
+        """Each part in its `dtype_of`. Parameters only: buffers of positions are always float32.
+
+        With bfloat16, what the DiT does outside of its blocks is kept out of autocast. So its
+        residual stream, time embedding and head are in float32, and only the blocks' products are
+        not.
+        """
         for name in (*LIBRARY, *OURS):
             for p in self.get_submodule(name).parameters():
                 p.data = p.data.to(self.dtype_of(name))
+        if self.preset.bf16:
+            dit, embedder = self.transformer, self.transformer.condition_embedder
+            ends = (dit.patch_embedding, embedder.time_embedder, embedder.time_proj, dit.proj_out)
+            for part in ends:
+                part.forward = partial(in_float32, part.forward)
         return self
 
     def precision(self):
-        """Autocast to bfloat16 where the preset says so; else it does nothing."""
+        """Autocast to bfloat16 where the preset says so; else it does nothing.
+
+        It is for products: VLM and T5 are in bfloat16 altogether, the VAE in float32; for the DiT
+        see `cast`.
+        """
         # no cache: a weight cast without gradient would be used again with one
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.preset.bf16,
                               cache_enabled=False)
@@ -710,6 +799,18 @@ def sampling_noise(latents: torch.Tensor, seed: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(seed + i)
         rows.append(torch.randn(latents.shape[1:], generator=generator))
     return torch.stack(rows).to(latents)
+
+
+def in_float32(forward, x: torch.Tensor) -> torch.Tensor:
+    """forward(x) in float32, also where autocast is on."""
+    with torch.autocast(x.device.type, enabled=False):
+        return forward(x.float())
+
+
+def clean_text(text: str) -> str:
+    """A prompt as Wan's T5 reads it: Unicode mended, HTML entities read, single spaces."""
+    text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    return re.sub(r"\s+", " ", text).strip()
 
 
 def read_record(folder: Path) -> dict:

@@ -1,0 +1,247 @@
+"""What the authors' code does and the tiny preset does otherwise, each against its formula."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from model import PRESETS, DownsampleProjector, UnifiedModel, clean_text, euler, unipc
+from small import SMALL, WAN
+from tiny import world
+
+TINY = PRESETS["tiny"]
+pytestmark = pytest.mark.usefixtures("small")
+
+
+@pytest.fixture
+def seeded():
+    torch.manual_seed(0)
+
+
+# ------------------------------------------------------------------- the VLM's tokens of a frame
+
+@pytest.mark.parametrize("side", [4, 27])
+def test_tokens_run_down_the_columns(seeded, side):
+    """Token k is patches (2r, 2c), (2r, 2c + 1), (2r + 1, 2c), (2r + 1, 2c + 1), k = half * c + r; zeros outside."""
+    d, half = 3, (side + 1) // 2
+    patches = torch.randn(2, side * side, d)
+    padded = torch.zeros(2, 2 * half, 2 * half, d)
+    padded[:, :side, :side] = patches.view(2, side, side, d)
+    for by_column in (True, False):
+        projector = DownsampleProjector(d, d, by_column)
+        projector.layers = nn.Identity()
+        tokens = projector(patches)
+        assert tokens.shape == (2, half * half, 4 * d)
+        for r in range(half):
+            for c in range(half):
+                k = half * c + r if by_column else half * r + c
+                want = [padded[:, 2 * r + i, 2 * c + j] for i in (0, 1) for j in (0, 1)]
+                assert torch.equal(tokens[:, k], torch.cat(want, -1))
+
+
+def test_which_preset_reads_by_column(original, tiny):
+    assert WAN.patches_by_column and original.vlm.mm_projector.by_column
+    assert not TINY.patches_by_column and not tiny.vlm.mm_projector.by_column
+
+
+# ------------------------------------------------------------------------- visual context adapter
+
+def test_layer_norms_of_the_visual_context_adapter(original, seeded):
+    """eps 1e-6: where patch embeddings are small, another one shows."""
+    adapter = original.visual_context_adapter
+    latents = torch.randn(1, *SMALL.latent_shape) * 1e-4
+    kernel = (1, SMALL.visual_kernel, SMALL.visual_kernel)
+    patches = F.conv3d(latents, adapter.patch_embedding.weight, stride=kernel)
+    small = patches.flatten(2).transpose(1, 2)                       # (1, T, D), of variance about 1e-6
+
+    def norm(x, eps):
+        centred = x - x.mean(-1, keepdim=True)
+        return centred / (centred.pow(2).mean(-1, keepdim=True) + eps).sqrt()
+    bias = adapter.patch_embedding.bias.data.clone()
+    adapter.patch_embedding.bias.data.zero_()
+    got = adapter(latents)
+    adapter.patch_embedding.bias.data.copy_(bias)
+    want = norm(adapter.projection(norm(small, 1e-6)), 1e-6)
+    other = norm(adapter.projection(norm(small, 1e-5)), 1e-5)
+    assert torch.allclose(got, want, atol=1e-5) and (other - want).abs().max() > .01
+    assert WAN.visual_eps == 1e-6 and TINY.visual_eps == 1e-5
+
+
+# -------------------------------------------------------------------------- the source beside x_t
+
+def test_source_added_and_beside(original, seeded, monkeypatch):
+    x, source = torch.randn(2, 1, *SMALL.latent_shape)
+    seen = []
+
+    def transformer(x, t, context):
+        seen.append(x)
+        return type("Output", (), {"sample": x[:, :SMALL.vae["z_dim"]]})
+    monkeypatch.setattr(original.transformer, "forward", transformer)
+    for switches in ({}, {"source_added": True}, {"source_beside_noise": True}):
+        monkeypatch.setattr(original, "preset", replace(SMALL, **switches))
+        original.velocity(x, torch.ones(1), torch.zeros(1, 3, 24), source)
+    assert torch.equal(seen[0], x) and torch.equal(seen[1], x + source)
+    assert torch.equal(seen[2], torch.cat([x, source], 1))
+    assert not WAN.source_added and not WAN.source_beside_noise
+    assert TINY.source_beside_noise and not TINY.source_added
+
+
+# ------------------------------------------------------------------------------------------- the chat
+
+VILA_SENTENCE = ("You are a helpful language and vision assistant. You are able to understand the visual content that "
+                 "the user provides, and assist the user with a variety of tasks using natural language.")
+
+
+def heard(model, monkeypatch, source, text):
+    """The row that `encode_vlm` reads: its token ids, "frame" for a vision token."""
+    rows, join = [], model.vlm.join
+    monkeypatch.setattr(model.vlm, "join", lambda these: rows.extend(these) or join(these))
+    h = model.encode_vlm(source, [text])[0]
+    ids = []
+    for part in rows[0]:
+        if isinstance(part, str):
+            ids += model.vlm.tokenizer(part, add_special_tokens=False).input_ids
+        else:
+            ids += ["frame"] * len(part)
+    assert len(h) == len(ids)
+    return ids
+
+
+def test_the_chat_of_the_condition(original, monkeypatch):
+    """Llama-3's chat as VILA writes it: one BOS, the frame, <video> and a new line, the prompt; the answer last."""
+    source = torch.rand(1, SMALL.frames, 3, SMALL.height, SMALL.width) * 2 - 1
+    tokenize = lambda text: original.vlm.tokenizer(text, add_special_tokens=False).input_ids
+    want = [*tokenize("<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n" + VILA_SENTENCE +
+                      "<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n"), "frame",
+            *tokenize("<video>\nfrost came<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
+                      "[GEN_VID]<|end_of_text|>")]
+    got = heard(original, monkeypatch, source, "frost came")
+    assert got == want and got.count(tokenize("<|begin_of_text|>")[0]) == 1
+
+
+def test_the_chat_of_the_tiny_preset_is_as_it_was(tiny, monkeypatch):
+    source = torch.rand(1, TINY.frames, 3, TINY.height, TINY.width) * 2 - 1
+    tokenize = lambda text: tiny.vlm.tokenizer(text, add_special_tokens=False).input_ids
+    got = heard(tiny, monkeypatch, source, "frost came")
+    want = [*tokenize("<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nYou are a helpful assistant that "
+                      "edits videos.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n"),
+            *["frame"] * (TINY.vlm_frames * 16), *tokenize("frost came"),
+            *tokenize("<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n[GEN_VID]")]
+    assert got == want
+
+
+# ------------------------------------------------------------------------------------------ samplers
+
+def exact_flow(mean, scale):
+    """The velocity of the flow from noise to a Gaussian of this mean and scale, E[eps - x_0 | x_t]."""
+    def velocity(x, t):
+        variance = ((1 - t) * scale) ** 2 + t ** 2
+        return -mean + (x - (1 - t) * mean) * (t - (1 - t) * scale ** 2) / variance
+    return velocity
+
+
+def test_unipc_ends_where_the_flow_does(seeded):
+    """The flow carries eps to mean + scale eps; as many steps of UniPC are nearer to it than of Euler."""
+    noise, mean = torch.randn(1, 4, 2, 6, 6), torch.randn(1, 4, 2, 6, 6)
+    end, flow = mean + .3 * noise, exact_flow(mean, .3)
+
+    def error(solve, steps):
+        return (solve(flow, noise, steps, 5.) - end).pow(2).mean().sqrt().item()
+    assert error(unipc, 40) < error(euler, 40) / 2
+    assert error(unipc, 100) < error(euler, 100) / 15 and error(unipc, 100) < .001
+
+
+def test_unipc_of_a_model_is_many_euler_steps(tiny, monkeypatch):
+    """To 1 % of its rms."""
+    source = torch.rand(1, TINY.frames, 3, TINY.height, TINY.width, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    monkeypatch.setattr(tiny, "decode_video", lambda x: x)
+
+    def end(sampler, steps):
+        return tiny.sample(source, ["frost"], steps, seed=3, sampler=sampler)
+    want = end("euler", 200)
+
+    def error(x):
+        return ((x - want).pow(2).mean() / want.pow(2).mean()).sqrt().item()
+    assert 0 < error(end("unipc", 80)) < .01
+
+
+def test_noise_levels_of_unipc(seeded):
+    """s = .999 (1 - k / N), t = 5 s / (1 + 4 s), told to the model in whole thousandths."""
+    levels = []
+    unipc(lambda x, t: levels.append(t) or x, torch.randn(1, 2, 1, 2, 2), 8, 5.)
+    s = [.999 * (1 - k / 8) for k in range(8)]
+    want = [int(1000 * 5 * x / (1 + 4 * x)) / 1000 for x in s]
+    assert levels == pytest.approx(want, abs=1.5e-3) and len(levels) == 8
+    assert WAN.sampler == "unipc" and WAN.sample_steps == 40 and WAN.shift == 5
+    assert TINY.sampler == "euler" and TINY.sample_steps == 12
+
+
+# ---------------------------------------------------------------------------------------------- text
+
+@pytest.mark.parametrize("text", [
+    "plain words", "  two  spaces\n and lines\t", "Tom &amp;amp; Jerry &lt;3", "a â€œquoteâ€\x9d and cafÃ©", "&nbsp;x", ""])
+def test_prompts_are_cleaned_as_diffusers_cleans_them(text):
+    from diffusers.pipelines.wan.pipeline_wan import prompt_clean
+    assert clean_text(text) == prompt_clean(text)
+
+
+def test_t5_reads_clean_text_and_the_vlm_the_text_itself(original):
+    same = original.encode_text(["frost &amp;  ice"])[0]
+    assert torch.equal(original.encode_text(["frost & ice"])[0], same)
+    source = torch.rand(1, SMALL.frames, 3, SMALL.height, SMALL.width)
+    a, b = (original.encode_vlm(source, [text])[0] for text in ("frost &amp;  ice", "frost & ice"))
+    assert a.shape != b.shape
+
+
+def test_cleaning_changes_nothing_that_the_tiny_world_says():
+    phrases = [phrase for rules in world.RULES.values() for rule in rules for phrase in rule.phrases]
+    assert len(phrases) > 50 and all(clean_text(phrase) == phrase for phrase in phrases)
+
+
+# ---------------------------------------------------------------------------------------- precision
+
+@pytest.fixture
+def half(converted, monkeypatch):
+    monkeypatch.setitem(PRESETS, "wan1.3b", replace(SMALL, bf16=True))
+    return UnifiedModel.from_pretrained(converted)
+
+
+def test_only_products_are_in_bfloat16(half):
+    """Dtypes by module: DiT's stream, time embedding and head, and the VAE, in float32; the products inside blocks in half."""
+    dit, dtypes = half.transformer, {}
+
+    def keep(name):
+        def hook(module, inputs, output):
+            dtypes.setdefault(name, set()).add(output.dtype)
+        return hook
+    modules = {"patches": dit.patch_embedding, "time": dit.condition_embedder.time_embedder,
+               "time projection": dit.condition_embedder.time_proj, "block": dit.blocks[1], "head": dit.proj_out,
+               "query": dit.blocks[0].attn1.to_q, "feed forward": dit.blocks[0].ffn.net[2],
+               "text": dit.condition_embedder.text_embedder.linear_1, "VAE in": half.vae.encoder.conv_in,
+               "VAE out": half.vae.decoder.conv_out, "llm": half.vlm.llm.model.layers[0].mlp,
+               "siglip": half.vlm.vision_tower.encoder.layers[0].mlp, "t5": half.text_encoder.encoder.block[0]}
+    handles = [module.register_forward_hook(keep(name)) for name, module in modules.items() if name != "t5"]
+    source = torch.rand(1, SMALL.frames, 3, SMALL.height, SMALL.width) * 2 - 1
+    edited = half.sample(source, ["frost"], steps=1)
+    for handle in handles:
+        handle.remove()
+    full, bf16 = {torch.float32}, {torch.bfloat16}
+    assert edited.dtype == torch.float32
+    assert {name: dtype for name, dtype in dtypes.items() if dtype != bf16} == {
+        name: full for name in ("patches", "time", "time projection", "block", "head", "VAE in", "VAE out")}
+    assert dtypes["query"] == dtypes["feed forward"] == dtypes["text"] == dtypes["llm"] == dtypes["siglip"] == bf16
+
+
+def test_products_in_bfloat16_are_nearer_than_all_in_bfloat16(half, original, seeded):
+    x, source = torch.randn(2, 1, *SMALL.latent_shape)
+    c, t = torch.randn(1, SMALL.context_length, 24), torch.tensor([.4])
+    exact = original.velocity(x, t, c, source)
+
+    def error(velocity):
+        with half.precision():
+            return ((velocity(x, t * 1000, c).sample - exact).pow(2).mean() / exact.pow(2).mean()).sqrt().item()
+    ours = error(half.transformer)
+    everything = error(original.transformer)             # the same weights, autocast around all of it
+    assert 0 < ours < .6 * everything
