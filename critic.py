@@ -142,7 +142,7 @@ class Critic:
                 for s, e, thought in zip(seen, self.vlm.see(edited), thoughts)]
         after, after_mask = self.vlm.join(rows)
         mask = torch.cat([mask, after_mask], 1)
-        logits = self.vlm.read(after, mask, prefix).logits[:, -1]               # (B, vocabulary)
+        logits = self.vlm.read(after, mask, prefix, last=True).logits[:, -1]               # (B, vocabulary)
         return logits[:, self.yes] - logits[:, self.no]
 
     @torch.no_grad()
@@ -220,7 +220,7 @@ def write(vlm, rows: list[list], limit: int) -> list[str]:
     done = torch.zeros(len(rows), dtype=torch.bool, device=mask.device)
     stop = vlm.tokenizer.convert_tokens_to_ids("<|eot_id|>")
     for _ in range(limit):
-        token = vlm.read(embeddings, mask, cache).logits[:, -1].argmax(-1)      # (B,)
+        token = vlm.read(embeddings, mask, cache, last=True).logits[:, -1].argmax(-1)      # (B,)
         token = torch.where(done, stop, token)
         done |= token == stop
         if done.all():

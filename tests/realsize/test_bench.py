@@ -1,0 +1,46 @@
+"""The bench of the real size, as on a GPU, with a small preset under the real one's name."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import bench
+from common.files import BadInput
+from critic import Critic
+from model import PRESETS, TRAINED
+from realsize import bench as real_bench
+from small import SMALL
+
+
+@pytest.fixture
+def model(monkeypatch):
+    small = replace(SMALL, bf16=True, context_length=128, llama=SMALL.llama | dict(vocab_size=1024))
+    monkeypatch.setitem(PRESETS, "wan1.3b", small)
+    return real_bench.random_model()
+
+
+def test_the_random_model_is_whole(model):
+    assert not hasattr(model, "text_encoder")
+    assert not [k for k, x in (*model.named_parameters(), *model.named_buffers()) if x.is_meta]
+    assert {p.dtype for p in model.vlm.parameters()} == {torch.bfloat16}
+    assert {p.dtype for name in TRAINED for p in getattr(model, name).parameters()} == {torch.float32}
+
+
+def test_what_is_measured(model, monkeypatch):
+    thoughts = Critic.thoughts
+    monkeypatch.setattr(Critic, "thoughts", lambda *args: thoughts(*args, limit=2))
+    result = real_bench.measure(model, 1, 1, peak=1e9)
+    assert set(result["steps"]) == {"SFT", "exact/expect"} and result["own"] == "exact/expect"
+    assert result["goal"]["at_most"] == 1.8
+    sft = result["steps"]["SFT"]["tau"][bench.TAU]["ms"]
+    forward, backward = real_bench.dit_flops(model.preset)[:2]
+    assert result["mfu_of_sft"] == pytest.approx((forward + backward) / (sft / 1000) / 1e9)
+    assert "exact/expect" in bench.report(result)
+    assert real_bench.measure(model, 1, 1, peak=None)["mfu_of_sft"] is None
+
+
+def test_without_a_gpu_it_says_so(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(BadInput, match="there is no GPU here: python bench.py"):
+        real_bench.main([])
