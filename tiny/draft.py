@@ -1,0 +1,106 @@
+"""What the critic will have to judge: the one-step estimates and edits of a half-trained generator, graded.
+
+A VLM that has only seen the world's own clips is fooled by decoder blur and by half-made edits. So pretrain_vlm.py
+first trains a draft of the base generator for some minutes, keeps what it makes, and throws it away.
+
+Axis letters: B batch, N lessons, K frames that the VLM sees, F frames, H W pixels, C f h w latents.
+"""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from tqdm import tqdm
+
+from common.distributed import first_rank_first, is_first_rank
+from common.files import replacing
+from common.run import Run
+from common.video import to_bytes
+from critic import clean_estimate
+from model import UnifiedModel, add_noise
+from tiny import stage
+from tiny.lessons import VLM_STRIDE, Answer, as_video, grade, training_triplet
+from tiny.pretrain_base import base_step, encode_all, encode_edits, new_generator
+
+
+def draft_answers(lessons: list[dict], args) -> list[tuple[dict, list[Answer]]]:
+    """For each of the first --draft-items lessons, what the draft made of it; kept in the run's folder."""
+    file = args.out / "estimates.safetensors"
+    if not file.exists():
+        lessons_of_draft = lessons[:args.draft_items]
+        with_wrong = train_draft(lessons_of_draft, args)
+        with first_rank_first():
+            if not file.exists():
+                write_answers(file, lessons_of_draft, *with_wrong, args.seed)
+    return read_answers(file, lessons)
+
+
+def train_draft(lessons: list[dict], args) -> tuple:
+    """A generator after --draft-steps steps on the lessons' instructions: model, encoded edits, wrong latents.
+
+    Its own VLM is untrained: it reads through T5 alone.
+    """
+    model = stage.model_with_vae(args.weights, args.seed)
+    sources, targets, wrong = [[as_video(lesson[key]) for lesson in lessons]
+                               for key in ("source", "target", "wrong")]
+    edits = encode_edits(model, sources, targets, [lesson["instruction"] for lesson in lessons])
+    wrong = encode_all(model, wrong, "encoding wrong answers")
+    params = new_generator(model, args.seed)
+    unconditional, _ = model.unconditional()
+    run = Run(args.out / "draft", params, stage.optimizers(params, 1e-3, 1e-4), name="draft")
+    for step in run.steps(args.draft_steps):
+        run.backward(base_step(model, edits, unconditional, step, args.batch, args.seed, drop=0.), {})
+        run.update()
+    return model, edits, wrong
+
+
+@torch.no_grad()
+def write_answers(file: Path, lessons: list[dict], model: UnifiedModel, edits, wrong: torch.Tensor,
+                  seed: int) -> None:
+    """Let the draft make answers to all lessons, judge them, keep frames, grades and numbers of the lessons."""
+    which, frames, grades = [], [], []
+    generator = torch.Generator().manual_seed(seed)
+    for start in tqdm(range(0, len(lessons), 8), desc="estimates", disable=not is_first_rank()):
+        rows = list(range(start, min(start + 8, len(lessons))))
+        videos = one_step_estimates(model, edits, wrong, rows, generator, with_blur=start % 3 == 0)
+        if start % 4 == 0:                               # finished edits
+            sources = torch.stack([as_video(lessons[i]["source"]) for i in rows])
+            texts = [edits.texts[i] for i in rows]
+            videos.append(model.sample(sources, texts, steps=8, guidance=0, seed=start))
+        for batch in videos:
+            for i, video in zip(rows, batch):
+                which.append(i)
+                frames.append(to_bytes(video[::VLM_STRIDE]))
+                grades.append(grade(training_triplet(lessons[i]["index"]), video))
+    kept = {"which": torch.tensor(which), "frames": torch.stack(frames), "grades": torch.tensor(grades)}
+    with replacing(file) as temporary:
+        save_file(kept, temporary)
+
+
+def one_step_estimates(model: UnifiedModel, edits, wrong: torch.Tensor, rows: list[int],
+                       generator: torch.Generator, with_blur: bool) -> list[torch.Tensor]:
+    """Batches of clips (B, F, 3, H, W): estimates at random t, from noised targets and from noised wrong answers.
+
+    At small t, x_t itself shows what it was made of. with_blur: also the clips as the decoder shows them.
+    """
+    source = edits.source[rows]
+    text = model.encode_text([edits.texts[i] for i in rows])
+    c = model.context(source, model.bridge([edits.h[i] for i in rows]), text)
+    videos = []
+    for x0 in (edits.target[rows], wrong[rows]):
+        t = torch.rand(len(rows), generator=generator) * .85 + .02
+        x_t = add_noise(x0, torch.randn(x0.shape, generator=generator), t)
+        x0_hat = clean_estimate(x_t, model.velocity(x_t, t, c, source), t)   # Eq. 3
+        videos.append(model.decode_video(x0_hat))
+        if with_blur:
+            videos.append(model.decode_video(x0))
+    return videos
+
+
+def read_answers(file: Path, lessons: list[dict]) -> list[tuple[dict, list[Answer]]]:
+    """What `write_answers` wrote, by lesson."""
+    kept, answers = load_file(file), {}
+    rows = zip(kept["which"].tolist(), kept["frames"].numpy(), kept["grades"].tolist())
+    for which, frames, value in rows:
+        answers.setdefault(which, []).append(Answer(frames, "", value))
+    return [(lessons[which], made) for which, made in answers.items()]

@@ -1,0 +1,130 @@
+"""Pretrain the tiny base generator G and the connector: literal edits and plain generation, nothing implicit.
+
+    python -m tiny.pretrain_base
+    torchrun --nproc_per_node 2 -m tiny.pretrain_base    # 20 minutes on two cores
+
+It reads out/vlm/model and writes out/base/model: a whole model, as in weights/tiny. This is the paper's baseline: it
+edits well when told the operation ("turn the ground to ice"), and not when told the cause.
+
+All of T5, ARHead, Adapter, the boundary tokens, the visual context adapter and G are trained here; the VLM and the
+VAE are frozen. Later, train.py trains G and the visual context adapter alone.
+
+Axis letters: B batch, N lessons, F frames, H W pixels, C f h w latents, T tokens, D width.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn as nn
+from tqdm import tqdm
+
+from common.distributed import gather_rows, is_first_rank, my_shard
+from common.files import between, run_script
+from common.run import Run
+from data import batch_indices, draws
+from model import (PRESETS, TRAINED, UnifiedModel, add_noise, flow_loss, load_model,
+                   velocity_target)
+from tiny import stage
+from tiny.lessons import as_video, base_lesson, render_lessons
+
+LEARNED = (*TRAINED, "ar_head", "adapter", "boundary", "text_encoder")
+
+
+@dataclass
+class Edits:
+    """Encoded lessons."""
+    source: torch.Tensor                                 # (N, C, f, h, w)  latents
+    target: torch.Tensor                                 # (N, C, f, h, w)
+    h: list[torch.Tensor]                                # N x (T, D)       U(V_src, I)
+    texts: list[str]                                     # N instructions
+
+
+def base_step(model: UnifiedModel, edits: Edits, unconditional: torch.Tensor, step: int, batch: int,
+              seed: int, drop: float) -> torch.Tensor:
+    """Flow matching on batch number `step`, with T5 and the connector in training: the loss.
+
+    unconditional: (T, D), U's states of an empty instruction, for the share `drop` of the samples.
+    """
+    rows = my_shard(batch_indices(len(edits.source), batch, step, seed))
+    t, noise, u = [my_shard(x) for x in draws(step, seed, batch, model.preset.latent_shape)]
+    source, target = edits.source[rows], edits.target[rows]                  # (B, C, f, h, w)
+    texts, h = [], []
+    for i, dropped in zip(rows, u < drop):
+        texts.append("<pad>" if dropped else edits.texts[i])
+        h.append(unconditional if dropped else edits.h[i])
+    text = model.encode_text(texts)
+    bridged = model.bridge(h)                                                # (B, T, D)
+    x_t = add_noise(target, noise, t)                                        # Eq. 2
+    c = model.context(source, bridged, text)                                 # Eq. 1
+    v = model.velocity(x_t, t, c, source)
+    return flow_loss(v, velocity_target(target, noise)).mean()
+
+
+def new_generator(model: UnifiedModel, seed: int) -> dict[str, nn.Parameter]:
+    """Give `model` a new G, connector and T5, random from `seed`; returns their parameters by name."""
+    torch.manual_seed(seed)
+    fresh = UnifiedModel(PRESETS["tiny"])
+    params = {}
+    for part in LEARNED:
+        setattr(model, part, getattr(fresh, part).requires_grad_(True))
+        for name, p in getattr(model, part).named_parameters():
+            params[f"{part}.{name}"] = p
+    return params
+
+
+def encode_edits(model: UnifiedModel, sources: list[torch.Tensor], targets: list[torch.Tensor],
+                 texts: list[str]) -> Edits:
+    """All lessons through the frozen VLM and VAE, shared among the ranks. Clips are (F, 3, H, W)."""
+    h = read_all(model, sources, texts)
+    return Edits(encode_all(model, sources, "encoding sources"),
+                 encode_all(model, targets, "encoding targets"), h, texts)
+
+
+def read_all(model: UnifiedModel, videos: list[torch.Tensor], texts: list[str]) -> list[torch.Tensor]:
+    """Eq. 1: h = U(V_src, I) of all rows, one (T, D) each."""
+    videos, texts = my_shard(videos), my_shard(texts)
+    h = []
+    for i in tqdm(range(0, len(videos), 16), desc="reading", disable=not is_first_rank()):
+        h += model.encode_vlm(torch.stack(videos[i:i + 16]), texts[i:i + 16])
+    return gather_rows(h)
+
+
+def encode_all(model: UnifiedModel, videos: list[torch.Tensor], title: str) -> torch.Tensor:
+    """The latents of all clips, (N, C, f, h, w)."""
+    videos = my_shard(videos)
+    latents = []
+    for i in tqdm(range(0, len(videos), 8), desc=title, disable=not is_first_rank()):
+        latents += model.encode_video(torch.stack(videos[i:i + 8]))
+    return torch.stack(gather_rows(latents))
+
+
+def main(argv=None) -> None:
+    parser = stage.flags("Pretrain the tiny base generator and the connector.",
+                         steps=5000, batch=16, lr=2e-3, items=8000, out="out/base")
+    parser.add_argument("--weights", type=Path, default=Path("out/vlm/model"),
+                        help="model folder with VAE and VLM, as pretrain_vlm.py writes it")
+    parser.add_argument("--drop", type=between(0, 1), default=0.1,
+                        help="share of samples trained without VLM and T5 states")
+    args = stage.begin(parser, argv)
+    model = load_model(args.weights, "tiny").requires_grad_(False)
+    params = new_generator(model, args.seed)
+    lessons = render_lessons(base_lesson, args.items)
+    sources = [as_video(clips[0]) for clips, _ in lessons]
+    targets = [as_video(clips[1]) for clips, _ in lessons]
+    edits = encode_edits(model, sources, targets, [text for _, text in lessons])
+    unconditional, _ = model.unconditional()
+    stage.claim(args)
+    both = stage.optimizers(params, args.lr, 1e-4, muon=stage.hidden_matrices(params))
+    run = Run(args.out, params, both, save_every=args.save_every, name="base")
+    for step in run.steps(args.steps):
+        # -------------------------------------------------------------------- one training step
+        loss = base_step(model, edits, unconditional, step, args.batch, args.seed, args.drop)
+        run.backward(loss, {})
+        run.update()
+        # ---------------------------------------------------------------------------------------
+    stage.end(model, args)
+
+
+if __name__ == "__main__":
+    run_script(main, stage.STOPPED)

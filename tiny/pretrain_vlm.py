@@ -1,0 +1,198 @@
+"""Pretrain the tiny VLM, from scratch, in four lessons: eyes, words, verdicts, and what it will have to judge.
+
+    python -m tiny.pretrain_vlm
+    torchrun --nproc_per_node 2 -m tiny.pretrain_vlm     # 56 minutes on two cores
+    python -m tiny.pretrain_vlm --weights weights/tiny   # with the VAE of this repository
+
+It reads the VAE in out/vae/model and writes out/vlm/model, which pretrain_base.py reads. The lessons:
+
+    1   eyes        what covers this patch?                               the first 5 % of the steps
+    2   words       captions and chains of thought                        up to 16 %
+    3   verdicts    is it done? and the dense questions of heads.py       up to 60 %
+    4   estimates   verdicts also on what a half-trained generator made   to the end (draft.py)
+
+Answers to be judged come in twos, to the same instruction: what tells them apart is only whether it is done.
+
+Axis letters: B rows, N frames, K frames of a clip that the VLM sees, H W pixels, T tokens, D width.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from common.distributed import RANK, WORLD_SIZE
+from common.files import positive, run_script
+from common.run import Run
+from critic import THINK
+from model import VILA
+from tiny import stage
+from tiny.chats import caption_row, teach, thought_row, verdict_row
+from tiny.draft import draft_answers
+from tiny.heads import Heads, compares, covers, expects
+from tiny.lessons import VLM_STRIDE, Answer, as_video, render_lessons, vlm_frames, vlm_lesson
+
+WORDS_FROM, VERDICTS_FROM, ESTIMATES_FROM = 5, 16, 60    # percent of the steps
+THINK_SHARE = (.8, .1, .1)                               # of critic.THINK: expect, full, none
+ESTIMATES_SHARE = .4                                     # of the pairs in the fourth lesson
+TARGET_GRADE = .95                                       # the soft label of the target: an Overall of 10
+
+
+class Shown(NamedTuple):
+    """An answer in a batch."""
+    lesson: dict
+    frames: torch.Tensor                                 # (K, 3, H, W) in [-1, 1]
+    seen: str                                            # what has been done, "" where unknown
+    grade: float                                         # the soft label
+
+
+def vlm_step(vlm: VILA, heads: Heads, lessons: list[dict], estimates: list, step: int,
+             args) -> tuple[torch.Tensor, dict]:
+    """The loss of step number `step` of args.steps, and what to log."""
+    rng = np.random.default_rng([args.seed, step, RANK])
+    numbers = rng.integers(len(lessons), size=args.batch // WORLD_SIZE)
+    batch = [lessons[i] for i in numbers]
+    if step < args.steps * WORDS_FROM // 100:
+        return look(vlm, heads, batch, slice(None))
+    k = int(rng.integers(3))                             # from here on one frame is enough
+    eyes_loss, log = look(vlm, heads, batch, slice(k, k + 1))
+    if step < args.steps * VERDICTS_FROM // 100:
+        loss, more = write(vlm, batch, rng)
+    else:
+        if step < args.steps * ESTIMATES_FROM // 100:
+            estimates = []
+        shown = [answer for lesson in batch[::2] for answer in two_answers(lesson, estimates, rng)]
+        loss, more = judge(vlm, heads, shown, rng)
+    return .3 * eyes_loss + loss, log | more
+
+
+# ----------------------------------------------------------------------------------- lesson 1: eyes
+
+def look(vlm: VILA, heads: Heads, batch: list[dict], frames: slice) -> tuple[torch.Tensor, dict]:
+    """What covers each patch of the source? Of these of its frames, and of the first eight rows."""
+    source = torch.cat([vlm_frames(lesson["source"])[frames] for lesson in batch[:8]])     # (N, 3, H, W)
+    labels = torch.cat([torch.from_numpy(lesson["labels"])[frames] for lesson in batch[:8]])
+    loss, right = covers(vlm, heads, source, labels)
+    return loss, {"patches_right": right.item()}
+
+
+# ---------------------------------------------------------------------------------- lesson 2: words
+
+def write(vlm: VILA, batch: list[dict], rng) -> tuple[torch.Tensor, dict]:
+    """Describe the source, and think about the instruction."""
+    source = vlm.see(torch.stack([vlm_frames(lesson["source"]) for lesson in batch]))      # (B, T, D)
+    rows = []
+    for lesson, seen in zip(batch, source):
+        instruction = instruction_of(lesson, rng)
+        rows.append(caption_row(seen, lesson["caption"]))
+        rows.append(thought_row(seen, instruction, lesson["thought"]))
+    taught = teach(vlm, rows)
+    return taught.text_loss, {"text_loss": taught.text_loss.item()}
+
+
+def instruction_of(lesson: dict, rng) -> str:
+    """Mostly the implicit one, at times the edit in plain words."""
+    return lesson["instruction" if rng.random() < .8 else "literal"]
+
+
+# ---------------------------------------------------------------------- lessons 3 and 4: verdicts
+
+def two_answers(lesson: dict, estimates: list, rng) -> list[Shown]:
+    """A right and a wrong answer to the lesson; or two that a draft made, to another one (lesson 4)."""
+    if estimates and rng.random() < ESTIMATES_SHARE:
+        lesson, made = estimates[int(rng.integers(len(estimates)))]
+        answers = [made[k] for k in rng.choice(len(made), 2, replace=False)]
+    else:
+        right = Answer(lesson["target"][::VLM_STRIDE], lesson["literal"], TARGET_GRADE)
+        answers = [right, lesson["misses"][int(rng.integers(3))]]
+    shown = []
+    for answer in answers:
+        frames = as_video(answer.frames)
+        if rng.random() < .3:                            # a little grain alone is no reason for No
+            size = .05 * rng.random()
+            grain = rng.normal(size=frames.shape).astype(np.float32)
+            frames = frames + size * torch.from_numpy(grain)
+        shown.append(Shown(lesson, frames, answer.seen, answer.grade))
+    return shown
+
+
+def judge(vlm: VILA, heads: Heads, shown: list[Shown], rng) -> tuple[torch.Tensor, dict]:
+    """Is it done, and what has been done? `shown` are pairs of answers to the same lesson, one after the other.
+
+    The dense questions are asked where the thought comes before the edit: "expect".
+    """
+    frames = torch.stack([answer.frames for answer in shown])                              # (B, K, 3, H, W)
+    source = vlm.see(torch.stack([vlm_frames(answer.lesson["source"]) for answer in shown[::2]]))
+    edited = vlm.see(frames)                                                               # (B, T, D)
+    rows, asked = [], []
+    for i, answer in enumerate(shown):
+        if i % 2 == 0:                                   # a pair has one chat, and the first is "expect"
+            think = str(rng.choice(THINK, p=THINK_SHARE)) if i > 0 else "expect"
+            instruction = instruction_of(answer.lesson, rng)
+        if think == "expect":
+            asked.append(i)
+        rows.append(verdict_row(think, source[i // 2], edited[i], instruction, answer.lesson["thought"],
+                                answer.seen, answer.grade))
+    grades = torch.tensor([answer.grade for answer in shown])                              # (B,)
+    taught = teach(vlm, rows, grades)
+
+    lessons = [shown[i].lesson for i in asked]
+    expect_loss, expected_right = expects(heads, taught.there, taught.expected, lessons)
+    wrong_loss = compares(heads, taught.found, frames[asked], lessons)
+    order_loss, order_right = rank(taught.margin, grades)
+    dense = taught.verdict_loss + order_loss + expect_loss + wrong_loss
+    log = {"text_loss": taught.text_loss,
+           "expected_right": expected_right,
+           "wrong_loss": wrong_loss,
+           "verdict_loss": taught.verdict_loss,
+           "yes_right": (taught.margin[grades > .7] > 0).float().mean(),     # NaN where there is none
+           "no_right": (taught.margin[grades < .3] < 0).float().mean(),
+           "order_right": order_right}
+    return taught.text_loss + 2 * dense, {name: x.item() for name, x in log.items()}
+
+
+def rank(margin: torch.Tensor, grades: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of two answers the better one should have the larger margin: loss, share of pairs that are in order.
+
+    margin, grades: (B,), pairs one after the other. Pairs whose grades differ by less than .2 do not count.
+    """
+    difference = grades[0::2] - grades[1::2]                                               # (B/2,)
+    better = difference.where(difference.abs() > .2, torch.zeros(())).sign()
+    ahead = (margin[0::2] - margin[1::2]) * better       # by how much the better one is
+    ahead_where = ahead[better != 0]
+    loss = F.softplus(-ahead_where).sum() / len(ahead)
+    return loss, (ahead_where > 0).float().mean()
+
+
+# -------------------------------------------------------------------------------------------- the stage
+
+def main(argv=None) -> None:
+    parser = stage.flags("Pretrain the tiny VLM.", steps=7500, batch=16, lr=2e-3, items=24000, out="out/vlm")
+    parser.add_argument("--weights", type=Path, default=Path("out/vae/model"),
+                        help="model folder with the VAE, as pretrain_vae.py writes it")
+    parser.add_argument("--draft-items", type=positive, default=1200,
+                        help="lessons that the half-trained generator learns from and answers")
+    parser.add_argument("--draft-steps", type=positive, default=1200, help="its training steps")
+    args = stage.begin(parser, argv)
+    model = stage.model_with_vae(args.weights, args.seed)
+    vlm = model.vlm.requires_grad_(True)
+    heads = Heads(vlm)
+    lessons = render_lessons(vlm_lesson, args.items)
+    stage.claim(args)
+    estimates = draft_answers(lessons, args)
+    params = {f"vlm.{name}": p for name, p in vlm.named_parameters()} | dict(heads.named_parameters())
+    both = stage.optimizers(params, args.lr, .01, muon=stage.hidden_matrices(params))
+    run = Run(args.out, params, both, save_every=args.save_every, name="vlm")
+    for step in run.steps(args.steps):
+        # -------------------------------------------------------------------- one training step
+        loss, log = vlm_step(vlm, heads, lessons, estimates, step, args)
+        run.backward(loss, log)
+        run.update()
+        # ---------------------------------------------------------------------------------------
+    stage.end(model, args)
+
+
+if __name__ == "__main__":
+    run_script(main, stage.STOPPED)

@@ -1,0 +1,108 @@
+"""What the three stages of pretraining share: their flags, their run folder, their optimizers.
+
+A stage is a script with one loop, as train.py is; see pretrain_vae.py, pretrain_vlm.py, pretrain_base.py.
+"""
+
+import sys
+from collections.abc import Collection
+from pathlib import Path
+
+import torch
+import torch.nn as nn
+from diffusers import AutoencoderKLWan
+
+from common.distributed import WORLD_SIZE, is_first_rank, start, stop
+from common.files import BadInput, Parser, at_least_0, between, check_writable, positive
+from common.run import check_run, claim_folder
+from model import PRESETS, UnifiedModel
+from tiny.lessons import world_tokenizer
+
+STOPPED = "stopped and saved; the same command goes on from here"
+FREE = ("out", "save_every", "argv")                     # flags that may differ when a run goes on
+
+
+def flags(description: str, *, steps: int, batch: int, lr: float, items: int, out: str) -> Parser:
+    """The flags that all stages have, with a stage's own defaults."""
+    parser = Parser(description=description)
+    add = parser.add_argument
+    add("--items", type=positive, default=items, help="how many triplets of the tiny world to train on")
+    add("--steps", type=positive, default=steps, help="training steps")
+    add("--batch", type=positive, default=batch, help="samples a step, over all ranks")
+    add("--lr", type=between(0, 1, True), default=lr, help="peak learning rate")
+    add("--seed", type=at_least_0, default=0, help="of everything random")
+    add("--out", type=Path, default=Path(out), help="run folder; a run that was stopped goes on")
+    add("--save-every", type=positive, default=100, help="steps between checkpoints")
+    return parser
+
+
+def begin(parser: Parser, argv: list[str] | None, samples_apart: int = 1):
+    """Parse the flags, and join the other ranks. Raises BadInput for what cannot be used.
+
+    samples_apart: a rank's share of a batch must divide by this.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    args = parser.parse_args(argv)
+    args.argv = argv
+    parts = WORLD_SIZE * samples_apart
+    if args.batch % parts:
+        raise BadInput(f"--batch {args.batch} does not divide among {WORLD_SIZE} ranks: "
+                       f"pass a multiple of {parts}")
+    check_run(args.out, settings_of(args))
+    check_writable(args.out / "run.json")
+    start()
+    return args
+
+
+def claim(args) -> None:
+    """From here on the run folder is this run's. To be called once everything is loaded and made."""
+    claim_folder(args.out, args.argv, settings_of(args))
+
+
+def settings_of(args) -> dict:
+    """What must be equal for a run to be the same run."""
+    settings = {name: value for name, value in vars(args).items() if name not in FREE}
+    return {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}
+
+
+def end(model: UnifiedModel, args, parts: tuple[str, ...] | None = None) -> None:
+    """Save the model (or some parts of it) in half precision, and leave the other ranks."""
+    if is_first_rank():
+        model.eval().save_pretrained(args.out / "model", dtype=torch.float16, parts=parts)
+        print(f"wrote {args.out / 'model'}")
+    stop()
+
+
+def model_with_vae(weights: Path, seed: int) -> UnifiedModel:
+    """The tiny preset, random but for the VAE, which comes from `weights`, and the tokenizers; all frozen.
+
+    Raises BadInput where there is no VAE.
+    """
+    folder = weights / "vae"
+    if not (folder / "config.json").is_file():
+        raise BadInput(f"--weights {weights}: there is no VAE in {folder}; make one with "
+                       f"python -m tiny.pretrain_vae, or name the folder that has it")
+    torch.manual_seed(seed)
+    model = UnifiedModel(PRESETS["tiny"]).requires_grad_(False)
+    vae = AutoencoderKLWan.from_pretrained(folder, torch_dtype=torch.float32)
+    model.vae = vae.requires_grad_(False)
+    model.vlm.tokenizer = model.text_tokenizer = world_tokenizer()
+    return model
+
+
+def optimizers(params: dict[str, nn.Parameter], lr: float, weight_decay: float,
+               muon: Collection[str] = ()) -> list[torch.optim.Optimizer]:
+    """AdamW, and Muon for the parameters named in `muon`; its steps are scaled to the size of AdamW's."""
+    rest = [p for name, p in params.items() if name not in muon]
+    both = [torch.optim.AdamW(rest, lr=lr, betas=(.9, .95), weight_decay=weight_decay)]
+    if muon:
+        matrices = [p for name, p in params.items() if name in muon]
+        both.append(torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay,
+                                     adjust_lr_fn="match_rms_adamw"))
+    return both
+
+
+def hidden_matrices(params: dict[str, nn.Parameter]) -> set[str]:
+    """The names of the matrices between embeddings and heads: Muon trains them in half as many steps."""
+    ends = ("embed", "position", "shared", "relative", "boundary", "lm_head", "proj_out", "eye.", "mind.")
+    return {name for name, p in params.items()
+            if p.ndim == 2 and not any(end in name for end in ends)}
