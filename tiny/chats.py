@@ -21,7 +21,7 @@ from tiny.lessons import DESCRIBE
 STOP = "<|eot_id|>"
 
 
-# ------------------------------------------------------------------------------------ the rows
+# ----------------------------------------------------------------------------------------- the rows
 
 def caption_row(source: torch.Tensor, caption: str) -> list[tuple]:
     """Describe the source, of which these are the tokens (T, D)."""
@@ -33,25 +33,28 @@ def thought_row(source: torch.Tensor, instruction: str, thought: str) -> list[tu
     return [*given(opening(source, instruction)), (f"{thought} .{STOP}", "learn")]
 
 
-def verdict_row(think: str, source: torch.Tensor, edited: torch.Tensor, instruction: str, thought: str,
-                seen: str, yes: float) -> list[tuple]:
-    """Judge an edit, in the form that `critic.Critic` with this `think` asks in. source, edited: (T, D).
+def verdict_row(think: str, source: torch.Tensor, edited: torch.Tensor, instruction: str,
+                thought: str, seen: str, yes: float) -> list[tuple]:
+    """Judge an edit, in the form that `critic.Critic` with this `think` asks in. source, edited:
+    (T, D).
 
-    yes: the soft label. seen: what has been done, "" where that is not known. It is to be written, too: in "full"
-    before the verdict; in the others after it, where the verdict cannot read it, but the eyes learn from it.
+    yes: the soft label. seen: what has been done, "" where that is not known. It is to be written,
+    too: in "full" before the verdict; in the others after it, where the verdict cannot read it, but
+    the eyes learn from it.
     """
     *question, assistant_turn = opening(source, instruction)
     shown = pairs(source, edited)
     verdict = [("Yes" if yes > .5 else "No", "verdict")]
     if think == "full" and seen:
-        return [*given([*question, EDITED, shown, ASSISTANT_TURN]), (f"{thought} . {seen} . ", "learn"),
-                (VERDICT, "learn"), *verdict]
+        return [*given([*question, EDITED, shown, ASSISTANT_TURN]),
+                (f"{thought} . {seen} . ", "learn"), (VERDICT, "learn"), *verdict]
     if seen:
         verdict.append((f" , {seen}{STOP}", "learn"))
     if think == "expect":
         after_thought = USER_TURN.removeprefix(STOP) + EDITED
-        return [*given([*question, assistant_turn]), (f"{thought} .{STOP}", "learn"), (after_thought, "given"),
-                (shown, "compare"), (ASSISTANT_TURN + VERDICT, "given"), *verdict]
+        return [*given([*question, assistant_turn]), (f"{thought} .{STOP}", "learn"),
+                (after_thought, "given"), (shown, "compare"),
+                (ASSISTANT_TURN + VERDICT, "given"), *verdict]
     return [*given([*question, EDITED, shown, ASSISTANT_TURN + VERDICT]), *verdict]
 
 
@@ -59,7 +62,7 @@ def given(parts: list) -> list[tuple]:
     return [(part, "given") for part in parts]
 
 
-# ------------------------------------------------------------------------------- what they teach
+# ---------------------------------------------------------------------------------- what they teach
 
 @dataclass
 class Taught:
@@ -68,19 +71,21 @@ class Taught:
     verdict_loss: torch.Tensor       # cross-entropy of Yes and No with the soft labels
     margin: torch.Tensor             # (B,)          z_yes - z_no
     there: torch.Tensor | None       # (B', T', D)   at the source's tokens, after the first layer
-    expected: torch.Tensor | None    # (B', T', D)   at the source's tokens, three layers below the last
+    expected: torch.Tensor | None    # (B', T', D)   at these, three layers below the last
     found: torch.Tensor | None       # (B', T', D)   at the edit's tokens, one layer below the last
 
 
 def teach(vlm: VILA, rows: list[list[tuple]], yes: torch.Tensor | None = None) -> Taught:
     """Read the rows. yes: (B,) soft labels of the verdicts, where the rows have one.
 
-    Between `expected` and `found` are two layers, to compare; the verdict, in the last one, can read the result.
+    Between `expected` and `found` are two layers, to compare; the verdict, in the last one, can
+    read the result.
     """
     embeddings, mask = vlm.join([[part for part, _ in row] for row in rows])
     labels, verdict_at, compared = find_parts(vlm, rows, mask.shape[1])
     out = vlm.read(embeddings, mask, hidden=True)
-    text_loss = F.cross_entropy(out.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
+    text_loss = F.cross_entropy(out.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(),
+                                ignore_index=-100)
     said = out.logits[torch.arange(len(rows)), verdict_at].log_softmax(-1)       # (B, vocabulary)
     yes_id, no_id = vlm.tokenizer.convert_tokens_to_ids(["Yes", "No"])
     said_yes, said_no = said[:, yes_id], said[:, no_id]
@@ -96,17 +101,20 @@ def teach(vlm: VILA, rows: list[list[tuple]], yes: torch.Tensor | None = None) -
 
 
 def states_at(states: torch.Tensor, compared: list, first: int) -> torch.Tensor | None:
-    """States (B, T, D) at every second one of the compared tokens: (B', T', D). first: 0 source, 1 edit."""
+    """States (B, T, D) at every second one of the compared tokens: (B', T', D). first: 0 source, 1
+    edit.
+    """
     if not compared:
         return None
     return torch.stack([states[r, start + first:end:2] for r, start, end in compared])
 
 
-def find_parts(vlm: VILA, rows: list[list[tuple]], length: int) -> tuple[torch.Tensor, torch.Tensor, list]:
+def find_parts(vlm: VILA, rows: list[list[tuple]],
+               length: int) -> tuple[torch.Tensor, torch.Tensor, list]:
     """Where things are in the joined rows, which are padded on the left to `length`.
 
-    Returns labels (B, length) for the cross-entropy, -100 where nothing is to be written; the position (B,) whose
-    logits say the verdict; and (row, start, end) of each "compare" part.
+    Returns labels (B, length) for the cross-entropy, -100 where nothing is to be written; the
+    position (B,) whose logits say the verdict; and (row, start, end) of each "compare" part.
     """
     labels = torch.full((len(rows), length), -100)
     verdict_at = torch.full((len(rows),), -1)

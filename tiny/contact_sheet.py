@@ -1,4 +1,5 @@
-"""Contact sheets: many clips in one picture, a few frames of each, with the instruction above them."""
+"""Contact sheets: many clips in one picture, a few frames of each, with the instruction above them.
+"""
 
 import unicodedata
 from pathlib import Path
@@ -7,22 +8,23 @@ import torch
 
 from common.files import replacing
 
-GAP, LABEL, TOP = 12, 28, 22                             # dots: between columns, for an instruction, for the heads
-LETTER = 6.4                                             # dots, the mean width of a letter of an instruction
+GAP, LABEL, TOP = 12, 28, 22              # dots: between columns, for an instruction, for the heads
+LETTER = 6.4                                    # dots, the mean width of a letter of an instruction
 
 
 def contact_sheet(items: list, rows: dict[str, list[torch.Tensor]], path: str | Path,
                   columns: tuple[int, ...] = (0, 4, 8)) -> None:
-    """Write a PNG: one line an item (a triplet, or whatever has an `instruction`), one column an entry of `rows`.
+    """Write a PNG: one line an item (a triplet, or whatever has an `instruction`), one column an
+    entry of `rows`.
 
-    rows: {"source": [video, ...], ...}, videos (F, 3, H, W) in [-1, 1], as many as there are items. columns: the
-    frames of each that are shown. Raises BadInput where the picture cannot be written.
+    rows: {"source": [video, ...], ...}, videos (F, 3, H, W) in [-1, 1], as many as there are items.
+    columns: the frames of each that are shown. Raises BadInput where the picture cannot be written.
     """
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     h, w = next(iter(rows.values()))[0].shape[-2:]
-    scale = max(1, round(100 / h))                       # whole dots for a pixel, about 100 dots for a frame
+    scale = max(1, round(100 / h))              # whole dots for a pixel, about 100 dots for a frame
     strip, line = (scale * w + 2) * len(columns), scale * h + LABEL
     width = (strip + GAP) * len(rows) + GAP
     height = line * len(items) + TOP
@@ -49,7 +51,9 @@ def contact_sheet(items: list, rows: dict[str, list[torch.Tensor]], path: str | 
 
 
 def filmstrip(video: torch.Tensor, columns: tuple[int, ...], scale: int) -> torch.Tensor:
-    """Some frames of (F, 3, H, W) side by side, two white dots after each: (3, H*scale, ...) in [0, 1]."""
+    """Some frames of (F, 3, H, W) side by side, two white dots after each: (3, H*scale, ...) in [0,
+    1].
+    """
     frames = []
     for k in columns:
         frame = video[min(k, len(video) - 1)].detach().float().cpu().nan_to_num()
@@ -60,7 +64,9 @@ def filmstrip(video: torch.Tensor, columns: tuple[int, ...], scale: int) -> torc
 
 
 def shorten(text: str, letters: int) -> str:
-    """`text`, cut at the end where it is longer than so many letters; a Chinese one is as wide as two."""
+    """`text`, cut at the end where it is longer than so many letters; a Chinese one is as wide as
+    two.
+    """
     widths = [2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text]
     if sum(widths) <= letters:
         return text
@@ -70,9 +76,11 @@ def shorten(text: str, letters: int) -> str:
 
 
 def drawable(text: str) -> tuple[str, list[str]]:
-    """The text, and the fonts to draw it with: matplotlib's own, and installed ones for letters that it lacks.
+    """The text, and the fonts to draw it with: matplotlib's own, and installed ones for letters
+    that it lacks.
 
-    A letter that no font has would be an empty box: it is written as its code, as in Python's "\\u6c34".
+    A letter that no font has would be an empty box: it is written as its code, as in Python's
+    "\\u6c34".
     """
     import matplotlib
     from matplotlib import font_manager
@@ -80,8 +88,8 @@ def drawable(text: str) -> tuple[str, list[str]]:
     missing = set(text) - letters_of(font_manager.findfont(fonts[0]))
     if missing:
         for font in font_manager.fontManager.ttflist:
-            comes_with_matplotlib = font.fname.startswith(matplotlib.get_data_path())      # of mathematics
-            if not comes_with_matplotlib and missing & letters_of(font.fname):
+            of_mathematics = font.fname.startswith(matplotlib.get_data_path())
+            if not of_mathematics and missing & letters_of(font.fname):
                 fonts.append(font.name)
                 missing -= letters_of(font.fname)
     return "".join(ascii(letter)[1:-1] if letter in missing else letter for letter in text), fonts

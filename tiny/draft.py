@@ -1,7 +1,9 @@
-"""What the critic will have to judge: the one-step estimates and edits of a half-trained generator, graded.
+"""What the critic will have to judge: the one-step estimates and edits of a half-trained generator,
+graded.
 
-A VLM that has only seen the world's own clips is fooled by decoder blur and by half-made edits. So pretrain_vlm.py
-first trains a draft of the base generator for some minutes, keeps what it makes, and throws it away.
+A VLM that has only seen the world's own clips is fooled by decoder blur and by half-made edits. So
+pretrain_vlm.py first trains a draft of the base generator for some minutes, keeps what it makes,
+and throws it away.
 
 Axis letters: B batch, N lessons, K frames that the VLM sees, F frames, H W pixels, C f h w latents.
 """
@@ -24,7 +26,9 @@ from tiny.pretrain_base import base_step, encode_all, encode_edits, new_generato
 
 
 def draft_answers(lessons: list[dict], args) -> list[tuple[dict, list[Answer]]]:
-    """For each of the first --draft-items lessons, what the draft made of it; kept in the run's folder."""
+    """For each of the first --draft-items lessons, what the draft made of it; kept in the run's
+    folder.
+    """
     file = args.out / "estimates.safetensors"
     if not file.exists():
         lessons_of_draft = lessons[:args.draft_items]
@@ -36,7 +40,8 @@ def draft_answers(lessons: list[dict], args) -> list[tuple[dict, list[Answer]]]:
 
 
 def train_draft(lessons: list[dict], args) -> tuple:
-    """A generator after --draft-steps steps on the lessons' instructions: model, encoded edits, wrong latents.
+    """A generator after --draft-steps steps on the lessons' instructions: model, encoded edits,
+    wrong latents.
 
     Its own VLM is untrained: it reads through T5 alone.
     """
@@ -49,7 +54,8 @@ def train_draft(lessons: list[dict], args) -> tuple:
     unconditional, _ = model.unconditional()
     run = Run(args.out / "draft", params, stage.optimizers(params, 1e-3, 1e-4), name="draft")
     for step in run.steps(args.draft_steps):
-        run.backward(base_step(model, edits, unconditional, step, args.batch, args.seed, drop=0.), {})
+        loss = base_step(model, edits, unconditional, step, args.batch, args.seed, drop=0.)
+        run.backward(loss, {})
         run.update()
     return model, edits, wrong
 
@@ -57,7 +63,9 @@ def train_draft(lessons: list[dict], args) -> tuple:
 @torch.no_grad()
 def write_answers(file: Path, lessons: list[dict], model: UnifiedModel, edits, wrong: torch.Tensor,
                   seed: int) -> None:
-    """Let the draft make answers to all lessons, judge them, keep frames, grades and numbers of the lessons."""
+    """Let the draft make answers to all lessons, judge them, keep frames, grades and numbers of the
+    lessons.
+    """
     which, frames, grades = [], [], []
     generator = torch.Generator().manual_seed(seed)
     for start in tqdm(range(0, len(lessons), 8), desc="estimates", disable=not is_first_rank()):
@@ -72,16 +80,19 @@ def write_answers(file: Path, lessons: list[dict], model: UnifiedModel, edits, w
                 which.append(i)
                 frames.append(to_bytes(video[::VLM_STRIDE]))
                 grades.append(grade(training_triplet(lessons[i]["index"]), video))
-    kept = {"which": torch.tensor(which), "frames": torch.stack(frames), "grades": torch.tensor(grades)}
+    kept = {"which": torch.tensor(which), "frames": torch.stack(frames),
+            "grades": torch.tensor(grades)}
     with replacing(file) as temporary:
         save_file(kept, temporary)
 
 
 def one_step_estimates(model: UnifiedModel, edits, wrong: torch.Tensor, rows: list[int],
                        generator: torch.Generator, with_blur: bool) -> list[torch.Tensor]:
-    """Batches of clips (B, F, 3, H, W): estimates at random t, from noised targets and from noised wrong answers.
+    """Batches of clips (B, F, 3, H, W): estimates at random t, from noised targets and from noised
+    wrong answers.
 
-    At small t, x_t itself shows what it was made of. with_blur: also the clips as the decoder shows them.
+    At small t, x_t itself shows what it was made of. with_blur: also the clips as the decoder shows
+    them.
     """
     source = edits.source[rows]
     text = model.encode_text([edits.texts[i] for i in rows])
@@ -89,12 +100,20 @@ def one_step_estimates(model: UnifiedModel, edits, wrong: torch.Tensor, rows: li
     videos = []
     for x0 in (edits.target[rows], wrong[rows]):
         t = torch.rand(len(rows), generator=generator) * .85 + .02
-        x_t = add_noise(x0, torch.randn(x0.shape, generator=generator), t)
-        x0_hat = clean_estimate(x_t, model.velocity(x_t, t, c, source), t)   # Eq. 3
-        videos.append(model.decode_video(x0_hat))
+        noise = torch.randn(x0.shape, generator=generator)
+        videos.append(model.decode_video(one_step(model, c, source, x0, t, noise)))
         if with_blur:
             videos.append(model.decode_video(x0))
     return videos
+
+
+def one_step(model: UnifiedModel, c: torch.Tensor, source: torch.Tensor, x0: torch.Tensor,
+             t: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """Eq. 3: the clean estimate of x0, noised to the levels t (B,). All latents are (B, C, f, h,
+    w).
+    """
+    x_t = add_noise(x0, noise, t)
+    return clean_estimate(x_t, model.velocity(x_t, t, c, source), t)
 
 
 def read_answers(file: Path, lessons: list[dict]) -> list[tuple[dict, list[Answer]]]:

@@ -1,8 +1,10 @@
 """The tiny world's renderer: a scene becomes a clip of nine frames of 32 x 32 pixels.
 
-Every shape is a signed distance, clipped to 1.6 pixels of coverage: smooth edges without supersampling.
+Every shape is a signed distance, clipped to 1.6 pixels of coverage: smooth edges without
+supersampling.
 
-Axis letters: F frames, H height, W width. Pixels are in [0, 1] while they are painted, in [-1, 1] in a clip.
+Axis letters: F frames, H height, W width. Pixels are in [0, 1] while they are painted, in [-1, 1]
+in a clip.
 """
 
 import numpy as np
@@ -12,7 +14,7 @@ from tiny.scene import FRAMES, GROUNDS, PALETTE, SHAPES, SIZE, SKIES, Scene, Thi
 
 HORIZON = .45                                            # y of the ground's far edge
 SHADE = {"day": 1., "dusk": .8, "night": .42}            # how bright ground and skyline are
-LIGHTS = {"day": (1., .95, .5), "dusk": (.95, .25, .15), "night": (.92, .92, .85)}       # sun and moon
+LIGHTS = {"day": (1., .95, .5), "dusk": (.95, .25, .15), "night": (.92, .92, .85)}    # sun and moon
 RIDGES = {"meadow": (.25, .45, .25), "lake": (.45, .45, .55), "desert": (.72, .55, .35),
           "city": (.38, .38, .45)}
 LABELS = [f"sky {time}" for time in SKIES] + ["light", "skyline"] + list(GROUNDS) \
@@ -26,11 +28,12 @@ def render(scene: Scene) -> torch.Tensor:
 
 
 def paint(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
-    """Video (F, H, W, 3), float32 in [0, 1], and what covers each pixel: (F, H, W), indices into LABELS.
+    """Video (F, H, W, 3), float32 in [0, 1], and what covers each pixel: (F, H, W), indices into
+    LABELS.
 
     The VLM's first lessons are about these labels.
     """
-    frame = np.arange(FRAMES, dtype=np.float32)[:, None, None]                             # (F, 1, 1)
+    frame = np.arange(FRAMES, dtype=np.float32)[:, None, None]                           # (F, 1, 1)
     x, y, zoom = camera_view(scene.camera, frame)
     canvas = Canvas(scene.time, y, zoom)
     shade = SHADE[scene.time]
@@ -41,12 +44,12 @@ def paint(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
     canvas.fill(HORIZON - ridge_height(scene.place, x, scene.ridge) - y, ridge, "skyline")
     canvas.fill(HORIZON - y, np.array(GROUNDS[scene.ground]) * shade, scene.ground)
 
-    for thing in sorted(scene.things, key=lambda thing: thing.y):                          # far things first
+    for thing in sorted(scene.things, key=lambda thing: thing.y):                 # far things first
         colour = np.array(PALETTE[thing.colour])
         label = f"{thing.colour} {thing.shape}"
         outline = distance_to(thing, x, y, frame)
-        canvas.fill(outline, colour * .5, label)                                           # a dark rim,
-        canvas.fill(outline + 1 / SIZE, colour, label)                                     # and inside it
+        canvas.fill(outline, colour * .5, label)                                       # a dark rim,
+        canvas.fill(outline + 1 / SIZE, colour, label)                               # and inside it
     return canvas.video.astype(np.float32), canvas.labels
 
 
@@ -55,14 +58,15 @@ class Canvas:
 
     def __init__(self, time: str, y: np.ndarray, zoom: np.ndarray):
         shape = (FRAMES, SIZE, SIZE)
-        brightness = .75 + .5 * np.clip(y, 0, 1)[..., None]                                # (F, H, 1, 1)
+        brightness = .75 + .5 * np.clip(y, 0, 1)[..., None]                           # (F, H, 1, 1)
         sky = (np.array(SKIES[time], np.float32) * brightness).clip(0, 1)
         self.video = np.broadcast_to(sky, (*shape, 3))
         self.labels = np.full(shape, LABELS.index(f"sky {time}"))
         self.pixels = SIZE * zoom                        # in a width of the scene
 
     def fill(self, distance: np.ndarray, colour, label: str) -> None:
-        """Paint where `distance`, in widths of the scene, is negative. It broadcasts to (F, H, W)."""
+        """Paint where `distance`, in widths of the scene, is negative. It broadcasts to (F, H, W).
+        """
         cover = np.clip(.5 - distance * self.pixels / 1.6, 0, 1)
         self.labels = np.where(cover > .5, LABELS.index(label), self.labels)
         cover = cover[..., None]
@@ -70,7 +74,9 @@ class Canvas:
 
 
 def camera_view(camera: tuple, frame: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The scene's x (F, 1, W) and y (F, H, 1) at each pixel, and the zoom (F, 1, 1); see Scene.camera."""
+    """The scene's x (F, 1, W) and y (F, H, 1) at each pixel, and the zoom (F, 1, 1); see
+    Scene.camera.
+    """
     x0, zoom0, x1, zoom1 = camera
     progress = frame / (FRAMES - 1)
     zoom = zoom0 + progress * (zoom1 - zoom0)
@@ -96,7 +102,9 @@ def ridge_height(place: str, x: np.ndarray, phase: float) -> np.ndarray:
 
 
 def distance_to(thing: Thing, x: np.ndarray, y: np.ndarray, frame: np.ndarray) -> np.ndarray:
-    """Signed distance to the thing's outline, negative inside it: (F, H, W), in widths of the scene."""
+    """Signed distance to the thing's outline, negative inside it: (F, H, W), in widths of the
+    scene.
+    """
     centre = thing.y + 0 * frame
     if thing.act == "jump":
         centre = thing.y - .25 * np.sin(np.pi * frame / 8)

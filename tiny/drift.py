@@ -1,6 +1,6 @@
 """What does a data generator's own hand look like?
 
-    python -m tiny.drift                         # source, target and drifted target, in out/drift.png
+    python -m tiny.drift                       # source, target and drifted target, in out/drift.png
 
 The targets of the paper's data (Ditto-1M) were made by a model: they do the edit and re-render the
 rest, always in the same direction. Random misses average out in training; such a drift does not: a

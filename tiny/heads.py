@@ -3,15 +3,17 @@
 A verdict is one bit, too little to learn to see and to compare from. So the VLM is also asked
 
     covers      of each patch of the source, in the vision tower: what covers it?
-    expects     of each token of the source, in Llama: what is there? And once the thought is known: what should be?
+    expects     of each token of the source, in Llama: what is there?
+                And once the thought is known: what should be?
     compares    of each token of the edit, in Llama: is it another than it should be?
 
-Without these questions it learns the words and says Yes to all. What should be there must be asked where it cannot
-be copied from the edit. One head answers both parts of `expects`, so that the states speak one language and can be
-compared.
+Without these questions it learns the words and says Yes to all. What should be there must be asked
+where it cannot be copied from the edit. One head answers both parts of `expects`, so that the
+states speak one language and can be compared.
 
-Axis letters: B rows, N frames, K frames of a clip, H W pixels, P = 4 points of a cell, D width. A frame has 16 x 16
-points (every second pixel), 8 x 8 patches of 2 x 2 points for the vision tower, 4 x 4 tokens for Llama.
+Axis letters: B rows, N frames, K frames of a clip, H W pixels, P = 4 points of a cell, D width. A
+frame has 16 x 16 points (every second pixel), 8 x 8 patches of 2 x 2 points for the vision tower, 4
+x 4 tokens for Llama.
 """
 
 import numpy as np
@@ -27,7 +29,9 @@ POINTS = 4
 
 
 class Heads(nn.Module):
-    """eye: what covers a patch's four points? mind: is a token's quarter another, and what covers it?"""
+    """eye: what covers a patch's four points? mind: is a token's quarter another, and what covers
+    it?
+    """
 
     def __init__(self, vlm: VILA):
         super().__init__()
@@ -48,7 +52,9 @@ class Heads(nn.Module):
 
 
 def covers(vlm: VILA, heads: Heads, frames: torch.Tensor, labels: torch.Tensor) -> tuple:
-    """Frames (N, 3, H, W) and what covers their points (N, 16, 16): loss, share of points that are right."""
+    """Frames (N, 3, H, W) and what covers their points (N, 16, 16): loss, share of points that are
+    right.
+    """
     labels = by_cell(labels).long()                                          # (N, 64, P)
     guess = heads.patch_labels(vlm.patches(frames))
     loss = F.cross_entropy(guess.flatten(0, 2), labels.flatten())
@@ -56,22 +62,26 @@ def covers(vlm: VILA, heads: Heads, frames: torch.Tensor, labels: torch.Tensor) 
     return loss, right
 
 
-def expects(heads: Heads, there: torch.Tensor, expected: torch.Tensor, lessons: list[dict]) -> tuple:
-    """States (B, K*16, D) at the tokens of the source, before and after the thought: loss, share that is right.
+def expects(heads: Heads, there: torch.Tensor, expected: torch.Tensor,
+            lessons: list[dict]) -> tuple:
+    """States (B, K*16, D) at the tokens of the source, before and after the thought: loss, share
+    that is right.
 
     The share is of the guesses where the edit is to change something.
     """
     before = token_points([lesson["labels"] for lesson in lessons])          # (B, K*16, P)
     after = token_points([lesson["wanted"] for lesson in lessons])
     is_there, should_be = heads.token_labels(there), heads.token_labels(expected)
-    loss = F.cross_entropy(should_be.flatten(0, 2), after.flatten(), reduction="none").view(after.shape)
+    loss = F.cross_entropy(should_be.flatten(0, 2), after.flatten(), reduction="none")
     changes = before != after
-    loss = balanced(loss, changes.float()) + F.cross_entropy(is_there.flatten(0, 2), before.flatten())
+    loss = balanced(loss.view(after.shape), changes.float())
+    loss = loss + F.cross_entropy(is_there.flatten(0, 2), before.flatten())
     right = (should_be.argmax(-1) == after)[changes].float().mean()
     return loss, right
 
 
-def compares(heads: Heads, found: torch.Tensor, frames: torch.Tensor, lessons: list[dict]) -> torch.Tensor:
+def compares(heads: Heads, found: torch.Tensor, frames: torch.Tensor,
+             lessons: list[dict]) -> torch.Tensor:
     """States (B, K*16, D) at the tokens of the edits `frames` (B, K, 3, H, W): the loss."""
     target = torch.stack([vlm_frames(lesson["target"]) for lesson in lessons])
     far = F.avg_pool2d((frames - target).flatten(0, 1), 2).abs().amax(1, keepdim=True)
@@ -83,7 +93,9 @@ def compares(heads: Heads, found: torch.Tensor, frames: torch.Tensor, lessons: l
 
 
 def by_cell(points: torch.Tensor) -> torch.Tensor:
-    """Points (..., S, S) -> (..., (S/2)^2, 4): the four points of each cell, cells in reading order."""
+    """Points (..., S, S) -> (..., (S/2)^2, 4): the four points of each cell, cells in reading
+    order.
+    """
     cells = points.unflatten(-1, (-1, 2)).unflatten(-3, (-1, 2))             # (..., S/2, 2, S/2, 2)
     return cells.transpose(-3, -2).flatten(-2).flatten(-3, -2)
 
@@ -95,7 +107,8 @@ def token_points(labels: list[np.ndarray]) -> torch.Tensor:
 
 
 def balanced(loss: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
-    """The mean over rows of a loss (B, ...), half of it where `share` (B, ...) is 1 and half where it is 0.
+    """The mean over rows of a loss (B, ...), half of it where `share` (B, ...) is 1 and half where
+    it is 0.
 
     So a small thing counts as much as the whole sky.
     """

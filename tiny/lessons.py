@@ -37,11 +37,11 @@ def world_tokenizer():
 class Answer(NamedTuple):
     """An edit that the VLM learns to judge."""
     frames: np.ndarray                                   # (K, 3, H, W), uint8
-    seen: str                                            # what has been done, in plain words; "" where unknown
-    grade: float                                         # the soft label: how much of a Yes it deserves
+    seen: str                                 # what has been done, in plain words; "" where unknown
+    grade: float                                     # the soft label: how much of a Yes it deserves
 
 
-# ---------------------------------------------------------------------- one triplet, for each part
+# ----------------------------------------------------------------------- one triplet, for each part
 
 def training_triplet(index: int) -> world.Triplet:
     """Triplet number `index` of the training split, the subsets in turn."""
@@ -68,13 +68,14 @@ def base_lesson(index: int) -> tuple[np.ndarray, str]:
 
 
 def vlm_lesson(index: int) -> dict:
-    """For the VLM: clips, texts, what covers each patch, and three wrong answers with their grades."""
+    """For the VLM: clips, texts, what covers each patch, and three wrong answers with their grades.
+    """
     triplet = training_triplet(index)
     rng = np.random.default_rng([7, index])
     before, after = patch_labels(triplet.before), patch_labels(triplet.after)
     misses = []
-    kinds = rng.choice(world.MISSES, 3, replace=False, p=[MISS_SHARE[kind] for kind in world.MISSES])
-    for kind in kinds:
+    shares = [MISS_SHARE[kind] for kind in world.MISSES]
+    for kind in rng.choice(world.MISSES, 3, replace=False, p=shares):
         video, seen = world.near_miss(triplet, str(kind), rng)
         misses.append(Answer(as_bytes(video[::VLM_STRIDE]), seen, grade(triplet, video)))
     return {"index": index,
@@ -91,7 +92,8 @@ def vlm_lesson(index: int) -> dict:
 
 
 def patch_labels(shown: scene.Scene) -> np.ndarray:
-    """What covers every second pixel of the frames that the VLM sees: (K, 16, 16), of draw.LABELS."""
+    """What covers every second pixel of the frames that the VLM sees: (K, 16, 16), of draw.LABELS.
+    """
     _, labels = draw.paint(shown)
     return labels[::VLM_STRIDE, 1::2, 1::2].astype(np.uint8)
 
@@ -120,14 +122,17 @@ def vlm_frames(clip: np.ndarray) -> torch.Tensor:
     return as_video(clip[::VLM_STRIDE])
 
 
-# --------------------------------------------------------------------------------- all of them
+# -------------------------------------------------------------------------------------- all of them
 
 def render_lessons(lesson: Callable, n: int) -> list:
-    """The lessons 0 to n - 1, on all cores of all ranks, with a progress bar; all ranks get all of them."""
+    """The lessons 0 to n - 1, on all cores of all ranks, with a progress bar; all ranks get all of
+    them.
+    """
     numbers = my_shard(range(n))
     workers = max(1, len(os.sched_getaffinity(0)) // WORLD_SIZE)
     spawn = get_context("spawn")
     with ProcessPoolExecutor(workers, spawn, torch.set_num_threads, (1,)) as pool:
         lessons = pool.map(lesson, numbers, chunksize=16)
-        bar = tqdm(lessons, total=len(numbers), desc="rendering lessons", disable=not is_first_rank())
+        bar = tqdm(lessons, total=len(numbers), desc="rendering lessons",
+                   disable=not is_first_rank())
         return gather_rows(list(bar))

@@ -1,13 +1,15 @@
-"""Pretrain the tiny base generator G and the connector: literal edits and plain generation, nothing implicit.
+"""Pretrain the tiny base generator G and the connector: literal edits and plain generation, nothing
+implicit.
 
     python -m tiny.pretrain_base
     torchrun --nproc_per_node 2 -m tiny.pretrain_base    # 20 minutes on two cores
 
-It reads out/vlm/model and writes out/base/model: a whole model, as in weights/tiny. This is the paper's baseline: it
-edits well when told the operation ("turn the ground to ice"), and not when told the cause.
+It reads out/vlm/model and writes out/base/model: a whole model, as in weights/tiny. This is the
+paper's baseline: it edits well when told the operation ("turn the ground to ice"), and not when
+told the cause.
 
-All of T5, ARHead, Adapter, the boundary tokens, the visual context adapter and G are trained here; the VLM and the
-VAE are frozen. Later, train.py trains G and the visual context adapter alone.
+All of T5, ARHead, Adapter, the boundary tokens, the visual context adapter and G are trained here;
+the VLM and the VAE are frozen. Later, train.py trains G and the visual context adapter alone.
 
 Axis letters: B batch, N lessons, F frames, H W pixels, C f h w latents, T tokens, D width.
 """
@@ -62,26 +64,35 @@ def base_step(model: UnifiedModel, edits: Edits, unconditional: torch.Tensor, st
 
 
 def new_generator(model: UnifiedModel, seed: int) -> dict[str, nn.Parameter]:
-    """Give `model` a new G, connector and T5, random from `seed`; returns their parameters by name."""
+    """Give `model` a new G, connector and T5, random from `seed`; returns their parameters by name.
+    """
     torch.manual_seed(seed)
     fresh = UnifiedModel(PRESETS["tiny"])
+    for part in LEARNED:
+        setattr(model, part, getattr(fresh, part))
+    return generator_params(model)
+
+
+def generator_params(model: UnifiedModel) -> dict[str, nn.Parameter]:
+    """The parameters of the model's own G, connector and T5 by name, to be trained."""
     params = {}
     for part in LEARNED:
-        setattr(model, part, getattr(fresh, part).requires_grad_(True))
         for name, p in getattr(model, part).named_parameters():
-            params[f"{part}.{name}"] = p
+            params[f"{part}.{name}"] = p.requires_grad_(True)
     return params
 
 
 def encode_edits(model: UnifiedModel, sources: list[torch.Tensor], targets: list[torch.Tensor],
                  texts: list[str]) -> Edits:
-    """All lessons through the frozen VLM and VAE, shared among the ranks. Clips are (F, 3, H, W)."""
+    """All lessons through the frozen VLM and VAE, shared among the ranks. Clips are (F, 3, H, W).
+    """
     h = read_all(model, sources, texts)
     return Edits(encode_all(model, sources, "encoding sources"),
                  encode_all(model, targets, "encoding targets"), h, texts)
 
 
-def read_all(model: UnifiedModel, videos: list[torch.Tensor], texts: list[str]) -> list[torch.Tensor]:
+def read_all(model: UnifiedModel, videos: list[torch.Tensor],
+             texts: list[str]) -> list[torch.Tensor]:
     """Eq. 1: h = U(V_src, I) of all rows, one (T, D) each."""
     videos, texts = my_shard(videos), my_shard(texts)
     h = []
@@ -106,9 +117,11 @@ def main(argv=None) -> None:
                         help="model folder with VAE and VLM, as pretrain_vlm.py writes it")
     parser.add_argument("--drop", type=between(0, 1), default=0.1,
                         help="share of samples trained without VLM and T5 states")
+    parser.add_argument("--adapt", action="store_true",
+                        help="go on with the generator of --weights, whose VLM has changed since")
     args = stage.begin(parser, argv)
     model = load_model(args.weights, "tiny").requires_grad_(False)
-    params = new_generator(model, args.seed)
+    params = generator_params(model) if args.adapt else new_generator(model, args.seed)
     lessons = render_lessons(base_lesson, args.items)
     sources = [as_video(clips[0]) for clips, _ in lessons]
     targets = [as_video(clips[1]) for clips, _ in lessons]

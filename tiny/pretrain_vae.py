@@ -4,11 +4,12 @@
     torchrun --nproc_per_node 2 -m tiny.pretrain_vae     # 40 minutes on two cores
     python -m tiny.pretrain_vae --steps 20 --items 40    # does it run? half a minute
 
-It writes out/vae/model, which pretrain_vlm.py reads. Single frames first, which is quick, then whole clips.
+It writes out/vae/model, which pretrain_vlm.py reads. Single frames first, which is quick, then
+whole clips.
 
-Beside the usual reconstruction it learns to decode a latent frame alone: each stands for four frames, and the critic
-looks at one of them. Left out: adversarial and perceptual losses, and the KL term; a little noise on the latents
-makes them smooth instead.
+Beside the usual reconstruction it learns to decode a latent frame alone: each stands for four
+frames, and the critic looks at one of them. Left out: adversarial and perceptual losses, and the KL
+term; a little noise on the latents makes them smooth instead.
 
 Axis letters: B batch, N clips, F frames, H W pixels, C f h w latents.
 """
@@ -40,14 +41,16 @@ def vae_step(vae, decoder: "UnclampedDecoder", x: torch.Tensor, step: int,
     loss = error.abs().mean() + error.pow(2).mean() + 1e-4 * z.pow(2).mean()
     if z.shape[2] > 1:
         k = 1 + step % (z.shape[2] - 1)
-        alone = decoder(noisy[:, :, k:k + 1]) - x[:, :, 4 * k:4 * k + 1]     # the last of its four frames
-        loss = loss + .3 * (alone.abs().mean() + alone.pow(2).mean())
+        last_of_four = x[:, :, 4 * k:4 * k + 1]
+        error_alone = decoder(noisy[:, :, k:k + 1]) - last_of_four
+        loss = loss + .3 * (error_alone.abs().mean() + error_alone.pow(2).mean())
     psnr = 10 * math.log10(4 / error.pow(2).mean().item())
     return loss, {"psnr": psnr}
 
 
 class UnclampedDecoder:
-    """vae.decode without its last step: it clamps to [-1, 1], and a clamped pixel has no gradient."""
+    """vae.decode without its last step: it clamps to [-1, 1], and a clamped pixel has no gradient.
+    """
 
     def __init__(self, vae):
         self.vae, self.frames = vae, []
@@ -64,7 +67,9 @@ class UnclampedDecoder:
 
 
 def pick(clips: torch.Tensor, n: int, single: bool, generator: torch.Generator) -> torch.Tensor:
-    """n random clips, or single frames, of clips (N, 2, F, 3, H, W), uint8: (n, 3, F or 1, H, W) in [-1, 1]."""
+    """n random clips, or single frames, of clips (N, 2, F, 3, H, W), uint8: (n, 3, F or 1, H, W) in
+    [-1, 1].
+    """
     rows = torch.randint(len(clips), (n,), generator=generator)
     which = torch.randint(2, (n,), generator=generator)
     picked = clips[rows, which]                                              # (n, F, 3, H, W)
@@ -84,7 +89,8 @@ def init_weights(vae) -> None:
 
 @torch.no_grad()
 def set_latent_scale(vae, clips: torch.Tensor) -> None:
-    """Write down mean and deviation of the latents (of targets): the DiT wants them to be 0 and 1."""
+    """Write down mean and deviation of the latents (of targets): the DiT wants them to be 0 and 1.
+    """
     targets = clips[:256, 1]                                                 # (N, F, 3, H, W)
     z = torch.cat([vae.encode(from_bytes(some).transpose(1, 2)).latent_dist.mode()
                    for some in targets.split(8)])                            # (N, C, f, h, w)
@@ -93,7 +99,8 @@ def set_latent_scale(vae, clips: torch.Tensor) -> None:
 
 
 def main(argv=None) -> None:
-    parser = stage.flags("Pretrain the tiny video VAE.", steps=5800, batch=8, lr=1e-3, items=4000, out="out/vae")
+    parser = stage.flags("Pretrain the tiny video VAE.",
+                         steps=5800, batch=8, lr=1e-3, items=4000, out="out/vae")
     args = stage.begin(parser, argv, samples_apart=2)    # whole clips come in half as many
     torch.manual_seed(args.seed)
     model = UnifiedModel(PRESETS["tiny"])

@@ -1,17 +1,20 @@
-"""Pretrain the tiny VLM, from scratch, in four lessons: eyes, words, verdicts, and what it will have to judge.
+"""Pretrain the tiny VLM, from scratch, in four lessons: eyes, words, verdicts, and what it will
+have to judge.
 
     python -m tiny.pretrain_vlm
     torchrun --nproc_per_node 2 -m tiny.pretrain_vlm     # 56 minutes on two cores
     python -m tiny.pretrain_vlm --weights weights/tiny   # with the VAE of this repository
 
-It reads the VAE in out/vae/model and writes out/vlm/model, which pretrain_base.py reads. The lessons:
+It reads the VAE in out/vae/model and writes out/vlm/model, which pretrain_base.py reads. The
+lessons:
 
     1   eyes        what covers this patch?                               the first 5 % of the steps
     2   words       captions and chains of thought                        up to 16 %
     3   verdicts    is it done? and the dense questions of heads.py       up to 60 %
     4   estimates   verdicts also on what a half-trained generator made   to the end (draft.py)
 
-Answers to be judged come in twos, to the same instruction: what tells them apart is only whether it is done.
+Answers to be judged come in twos, to the same instruction: what tells them apart is only whether it
+is done.
 
 Axis letters: B rows, N frames, K frames of a clip that the VLM sees, H W pixels, T tokens, D width.
 """
@@ -37,7 +40,7 @@ from tiny.lessons import VLM_STRIDE, Answer, as_video, render_lessons, vlm_frame
 WORDS_FROM, VERDICTS_FROM, ESTIMATES_FROM = 5, 16, 60    # percent of the steps
 THINK_SHARE = (.8, .1, .1)                               # of critic.THINK: expect, full, none
 ESTIMATES_SHARE = .4                                     # of the pairs in the fourth lesson
-TARGET_GRADE = .95                                       # the soft label of the target: an Overall of 10
+TARGET_GRADE = .95                                  # the soft label of the target: an Overall of 10
 
 
 class Shown(NamedTuple):
@@ -72,8 +75,9 @@ def vlm_step(vlm: VILA, heads: Heads, lessons: list[dict], estimates: list, step
 
 def look(vlm: VILA, heads: Heads, batch: list[dict], frames: slice) -> tuple[torch.Tensor, dict]:
     """What covers each patch of the source? Of these of its frames, and of the first eight rows."""
-    source = torch.cat([vlm_frames(lesson["source"])[frames] for lesson in batch[:8]])     # (N, 3, H, W)
-    labels = torch.cat([torch.from_numpy(lesson["labels"])[frames] for lesson in batch[:8]])
+    batch = batch[:8]
+    source = torch.cat([vlm_frames(lesson["source"])[frames] for lesson in batch])   # (N, 3, H, W)
+    labels = torch.cat([torch.from_numpy(lesson["labels"])[frames] for lesson in batch])
     loss, right = covers(vlm, heads, source, labels)
     return loss, {"patches_right": right.item()}
 
@@ -82,7 +86,7 @@ def look(vlm: VILA, heads: Heads, batch: list[dict], frames: slice) -> tuple[tor
 
 def write(vlm: VILA, batch: list[dict], rng) -> tuple[torch.Tensor, dict]:
     """Describe the source, and think about the instruction."""
-    source = vlm.see(torch.stack([vlm_frames(lesson["source"]) for lesson in batch]))      # (B, T, D)
+    source = vlm.see(torch.stack([vlm_frames(lesson["source"]) for lesson in batch]))    # (B, T, D)
     rows = []
     for lesson, seen in zip(batch, source):
         instruction = instruction_of(lesson, rng)
@@ -97,10 +101,12 @@ def instruction_of(lesson: dict, rng) -> str:
     return lesson["instruction" if rng.random() < .8 else "literal"]
 
 
-# ---------------------------------------------------------------------- lessons 3 and 4: verdicts
+# ------------------------------------------------------------------------ lessons 3 and 4: verdicts
 
 def two_answers(lesson: dict, estimates: list, rng) -> list[Shown]:
-    """A right and a wrong answer to the lesson; or two that a draft made, to another one (lesson 4)."""
+    """A right and a wrong answer to the lesson; or two that a draft made, to another one (lesson
+    4).
+    """
     if estimates and rng.random() < ESTIMATES_SHARE:
         lesson, made = estimates[int(rng.integers(len(estimates)))]
         answers = [made[k] for k in rng.choice(len(made), 2, replace=False)]
@@ -119,22 +125,23 @@ def two_answers(lesson: dict, estimates: list, rng) -> list[Shown]:
 
 
 def judge(vlm: VILA, heads: Heads, shown: list[Shown], rng) -> tuple[torch.Tensor, dict]:
-    """Is it done, and what has been done? `shown` are pairs of answers to the same lesson, one after the other.
+    """Is it done, and what has been done? `shown` are pairs of answers to the same lesson, one
+    after the other.
 
     The dense questions are asked where the thought comes before the edit: "expect".
     """
-    frames = torch.stack([answer.frames for answer in shown])                              # (B, K, 3, H, W)
+    frames = torch.stack([answer.frames for answer in shown])                      # (B, K, 3, H, W)
     source = vlm.see(torch.stack([vlm_frames(answer.lesson["source"]) for answer in shown[::2]]))
-    edited = vlm.see(frames)                                                               # (B, T, D)
+    edited = vlm.see(frames)                                                             # (B, T, D)
     rows, asked = [], []
     for i, answer in enumerate(shown):
-        if i % 2 == 0:                                   # a pair has one chat, and the first is "expect"
+        if i % 2 == 0:                              # a pair has one chat, and the first is "expect"
             think = str(rng.choice(THINK, p=THINK_SHARE)) if i > 0 else "expect"
             instruction = instruction_of(answer.lesson, rng)
         if think == "expect":
             asked.append(i)
-        rows.append(verdict_row(think, source[i // 2], edited[i], instruction, answer.lesson["thought"],
-                                answer.seen, answer.grade))
+        rows.append(verdict_row(think, source[i // 2], edited[i], instruction,
+                                answer.lesson["thought"], answer.seen, answer.grade))
     grades = torch.tensor([answer.grade for answer in shown])                              # (B,)
     taught = teach(vlm, rows, grades)
 
@@ -147,16 +154,18 @@ def judge(vlm: VILA, heads: Heads, shown: list[Shown], rng) -> tuple[torch.Tenso
            "expected_right": expected_right,
            "wrong_loss": wrong_loss,
            "verdict_loss": taught.verdict_loss,
-           "yes_right": (taught.margin[grades > .7] > 0).float().mean(),     # NaN where there is none
+           "yes_right": (taught.margin[grades > .7] > 0).float().mean(),   # NaN where there is none
            "no_right": (taught.margin[grades < .3] < 0).float().mean(),
            "order_right": order_right}
     return taught.text_loss + 2 * dense, {name: x.item() for name, x in log.items()}
 
 
 def rank(margin: torch.Tensor, grades: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of two answers the better one should have the larger margin: loss, share of pairs that are in order.
+    """Of two answers the better one should have the larger margin: loss, share of pairs that are in
+    order.
 
-    margin, grades: (B,), pairs one after the other. Pairs whose grades differ by less than .2 do not count.
+    margin, grades: (B,), pairs one after the other. Pairs whose grades differ by less than .2 do
+    not count.
     """
     difference = grades[0::2] - grades[1::2]                                               # (B/2,)
     better = difference.where(difference.abs() > .2, torch.zeros(())).sign()
@@ -166,10 +175,11 @@ def rank(margin: torch.Tensor, grades: torch.Tensor) -> tuple[torch.Tensor, torc
     return loss, (ahead_where > 0).float().mean()
 
 
-# -------------------------------------------------------------------------------------------- the stage
+# ---------------------------------------------------------------------------------------- the stage
 
 def main(argv=None) -> None:
-    parser = stage.flags("Pretrain the tiny VLM.", steps=7500, batch=16, lr=2e-3, items=24000, out="out/vlm")
+    parser = stage.flags("Pretrain the tiny VLM.",
+                         steps=7500, batch=16, lr=2e-3, items=24000, out="out/vlm")
     parser.add_argument("--weights", type=Path, default=Path("out/vae/model"),
                         help="model folder with the VAE, as pretrain_vae.py writes it")
     parser.add_argument("--draft-items", type=positive, default=1200,
@@ -182,7 +192,8 @@ def main(argv=None) -> None:
     lessons = render_lessons(vlm_lesson, args.items)
     stage.claim(args)
     estimates = draft_answers(lessons, args)
-    params = {f"vlm.{name}": p for name, p in vlm.named_parameters()} | dict(heads.named_parameters())
+    params = {f"vlm.{name}": p for name, p in vlm.named_parameters()}
+    params |= dict(heads.named_parameters())
     both = stage.optimizers(params, args.lr, .01, muon=stage.hidden_matrices(params))
     run = Run(args.out, params, both, save_every=args.save_every, name="vlm")
     for step in run.steps(args.steps):

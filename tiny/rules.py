@@ -1,10 +1,12 @@
-"""The tiny world's rules: causes, and what each of them does to a scene (the types of paper Sec. 3.1).
+"""The tiny world's rules: causes, and what each of them does to a scene (the types of paper Sec.
+3.1).
 
-A rule is a cause ("a hard frost came overnight"). What it does depends on what the source shows: water turns to
-ice, grass to snow. So an instruction never states the operation, and cannot be understood without looking.
+A rule is a cause ("a hard frost came overnight"). What it does depends on what the source shows:
+water turns to ice, grass to snow. So an instruction never states the operation, and cannot be
+understood without looking.
 
-Each rule has a function of its name, resolve(scene, rng) -> Effect, or None where the rule does not apply; and five
-phrases in RULES. A thing is named only by a rule whose phrases have "{n}" in them.
+Each rule has a function of its name, resolve(scene, rng) -> Effect, or None where the rule does not
+apply; and five phrases in RULES. A thing is named only by a rule whose phrases have "{n}" in them.
 """
 
 from typing import Callable, NamedTuple
@@ -26,7 +28,9 @@ class Effect(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """A cause. It is never trained in its last phrase nor in the place `away`: both are for the "cross" subset."""
+    """A cause. It is never trained in its last phrase nor in the place `away`: both are for the
+    "cross" subset.
+    """
     name: str
     type: str
     away: str
@@ -34,7 +38,7 @@ class Rule(NamedTuple):
     phrases: tuple[str, ...]                             # four to train on, and one held out
 
 
-# ------------------------------------------------------------------------------------------- shared pieces
+# ------------------------------------------------------------------------------------ shared pieces
 
 def standing_thing(scene: Scene, rng, but: int | None = None) -> int | None:
     """Any thing but one that neither moves nor flies, to speak of by name."""
@@ -59,7 +63,8 @@ def change_ground(scene: Scene, table: dict[str, str], why: str) -> Effect | Non
     if scene.ground not in table:
         return None
     new = table[scene.ground]
-    return Effect(Edit("ground", value=new), None, f"the ground is {scene.ground} , {why} it turns to {new}")
+    thought = f"the ground is {scene.ground} , {why} it turns to {new}"
+    return Effect(Edit("ground", value=new), None, thought)
 
 
 def lose_hold(scene: Scene, op: str) -> Effect | None:
@@ -80,7 +85,8 @@ def take_colour(scene: Scene, rng, colour: str) -> Effect | None:
 
 
 def feel(scene: Scene, rng, other: int, who: str, toward: int) -> Effect | None:
-    """A thing goes toward (+1) or away from (-1) the other one, who is the largest or the smallest."""
+    """A thing goes toward (+1) or away from (-1) the other one, who is the largest or the smallest.
+    """
     i = standing_thing(scene, rng, but=other)
     if i is None:
         return None
@@ -89,7 +95,7 @@ def feel(scene: Scene, rng, other: int, who: str, toward: int) -> Effect | None:
     return Effect(Edit("go", i, way), i, thought)
 
 
-# ------------------------------------------------------------------------------------------ RAVE: one edit
+# ----------------------------------------------------------------------------------- RAVE: one edit
 
 def departed(scene: Scene, rng) -> Effect | None:
     i = scene.mover
@@ -175,7 +181,7 @@ def team(scene: Scene, rng) -> Effect | None:
     return take_colour(scene, rng, scene.things[scene.largest].colour)
 
 
-# ------------------------------------------------------------------------------------ ICVG: what comes next
+# ---------------------------------------------------------------------------- ICVG: what comes next
 
 def follow(scene: Scene, rng) -> Effect | None:
     i = scene.mover
@@ -266,7 +272,7 @@ def habit(scene: Scene, rng) -> Effect | None:
     return Effect(Edit("go", i, way), None, thought)
 
 
-# ------------------------------------------------------------------- the table: type, held-out place, phrases
+# --------------------------------------------------------- the table: type, held-out place, phrases
 
 RULES = {
     "rave": (
@@ -431,4 +437,5 @@ RULES = {
     ),
 }
 
-TYPES = {subset: list(dict.fromkeys(rule.type for rule in rules)) for subset, rules in RULES.items()}
+TYPES = {subset: list(dict.fromkeys(rule.type for rule in rules))
+         for subset, rules in RULES.items()}

@@ -1,7 +1,9 @@
-"""The tiny world's scenes: what can be in one, how it is described, and the edits that can be made to it.
+"""The tiny world's scenes: what can be in one, how it is described, and the edits that can be made
+to it.
 
-A scene is a place (sky, skyline, ground) with two or three things in it. An `Edit` is one literal operation on
-it ("remove the red ball"). Why it should be made is the business of rules.py, what it looks like of draw.py.
+A scene is a place (sky, skyline, ground) with two or three things in it. An `Edit` is one literal
+operation on it ("remove the red ball"). Why it should be made is the business of rules.py, what it
+looks like of draw.py.
 
 Positions and sizes are in widths of the picture: x from left to right, y from top to bottom.
 """
@@ -13,34 +15,36 @@ import numpy as np
 
 SIZE, FRAMES = 32, 9                                     # of a clip, in pixels and in frames
 
-# ------------------------------------------------------------------------------------------ the vocabulary
+# ----------------------------------------------------------------------------------- the vocabulary
 
 COLOURS = {
-    "red": (.90, .10, .12), "green": (.05, .68, .20), "blue": (.12, .25, .90), "yellow": (.98, .86, .10),
-    "purple": (.60, .15, .75)}
+    "red": (.90, .10, .12), "green": (.05, .68, .20), "blue": (.12, .25, .90),
+    "yellow": (.98, .86, .10), "purple": (.60, .15, .75)}
 SKIES = {"day": (.55, .80, 1.0), "dusk": (1.0, .60, .35), "night": (.06, .07, .25)}
 GROUNDS = {
-    "grass": (.45, .65, .28), "water": (.15, .45, .62), "sand": (.88, .78, .52), "stone": (.55, .54, .54),
-    "snow": (.96, .97, .98), "ice": (.68, .90, .95)}
-PALETTE = {**COLOURS, **SKIES, **GROUNDS, "black": (.05, .05, .05)}      # what a thing can be painted
-COLOUR_WORDS = {                                         # where the colour's name is not its adjective
-    "day": "pale blue", "dusk": "orange", "night": "navy", "grass": "grass green", "water": "water blue",
-    "sand": "sandy", "stone": "grey", "snow": "white", "ice": "icy"}
-PLACES = {"meadow": "grass", "lake": "water", "desert": "sand", "city": "stone"}         # and their ground
+    "grass": (.45, .65, .28), "water": (.15, .45, .62), "sand": (.88, .78, .52),
+    "stone": (.55, .54, .54), "snow": (.96, .97, .98), "ice": (.68, .90, .95)}
+PALETTE = {**COLOURS, **SKIES, **GROUNDS, "black": (.05, .05, .05)}    # what a thing can be painted
+COLOUR_WORDS = {                                      # where the colour's name is not its adjective
+    "day": "pale blue", "dusk": "orange", "night": "navy", "grass": "grass green",
+    "water": "water blue", "sand": "sandy", "stone": "grey", "snow": "white", "ice": "icy"}
+PLACES = {"meadow": "grass", "lake": "water", "desert": "sand", "city": "stone"}  # and their ground
 OTHER_SEASON = {"grass": "snow", "snow": "grass", "water": "ice", "ice": "water"}
 SHAPES = ("ball", "box", "tent")
 SIZES = (.10, .135, .175)
 SIZE_WORDS = ("small", "medium", "large")
-SLOTS = (.18, .5, .82)                                   # where things stand: x of left, middle, right
+SLOTS = (.18, .5, .82)                                # where things stand: x of left, middle, right
 SIDES = ("left", "middle", "right")
 FLOOR = .70                                              # y of a thing's centre, where it stands
 
 
-# ---------------------------------------------------------------------------------------- things and scenes
+# -------------------------------------------------------------------------------- things and scenes
 
 @dataclass(frozen=True)
 class Thing:
-    """One object: its looks, its centre (x, y) in frame 0, its speed in widths a frame, what it does in ICVG."""
+    """One object: its looks, its centre (x, y) in frame 0, its speed in widths a frame, what it
+    does in ICVG.
+    """
     shape: str
     colour: str
     size: float
@@ -83,7 +87,8 @@ class Scene:
     camera: tuple[float, float, float, float] = (.5, 1., .5, 1.)
 
     def later(self) -> "Scene":
-        """The scene one clip later, where the next segment of ICVG begins: what moves has moved on."""
+        """The scene one clip later, where the next segment of ICVG begins: what moves has moved on.
+        """
         return replace(self, things=tuple(replace(t, x=t.x + FRAMES * t.vx) for t in self.things))
 
     def find(self, wanted: Callable[[Thing], bool]) -> int | None:
@@ -118,7 +123,9 @@ class Scene:
 
 
 def random_scene(rng: np.random.Generator, place: str) -> Scene:
-    """A scene in `place`: two or three things, no two of one size or colour, at most one moves and one flies."""
+    """A scene in `place`: two or three things, no two of one size or colour, at most one moves and
+    one flies.
+    """
     time = str(rng.choice(list(SKIES)))
     ground = PLACES[place]
     if ground in OTHER_SEASON and rng.random() < .35:
@@ -154,7 +161,9 @@ def _random_speed(rng, slot: int) -> float:
 
 
 def caption(scene: Scene) -> str:
-    """One line that says all that can be seen: the text of plain generation, and what the VLM learns to write."""
+    """One line that says all that can be seen: the text of plain generation, and what the VLM
+    learns to write.
+    """
     side = "left" if scene.light < 0 else "right"
     text = f"a {scene.place} of {scene.ground} at {scene.time} . light {side} ."
     for thing in sorted(scene.things, key=lambda thing: thing.x):
@@ -168,10 +177,12 @@ def caption(scene: Scene) -> str:
     return text
 
 
-# --------------------------------------------------------------------------------------------------- edits
+# -------------------------------------------------------------------------------------------- edits
 
 class Edit(NamedTuple):
-    """One literal operation: what (see `apply`), on which thing (-1: on the scene), with which value."""
+    """One literal operation: what (see `apply`), on which thing (-1: on the scene), with which
+    value.
+    """
     op: str
     i: int = -1
     value: Any = None

@@ -1,6 +1,7 @@
 """What the three stages of pretraining share: their flags, their run folder, their optimizers.
 
-A stage is a script with one loop, as train.py is; see pretrain_vae.py, pretrain_vlm.py, pretrain_base.py.
+A stage is a script with one loop, as train.py is; see pretrain_vae.py, pretrain_vlm.py,
+pretrain_base.py.
 """
 
 import sys
@@ -25,7 +26,7 @@ def flags(description: str, *, steps: int, batch: int, lr: float, items: int, ou
     """The flags that all stages have, with a stage's own defaults."""
     parser = Parser(description=description)
     add = parser.add_argument
-    add("--items", type=positive, default=items, help="how many triplets of the tiny world to train on")
+    add("--items", type=positive, default=items, help="how many tiny-world triplets to train on")
     add("--steps", type=positive, default=steps, help="training steps")
     add("--batch", type=positive, default=batch, help="samples a step, over all ranks")
     add("--lr", type=between(0, 1, True), default=lr, help="peak learning rate")
@@ -54,14 +55,18 @@ def begin(parser: Parser, argv: list[str] | None, samples_apart: int = 1):
 
 
 def claim(args) -> None:
-    """From here on the run folder is this run's. To be called once everything is loaded and made."""
+    """From here on the run folder is this run's. To be called once everything is loaded and made.
+    """
     claim_folder(args.out, args.argv, settings_of(args))
 
 
 def settings_of(args) -> dict:
     """What must be equal for a run to be the same run."""
-    settings = {name: value for name, value in vars(args).items() if name not in FREE}
-    return {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}
+    settings = {}
+    for name, value in vars(args).items():
+        if name not in FREE:
+            settings[name] = str(value) if isinstance(value, Path) else value
+    return settings
 
 
 def end(model: UnifiedModel, args, parts: tuple[str, ...] | None = None) -> None:
@@ -73,7 +78,8 @@ def end(model: UnifiedModel, args, parts: tuple[str, ...] | None = None) -> None
 
 
 def model_with_vae(weights: Path, seed: int) -> UnifiedModel:
-    """The tiny preset, random but for the VAE, which comes from `weights`, and the tokenizers; all frozen.
+    """The tiny preset, random but for the VAE, which comes from `weights`, and the tokenizers; all
+    frozen.
 
     Raises BadInput where there is no VAE.
     """
@@ -91,7 +97,9 @@ def model_with_vae(weights: Path, seed: int) -> UnifiedModel:
 
 def optimizers(params: dict[str, nn.Parameter], lr: float, weight_decay: float,
                muon: Collection[str] = ()) -> list[torch.optim.Optimizer]:
-    """AdamW, and Muon for the parameters named in `muon`; its steps are scaled to the size of AdamW's."""
+    """AdamW, and Muon for the parameters named in `muon`; its steps are scaled to the size of
+    AdamW's.
+    """
     rest = [p for name, p in params.items() if name not in muon]
     both = [torch.optim.AdamW(rest, lr=lr, betas=(.9, .95), weight_decay=weight_decay)]
     if muon:
@@ -102,7 +110,10 @@ def optimizers(params: dict[str, nn.Parameter], lr: float, weight_decay: float,
 
 
 def hidden_matrices(params: dict[str, nn.Parameter]) -> set[str]:
-    """The names of the matrices between embeddings and heads: Muon trains them in half as many steps."""
-    ends = ("embed", "position", "shared", "relative", "boundary", "lm_head", "proj_out", "eye.", "mind.")
+    """The names of the matrices between embeddings and heads: Muon trains them in half as many
+    steps.
+    """
+    ends = ("embed", "position", "shared", "relative", "boundary",           # embeddings,
+            "lm_head", "proj_out", "eye.", "mind.")                          # and heads
     return {name for name, p in params.items()
             if p.ndim == 2 and not any(end in name for end in ends)}

@@ -1,18 +1,20 @@
-"""The tiny world: triplets of moving scenes with implicit instructions, and an oracle that knows the answer.
+"""The tiny world: triplets of moving scenes with implicit instructions, and an oracle that knows
+the answer.
 
-    python -m tiny.world                                 # a contact sheet of triplets: out/world.png
+    python -m tiny.world                                # a contact sheet of triplets: out/world.png
     python -m tiny.world --subset icvg --number 20 --out out/icvg.png
 
     triplet = make_triplet(0, "rave", "test")            # source, target, instruction, ...
-    judge(triplet, triplet.source)                       # {"EA": 0.0, "PC": 10.0, "GN": 10.0, "GR": 10.0}
+    judge(triplet, triplet.source)                 # {"EA": 0.0, "PC": 10.0, "GN": 10.0, "GR": 10.0}
 
-From the rules of rules.py come the triplets (source, target, instruction) of RVE-Bench's two subsets (paper Sec.
-3.1): RAVE edits the source, ICVG continues it with a new segment. Everything is a pure function of (split, subset,
-index): nothing is stored, and every machine has the same world.
+From the rules of rules.py come the triplets (source, target, instruction) of RVE-Bench's two
+subsets (paper Sec. 3.1): RAVE edits the source, ICVG continues it with a new segment. Everything is
+a pure function of (split, subset, index): nothing is stored, and every machine has the same world.
 
 Left out of the paper: GPT-4o (the rules write the instructions, the oracle judges) and real films.
 
-Axis letters: F frames, H height, W width, h w blocks of 2 x 2 pixels. A video is (F, 3, H, W) in [-1, 1].
+Axis letters: F frames, H height, W width, h w blocks of 2 x 2 pixels. A video is (F, 3, H, W) in
+[-1, 1].
 """
 
 import hashlib
@@ -30,15 +32,17 @@ from tiny import draw, rules, scene
 from tiny.contact_sheet import contact_sheet
 from tiny.draw import render
 from tiny.rules import NEXT_TIME, RULES, TYPES
-from tiny.scene import (COLOUR_WORDS, FRAMES, GROUNDS, PALETTE, PLACES, SHAPES, SIDES, SKIES, Edit, Scene, apply,
-                        caption, literal, random_scene)
+from tiny.scene import (COLOUR_WORDS, FRAMES, GROUNDS, PALETTE, PLACES, SHAPES, SIDES, SKIES, Edit,
+                        Scene, apply, caption, literal, random_scene)
 
 SPLITS = ("train", "val", "test")
 SUBSETS = ("rave", "icvg", "literal", "cross")
 
 
 def _version() -> str:
-    """Other code may make another world: whoever keeps clips or scores of it compares this hash of the code."""
+    """Other code may make another world: whoever keeps clips or scores of it compares this hash of
+    the code.
+    """
     files = [scene.__file__, draw.__file__, rules.__file__, __file__]
     return hashlib.sha256(b"".join(Path(file).read_bytes() for file in files)).hexdigest()
 
@@ -46,13 +50,13 @@ def _version() -> str:
 VERSION = _version()
 
 
-# ------------------------------------------------------------------------------------------------ triplets
+# ----------------------------------------------------------------------------------------- triplets
 
 @dataclass(frozen=True)
 class Triplet:
     """One sample. subset: "rave" or "icvg" (which has no PC), whatever was asked for."""
-    source: torch.Tensor                                                                   # (F, 3, H, W)
-    target: torch.Tensor                                                                   # (F, 3, H, W)
+    source: torch.Tensor                                                              # (F, 3, H, W)
+    target: torch.Tensor                                                              # (F, 3, H, W)
     instruction: str
     literal: str                                         # the edit in plain words
     type: str                                            # of reasoning
@@ -74,11 +78,13 @@ class Triplet:
 
 
 def make_triplet(index: int, subset: str = "rave", split: str = "test") -> Triplet:
-    """Triplet number `index` of a subset and split: the same on every machine, types in turn (Sec. 3.1, 3.2).
+    """Triplet number `index` of a subset and split: the same on every machine, types in turn (Sec.
+    3.1, 3.2).
 
-    subset: "rave" (edits), "icvg" (the next segment), "literal" (RAVE with the literal instruction; Table 3) or
-    "cross" (RAVE in a phrase and at a place that its rule was never trained with; Table 2; no train split).
-    Raises ValueError for an unknown subset or split, and for the train split of "cross".
+    subset: "rave" (edits), "icvg" (the next segment), "literal" (RAVE with the literal instruction;
+    Table 3) or "cross" (RAVE in a phrase and at a place that its rule was never trained with; Table
+    2; no train split). Raises ValueError for an unknown subset or split, and for the train split of
+    "cross".
     """
     _check_names(subset, split)
     kind = "icvg" if subset == "icvg" else "rave"
@@ -89,7 +95,7 @@ def make_triplet(index: int, subset: str = "rave", split: str = "test") -> Tripl
     if subset == "cross":
         places = [rule.away]
     rng = np.random.default_rng([SPLITS.index(split), SUBSETS.index(subset), index])
-    while True:                                          # until a scene comes up to which the rule applies
+    while True:                                   # until a scene comes up to which the rule applies
         before = random_scene(rng, str(rng.choice(places)))
         start = before if kind == "rave" else before.later()
         effect = rule.resolve(start, rng)
@@ -104,17 +110,19 @@ def make_triplet(index: int, subset: str = "rave", split: str = "test") -> Tripl
         phrase = rule.phrases[4] if subset == "cross" else rule.phrases[int(rng.integers(4))]
         name = "" if effect.named is None else f"the {before.things[effect.named].name}"
         instruction = phrase.format(n=name)
-    return Triplet(source, target, instruction, plain, rule.type, effect.thought, kind, rule.name, before,
-                   effect.edit)
+    return Triplet(source, target, instruction, plain, rule.type, effect.thought, kind, rule.name,
+                   before, effect.edit)
 
 
 def _check_names(subset: str, split: str) -> None:
     if subset not in SUBSETS:
         raise ValueError(f"unknown subset {subset!r}: choose one of {', '.join(SUBSETS)}")
     if split not in SPLITS:
-        raise ValueError(f"no split {split!r} of subset {subset!r}: choose one of {', '.join(SPLITS)}")
+        raise ValueError(f"no split {split!r} of subset {subset!r}: "
+                         f"choose one of {', '.join(SPLITS)}")
     if (subset, split) == ("cross", "train"):
-        raise ValueError("no split 'train' of subset 'cross': choose val or test (cross is never trained on)")
+        raise ValueError("no split 'train' of subset 'cross', which is never trained on: "
+                         "choose val or test")
 
 
 def _differ(source: torch.Tensor, target: torch.Tensor) -> bool:
@@ -123,13 +131,14 @@ def _differ(source: torch.Tensor, target: torch.Tensor) -> bool:
     return (change > .2).sum().item() >= 3
 
 
-# -------------------------------------------------------------------------------------------- wrong answers
+# ------------------------------------------------------------------------------------ wrong answers
 
 MISSES = ("nothing", "half", "wrong object", "wrong effect", "over-done", "noise", "flicker")
 
 
 def near_miss(triplet: Triplet, kind: str, rng: np.random.Generator) -> tuple[torch.Tensor, str]:
-    """A wrong answer to `triplet`: video (F, 3, H, W) in [-1, 1], and in plain words what was done in it.
+    """A wrong answer to `triplet`: video (F, 3, H, W) in [-1, 1], and in plain words what was done
+    in it.
 
     kind: one of MISSES. A critic that has never seen such answers cannot tell them from the target.
     Raises ValueError for another kind.
@@ -156,7 +165,9 @@ def near_miss(triplet: Triplet, kind: str, rng: np.random.Generator) -> tuple[to
 
 
 def _wrong_edit(triplet: Triplet, kind: str, rng) -> Edit:
-    """The right operation on another thing, or with another value; or, where there is no such, another edit."""
+    """The right operation on another thing, or with another value; or, where there is no such,
+    another edit.
+    """
     start, edit = triplet.start, triplet.edit
     if kind == "wrong object" and edit.i >= 0 and edit.op not in ("swap", "push"):
         others = [i for i in range(len(start.things)) if i != edit.i]
@@ -170,7 +181,9 @@ def _wrong_edit(triplet: Triplet, kind: str, rng) -> Edit:
 
 
 def _other_values(start: Scene, edit: Edit) -> list:
-    """What else the edit could turn its thing or scene to: neither the right value nor the present one."""
+    """What else the edit could turn its thing or scene to: neither the right value nor the present
+    one.
+    """
     match edit.op:
         case "paint":
             values, present = PALETTE, start.things[edit.i].colour
@@ -207,9 +220,10 @@ def _edits_of(triplet: Triplet, rng) -> list[Edit]:
 def _over_done(triplet: Triplet, rng) -> tuple[torch.Tensor, str]:
     """The right edit and, elsewhere, another one."""
     start, edit = triplet.start, triplet.edit
-    edits = [other for other in _edits_of(triplet, rng) if other[:2] != edit[:2] and other.i != edit.i]
+    edits = [other for other in _edits_of(triplet, rng)
+             if other[:2] != edit[:2] and other.i != edit.i]
     extra = _pick(edits, rng)
-    if extra.op == "remove" and edit.op in ("swap", "push"):                # they need their second thing
+    if extra.op == "remove" and edit.op in ("swap", "push"):          # they need their second thing
         extra = Edit("time", value=NEXT_TIME[start.time])
     after = apply(start, extra)
     if extra.op == "remove" and extra.i < edit.i:        # removing renumbers the things behind
@@ -221,22 +235,25 @@ def _pick(options: list, rng):
     return options[int(rng.integers(len(options)))]
 
 
-# ---------------------------------------------------------------------------------------------- the oracle
+# --------------------------------------------------------------------------------------- the oracle
 
 def judge(triplet: Triplet, video: torch.Tensor) -> dict[str, float]:
-    """The oracle's scores of `video` (F, 3, H, W) in [-1, 1] as an answer to `triplet`, in 0..10 (Sec. 3.2).
+    """The oracle's scores of `video` (F, 3, H, W) in [-1, 1] as an answer to `triplet`, in 0..10
+    (Sec. 3.2).
 
-    EA (Edit Accuracy), PC (Preservation Consistency; not for ICVG), GN (Generation Naturalness), GR (Generation
-    Realism): see the four functions below. It compares blocks of 2 x 2 pixels, blind to soft edges, and knows what
-    the source shows and what the target should.
+    EA (Edit Accuracy), PC (Preservation Consistency; not for ICVG), GN (Generation Naturalness), GR
+    (Generation Realism): see the four functions below. It compares blocks of 2 x 2 pixels, blind to
+    soft edges, and knows what the source shows and what the target should.
 
-    Flicker (a brightness per frame that averages to zero) is taken out of the distances of EA and PC: it counts
-    in GN alone. Every distance is convex in the video and none at the target: on a blend towards it no score
-    ever falls. Raises ValueError when the video's shape is not that of the target, or it is not finite.
+    Flicker (a brightness per frame that averages to zero) is taken out of the distances of EA and
+    PC: it counts in GN alone. Every distance is convex in the video and none at the target: on a
+    blend towards it no score ever falls. Raises ValueError when the video's shape is not that of
+    the target, or it is not finite.
     """
     source, target, video = triplet.source, triplet.target, video.detach().float().cpu()
     if video.shape != target.shape:
-        raise ValueError(f"the video is {tuple(video.shape)}, the oracle needs {tuple(target.shape)}")
+        raise ValueError(f"the video is {tuple(video.shape)}, "
+                         f"the oracle needs {tuple(target.shape)}")
     if not video.isfinite().all():
         raise ValueError("the video is not finite: the oracle does not score it")
     scores = {"EA": edit_accuracy(blocks(source), blocks(target), blocks(video))}
@@ -248,16 +265,20 @@ def judge(triplet: Triplet, video: torch.Tensor) -> dict[str, float]:
 
 
 def blocks(video: torch.Tensor) -> torch.Tensor:
-    """Means over 2 x 2 pixels: what is where, blind to grain and soft edges. (F, 3, H, W) -> (F, 3, h, w)."""
+    """Means over 2 x 2 pixels: what is where, blind to grain and soft edges. (F, 3, H, W) -> (F, 3,
+    h, w).
+    """
     return F.avg_pool2d(video, 2)
 
 
 def edit_accuracy(source: torch.Tensor, target: torch.Tensor, video: torch.Tensor) -> float:
-    """1 - the distance of the video to the target, as a share of that of the source. All are blocks.
+    """1 - the distance of the video to the target, as a share of that of the source. All are
+    blocks.
 
-    Each block is weighted by how much source and target differ there: 1 is the target, 0 the source.
+    Each block is weighted by how much source and target differ there: 1 is the target, 0 the
+    source.
     """
-    weight = (source - target).abs().amax(1, keepdim=True)                                 # (F, 1, h, w)
+    weight = (source - target).abs().amax(1, keepdim=True)                            # (F, 1, h, w)
     everywhere = torch.ones_like(weight, dtype=torch.bool)
     far = (without_flicker(video - target, everywhere).abs() * weight).sum().item()
     farthest = (without_flicker(source - target, everywhere).abs() * weight).sum().item()
@@ -265,11 +286,12 @@ def edit_accuracy(source: torch.Tensor, target: torch.Tensor, video: torch.Tenso
 
 
 def preservation(source: torch.Tensor, target: torch.Tensor, video: torch.Tensor) -> float:
-    """1 - the RMS distance of the video to the source, where source and target agree. All are blocks.
+    """1 - the RMS distance of the video to the source, where source and target agree. All are
+    blocks.
 
     0 is a distance of 0.5 (a quarter of the range of values) or more.
     """
-    rest = (source - target).abs().amax(1, keepdim=True) <= 1e-6                           # (F, 1, h, w)
+    rest = (source - target).abs().amax(1, keepdim=True) <= 1e-6                      # (F, 1, h, w)
     if not rest.any():
         return 1.
     change = without_flicker(video - source, rest)[rest.expand_as(source)]
@@ -277,14 +299,18 @@ def preservation(source: torch.Tensor, target: torch.Tensor, video: torch.Tensor
 
 
 def without_flicker(difference: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
-    """Differences (F, 3, h, w) without their flicker, which is what the median of the blocks `where` shows."""
-    light = difference.mean(1, keepdim=True).masked_fill(~where, math.nan)                 # (F, 1, h, w)
+    """Differences (F, 3, h, w) without their flicker, which is what the median of the blocks
+    `where` shows.
+    """
+    light = difference.mean(1, keepdim=True).masked_fill(~where, math.nan)            # (F, 1, h, w)
     light = light.flatten(1).nanmedian(1).values.nan_to_num()                              # (F,)
     return difference - (light - light.mean())[:, None, None, None]
 
 
 def naturalness(source: torch.Tensor, target: torch.Tensor, video: torch.Tensor) -> float:
-    """1 - how much jerkier the video is than the jerkier of source and target, 0.5 or more is 0. All are blocks."""
+    """1 - how much jerkier the video is than the jerkier of source and target, 0.5 or more is 0.
+    All are blocks.
+    """
     allowed = max(jerkiness(source), jerkiness(target))
     return 1 - max(0., jerkiness(video) - allowed) / .5
 
@@ -295,12 +321,13 @@ def jerkiness(video: torch.Tensor) -> float:
 
 
 def realism(source: torch.Tensor, target: torch.Tensor, video: torch.Tensor) -> float:
-    """1 - the RMS distance of the video's fine detail from anything between that of the source and the target.
+    """1 - the RMS distance of the video's fine detail from anything between that of the source and
+    the target.
 
     Pixel by pixel; 0.3 or more is 0. It finds noise, blur and ghosts.
     """
     a, b, c = fine_detail(source), fine_detail(target), fine_detail(video)
-    way = (b - a).pow(2).sum(1, keepdim=True).clamp_min(1e-9)                              # (F, 1, H, W)
+    way = (b - a).pow(2).sum(1, keepdim=True).clamp_min(1e-9)                         # (F, 1, H, W)
     share = (((c - a) * (b - a)).sum(1, keepdim=True) / way).clamp(0, 1)
     return 1 - (c - a - share * (b - a)).pow(2).mean().sqrt().item() / .3
 
@@ -310,7 +337,7 @@ def fine_detail(video: torch.Tensor) -> torch.Tensor:
     return video - F.avg_pool2d(video, 5, 1, 2, count_include_pad=False)
 
 
-# ------------------------------------------------------------------------------------------------- its texts
+# ---------------------------------------------------------------------------------------- its texts
 
 def all_texts() -> list[str]:
     """A corpus of everything the world can say, for the tokenizer."""
@@ -320,20 +347,22 @@ def all_texts() -> list[str]:
             texts += [phrase.format(n="the red ball") for phrase in rule.phrases]
         for index in range(400):
             triplet = make_triplet(index, subset, "train")
-            texts += [triplet.instruction, triplet.literal, triplet.thought, caption(triplet.before)]
+            texts += [triplet.instruction, triplet.literal, triplet.thought,
+                      caption(triplet.before)]
     words = [*PALETTE, *COLOUR_WORDS.values(), *SHAPES, *SIDES, *PLACES, *GROUNDS, *SKIES]
     rng = np.random.default_rng(0)
     misses = [near_miss(make_triplet(0, "rave", "train"), kind, rng)[1] for kind in MISSES]
     return texts + 50 * words + 50 * misses
 
 
-# ---------------------------------------------------------------------------------------------- look at it
+# --------------------------------------------------------------------------------------- look at it
 
 def main(argv=None) -> None:
     parser = Parser(description="Draw a contact sheet of the tiny world's test triplets.")
-    parser.add_argument("--subset", choices=SUBSETS, default="rave", help="which subset")
-    parser.add_argument("--number", type=positive, default=14, help="how many triplets")
-    parser.add_argument("--out", type=Path, default=Path("out/world.png"), help="the picture to write")
+    add = parser.add_argument
+    add("--subset", choices=SUBSETS, default="rave", help="which subset")
+    add("--number", type=positive, default=14, help="how many triplets")
+    add("--out", type=Path, default=Path("out/world.png"), help="the picture to write")
     args = parser.parse_args(argv)
     check_writable(args.out)
     numbers = tqdm(range(args.number), desc="drawing scenes")

@@ -1,0 +1,37 @@
+"""What the tests of pretraining share."""
+
+import os
+
+import pytest
+import torch
+
+from tiny import lessons, world
+
+
+class OneProcess:
+    """Stands in for the pool of processes that render."""
+
+    def __init__(self, *settings):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def map(self, work, numbers, chunksize):
+        return map(work, numbers)
+
+
+@pytest.fixture
+def small_world(monkeypatch):
+    """Few texts for the tokenizer, no pool of processes for the renderer, and one thread."""
+    phrases = [phrase for rules in world.RULES.values() for rule in rules for phrase in rule.phrases]
+    monkeypatch.setattr(world, "all_texts", lambda: phrases)
+    monkeypatch.setattr(lessons, "ProcessPoolExecutor", OneProcess)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -1,0 +1,144 @@
+"""What the VLM is taught: the critic's own chats, token by token; losses and dense questions against plain loops."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from critic import THINK, Critic
+from model import PRESETS
+from tiny import heads
+from tiny.chats import caption_row, find_parts, teach, thought_row, verdict_row
+from tiny.lessons import MISS_SHARE, grade, vlm_frames, vlm_lesson, world_tokenizer
+from tiny.pretrain_vlm import rank
+from tiny.world import MISSES, make_triplet
+
+TINY = PRESETS["tiny"]
+WIDTH = TINY.llama["hidden_size"]
+
+
+@pytest.fixture
+def vlm(tiny, small_world, monkeypatch):
+    monkeypatch.setattr(tiny.vlm, "tokenizer", world_tokenizer())
+    return tiny.vlm
+
+
+@pytest.mark.parametrize("seen", ["", "it is done and the rest is kept"])
+@pytest.mark.parametrize("think", THINK)
+def test_what_is_taught_is_what_is_asked(tiny, vlm, monkeypatch, think, seen):
+    """Token by token: the same text, cut at another place, can be other tokens."""
+    instruction = "a hard frost came"
+    source, edited = torch.full((1, 3, WIDTH), 1.), torch.full((1, 3, WIDTH), 2.)
+    thought = "the water turns to ice"
+    row = verdict_row(think, source[0], edited[0], instruction, thought, seen, 1.)
+    verdict, = [k for k, (_, role) in enumerate(row) if role == "verdict"]
+    taught, _ = vlm.join([[part for part, _ in row[:verdict]]])
+    asked, join = [], vlm.join
+    monkeypatch.setattr(vlm, "see", lambda video: video)
+    monkeypatch.setattr(vlm, "join", lambda rows: asked.append(join(rows)[0]) or join(rows))
+    said = {"expect": thought, "none": "", "full": f"{thought} . {seen}" if seen else ""}[think]
+    Critic(tiny, think).margin(source, edited, [instruction], [said])
+    asked = torch.cat(asked, 1)
+    assert asked.shape == taught.shape and torch.equal(asked, taught)
+
+
+def test_losses_against_one_row_at_a_time(vlm):
+    """The mean log-probability of what is to be written, and of the verdict, without padding or batches."""
+    g = torch.Generator().manual_seed(0)
+    source, edited = torch.randn(3, WIDTH, generator=g), torch.randn(3, WIDTH, generator=g)
+    rows = [verdict_row("expect", source, edited, "a hard frost came", "it is ice", "the ground is ice", .9),
+            verdict_row("none", source, edited, "wait", "", "", .2),
+            verdict_row("full", source, edited, "wait", "it is snow", "nothing", .3)]
+    grades = torch.tensor([.9, .2, .3])
+    yes, no = vlm.tokenizer.convert_tokens_to_ids(["Yes", "No"])
+    written, verdicts, margins = [], [], []
+    for row, y in zip(rows, grades):
+        embeddings, mask = vlm.join([[part for part, _ in row]])
+        said = vlm.read(embeddings, mask).logits[0].log_softmax(-1)
+        position = 0
+        for part, role in row:
+            ids = vlm.tokenizer(part, add_special_tokens=False).input_ids if isinstance(part, str) else list(part)
+            if role == "learn":
+                written += [said[position + k - 1, token] for k, token in enumerate(ids)]
+            if role == "verdict":
+                assert ids == [yes if y > .5 else no]
+                verdicts.append(-y * said[position - 1, yes] - (1 - y) * said[position - 1, no])
+                margins.append(said[position - 1, yes] - said[position - 1, no])
+            position += len(ids)
+    taught = teach(vlm, rows, grades)
+    assert taught.text_loss.item() == pytest.approx(-torch.stack(written).mean().item(), abs=1e-4)
+    assert taught.verdict_loss.item() == pytest.approx(torch.stack(verdicts).mean().item(), abs=1e-4)
+    assert taught.margin.tolist() == pytest.approx(torch.stack(margins).tolist(), abs=1e-4)
+    assert taught.there.shape == taught.expected.shape == taught.found.shape == (1, 3, WIDTH)
+
+
+def test_compared_tokens_are_those_of_source_and_edit(vlm):
+    source, edited = torch.full((3, WIDTH), 1.), torch.full((3, WIDTH), 2.)
+    rows = [verdict_row("expect", source, edited, "wait", "it is ice", "", 1.),
+            caption_row(source, "a lake of water"), thought_row(source, "wait", "it is ice")]
+    embeddings, mask = vlm.join([[part for part, _ in row] for row in rows])
+    _, _, compared = find_parts(vlm, rows, mask.shape[1])
+    (row, start, end), = compared
+    assert row == 0 and embeddings[0, start:end, 0].tolist() == [1, 2, 1, 2, 1, 2]
+
+
+# ------------------------------------------------------------------------------------------ the dense questions
+
+def test_cells_in_reading_order():
+    points = torch.arange(16).view(4, 4)
+    assert heads.by_cell(points).tolist() == [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
+
+
+def test_balanced_is_half_of_either_side():
+    loss, share = torch.tensor([[1., 2., 3., 9.], [4., 4., 4., 4.]]), torch.tensor([[0., 0., 0., 1.], [0., 0., 0., 0.]])
+    assert heads.balanced(loss, share).item() == pytest.approx((((1 + 2 + 3) / 3 + 4) / 2 + (9 + 0) / 2) / 2)
+
+
+def test_comparing_asks_where_the_edit_differs_from_the_target(tiny):
+    """Logits that say so cost little, the opposite much."""
+    lesson = vlm_lesson(0)
+    target = vlm_frames(lesson["target"])
+    frames = target.clone()
+    frames[:, :, 8:16, 16:24] = -frames[:, :, 8:16, 16:24].sign()            # one token's place, in all frames
+    token = 1 * 4 + 2
+    far = torch.zeros(1, 48, 4)
+    far[:, token::16] = 1
+
+    class Says(torch.nn.Module):
+        def __init__(self, logits):
+            super().__init__()
+            self.logits = logits
+
+        def is_another(self, states):
+            return self.logits
+    right, wrong = [heads.compares(Says(sign * (40 * far - 20)), torch.zeros(1, 48, 1), frames[None], [lesson]).item()
+                    for sign in (1, -1)]
+    assert right < 1e-6 and wrong == pytest.approx(20)
+
+
+def test_rank():
+    margin = torch.tensor([2., 1., 0., 3., 5., 5.], requires_grad=True)
+    grades = torch.tensor([.9, .1, .9, .1, .5, .4])                          # in order, not in order, too alike
+    loss, right = rank(margin, grades)
+    assert loss.item() == pytest.approx((math.log1p(math.exp(-1)) + math.log1p(math.exp(3))) / 3)
+    assert right.item() == .5
+
+
+# ------------------------------------------------------------------------------------------------- the lessons
+
+def test_grades_are_the_logistic_of_overall_minus_7():
+    triplet = make_triplet(0, "rave", "train")
+    assert grade(triplet, triplet.target) == pytest.approx(1 / (1 + math.exp(-3)), abs=1e-4)
+    assert grade(triplet, triplet.source) == pytest.approx(1 / (1 + math.exp(7)), abs=1e-4)
+
+
+def test_a_lesson():
+    lesson = vlm_lesson(3)
+    triplet = make_triplet(1, "icvg", "train")
+    assert lesson["instruction"] == triplet.instruction and lesson["thought"] == triplet.thought
+    assert set(MISS_SHARE) == set(MISSES) and sum(MISS_SHARE.values()) == pytest.approx(1)
+    assert lesson["labels"].shape == lesson["wanted"].shape == (3, 16, 16)
+    assert np.array_equal(lesson["target"].shape, (9, 3, 32, 32)) and len(lesson["misses"]) == 3
+    assert all(answer.frames.shape == (3, 3, 32, 32) and 0 < answer.grade < 1 for answer in lesson["misses"])
+    assert np.array_equal(lesson["wrong"][::4], lesson["misses"][-1].frames)
