@@ -32,38 +32,34 @@ SINGLE_FRAMES = .2                                       # share of the steps on
 LATENT_NOISE = .05                                       # their deviation is about 1
 
 
-def vae_step(vae, decoder: "UnclampedDecoder", x: torch.Tensor, step: int,
-             generator: torch.Generator) -> tuple[torch.Tensor, dict]:
+def vae_step(vae, x: torch.Tensor, step: int, generator: torch.Generator) -> tuple[torch.Tensor, dict]:
     """Reconstruct clips x (B, 3, F, H, W) in [-1, 1]: loss, what to log."""
     z = vae.encode(x).latent_dist.mode()                                     # (B, C, f, h, w)
     noisy = z + LATENT_NOISE * torch.randn(z.shape, generator=generator)
-    error = decoder(noisy) - x
+    error = decode_unclamped(vae, noisy) - x
     loss = error.abs().mean() + error.pow(2).mean() + 1e-4 * z.pow(2).mean()
     if z.shape[2] > 1:
         k = 1 + step % (z.shape[2] - 1)
         last_of_four = x[:, :, 4 * k:4 * k + 1]
-        error_alone = decoder(noisy[:, :, k:k + 1]) - last_of_four
+        error_alone = decode_unclamped(vae, noisy[:, :, k:k + 1]) - last_of_four
         loss = loss + .3 * (error_alone.abs().mean() + error_alone.pow(2).mean())
     psnr = 10 * math.log10(4 / error.pow(2).mean().item())
     return loss, {"psnr": psnr}
 
 
-class UnclampedDecoder:
-    """vae.decode without its last step: it clamps to [-1, 1], and a clamped pixel has no gradient.
+def decode_unclamped(vae, z: torch.Tensor) -> torch.Tensor:
+    """vae.decode without its last step, the clamp to [-1, 1]: a clamped pixel has no gradient.
+
+    (B, C, f, h, w) -> (B, 3, F, H, W).
     """
+    frames = []
 
-    def __init__(self, vae):
-        self.vae, self.frames = vae, []
-        vae.decoder.register_forward_hook(self._keep)
-
-    def _keep(self, module, inputs, output):
-        self.frames.append(output)
-
-    def __call__(self, z: torch.Tensor) -> torch.Tensor:
-        """(B, C, f, h, w) -> (B, 3, F, H, W)."""
-        self.frames = []
-        self.vae.decode(z)
-        return torch.cat(self.frames, 2)
+    def keep(module, inputs, output):
+        frames.append(output)
+    hook = vae.decoder.register_forward_hook(keep)
+    vae.decode(z)
+    hook.remove()
+    return torch.cat(frames, 2)
 
 
 def pick(clips: torch.Tensor, n: int, single: bool, generator: torch.Generator) -> torch.Tensor:
@@ -108,7 +104,6 @@ def main(argv=None) -> None:
     stage.claim(args)
     vae = model.vae
     init_weights(vae)
-    decoder = UnclampedDecoder(vae)
     params = dict(vae.named_parameters())
     run = Run(args.out, params, stage.optimizers(params, args.lr, weight_decay=1e-4),
               save_every=args.save_every, name="vae")
@@ -119,7 +114,7 @@ def main(argv=None) -> None:
         single = step < args.steps * SINGLE_FRAMES
         n = args.batch // WORLD_SIZE
         x = pick(clips, n if single else n // 2, single, generator)
-        loss, log = vae_step(vae, decoder, x, step, generator)
+        loss, log = vae_step(vae, x, step, generator)
         run.backward(loss, log)
         run.update()
         # ---------------------------------------------------------------------------------------
