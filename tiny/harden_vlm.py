@@ -1,4 +1,4 @@
-r"""The VLM's fifth lesson: what would please it? For a VLM that has had the four of pretrain_vlm.py.
+r"""The VLM's fifth lesson: what would please it? For a VLM after the four of pretrain_vlm.py.
 
     python -m tiny.harden_vlm --weights weights/tiny --out out/harden
     python -m tiny.pretrain_base --adapt --weights out/harden/model --out out/adapt \

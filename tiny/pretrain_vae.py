@@ -32,7 +32,8 @@ SINGLE_FRAMES = .2                                       # share of the steps on
 LATENT_NOISE = .05                                       # their deviation is about 1
 
 
-def vae_step(vae, x: torch.Tensor, step: int, generator: torch.Generator) -> tuple[torch.Tensor, dict]:
+def vae_step(vae, x: torch.Tensor, step: int,
+             generator: torch.Generator) -> tuple[torch.Tensor, dict]:
     """Reconstruct clips x (B, 3, F, H, W) in [-1, 1]: loss, what to log."""
     z = vae.encode(x).latent_dist.mode()                                     # (B, C, f, h, w)
     noisy = z + LATENT_NOISE * torch.randn(z.shape, generator=generator)
