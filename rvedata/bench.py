@@ -5,7 +5,9 @@
 
 The first command writes train.jsonl, test.jsonl (manifests), verify.html, in which a person accepts
 or rejects each triplet of the test, and report.html. The second takes what verify.html downloaded:
-then only what was accepted is in test.jsonl. What was kept out, and why, is in removed.jsonl.
+then only what was accepted is in test.jsonl, and verify.html has another triplet of the same type for
+each that was rejected, as long as there are some. removed.jsonl says what was kept out, and
+why.
 """
 
 import base64
@@ -18,12 +20,13 @@ from typing import Callable
 
 import numpy as np
 
-from common.files import BadInput, Parser, atomic_write, run_script
+from common.files import BadInput, Parser, atomic_write, positive, run_script
+from data import FIELDS
 from rvedata import pages
 from rvedata.embed import embed_clips, load_embedder
 from rvedata.film import read_frames
-from rvedata.flags import add_siglip_flag, add_work_flags, count, existing_folder, ratio
-from rvedata.holdout import find_leaks, split
+from rvedata.flags import add_siglip_flag, add_work_flags, existing_folder, ratio
+from rvedata.holdout import find_leaks, split, quota_of_types
 from rvedata.manifest import VIDEO_FIELDS, rebase_paths
 from rvedata.stages import read_accepted, run_stage, short_hash, write_stage
 
@@ -32,7 +35,7 @@ def read_triplets(folders: list[Path], out: Path) -> dict[str, dict]:
     """{id: triplet} of the manifests of these folders, with paths relative to `out`."""
     triplets = {}
     for folder in folders:
-        for record in read_accepted(folder / "triplets.jsonl"):
+        for record in read_accepted(folder / "triplets.jsonl", **dict.fromkeys(FIELDS, str)):
             triplets[record["id"]] = rebase_paths(record, folder, out)
     if not triplets:
         raise BadInput(f"--from {' '.join(map(str, folders))}: no triplets.jsonl there; "
@@ -41,66 +44,83 @@ def read_triplets(folders: list[Path], out: Path) -> dict[str, dict]:
 
 
 def index_videos(args: Namespace, paths: list[str], embed_images: Callable) -> dict[str, dict]:
-    """{path: {"sha": hash of the file, "vector": embedding (D,)}}; kept in videos.jsonl."""
+    """{path: video as in holdout.py}; kept in videos.jsonl."""
     def work(item: dict) -> dict:
         path = args.out / item["id"]
-        vector = embed_clips(embed_images, [read_frames(path)])[0].astype(np.float16)
+        frames = read_frames(path)
+        mirrored = [np.ascontiguousarray(frame[:, ::-1]) for frame in frames]
+        vectors = embed_clips(embed_images, [frames, mirrored])                        # (2, D)
         with open(path, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return {"sha": digest, "vector": base64.b64encode(vector.tobytes()).decode()}
+        return {"sha": digest, "vector": encode(vectors[0]), "mirrored": encode(vectors[1])}
 
     items = ({"id": path} for path in paths)
     run_stage(args.out / "videos.jsonl", items, work, args.skip_bad, args.workers, len(paths))
-    videos = {}
-    for record in read_accepted(args.out / "videos.jsonl"):
-        vector = np.frombuffer(base64.b64decode(record["vector"]), np.float16)
-        videos[record["id"]] = {"sha": record["sha"], "vector": vector.astype(np.float32)}
-    return videos
+    lines = read_accepted(args.out / "videos.jsonl", sha=str, vector=str, mirrored=str)
+    return {line["id"]: {"sha": line["sha"], "vector": decode(line["vector"]),
+                         "mirrored": decode(line["mirrored"])} for line in lines}
+
+
+def encode(vector: np.ndarray) -> str:
+    """A vector (D,) as text, in half precision."""
+    return base64.b64encode(vector.astype(np.float16).tobytes()).decode()
+
+
+def decode(text: str) -> np.ndarray:
+    """What encode was given, (D,), float32."""
+    return np.frombuffer(base64.b64decode(text), np.float16).astype(np.float32)
 
 
 def hold_out(args: Namespace, embed_images: Callable) -> None:
     """Write the split, what was kept out of it, verify.html and report.html in args.out."""
     out = args.out
     triplets = read_triplets(args.source, out)
-    decisions = read_decisions(args.decisions or out / "decisions.json",
-                               args.decisions is not None, triplets)
+    decisions = read_decisions(out / "decisions.json", triplets) or {}
+    if args.decisions:
+        decisions |= read_decisions(args.decisions, triplets, required=True)
     paths = {triplet[field] for triplet in triplets.values() for field in VIDEO_FIELDS}
     videos = index_videos(args, sorted(paths), embed_images)
     readable = [triplet for triplet in triplets.values()
                 if all(triplet[field] in videos for field in VIDEO_FIELDS)]
-    test, reserve, train = split(readable, args.n, args.share)
-    leaks = find_leaks(test, train, videos, args.same, args.near)
-    removed = [{"id": name, "rejected": reason} for name, reason in sorted(leaks.items())]
-    write_stage(out / "removed.jsonl", removed)
-    write_stage(out / "reserve.jsonl", reserve)
-    write_stage(out / "train.jsonl", [triplet for triplet in train if triplet["id"] not in leaks])
-    write_stage(out / "candidates.jsonl", test)
-    write_test(out, test, decisions)
-    pages.verify(out, test, short_hash([triplet["id"] for triplet in test]))
-    pages.report(out, read_frames)
+    quota = quota_of_types(readable, args.n, args.share)
+    rejected = {name for name, decision in decisions.items() if decision == "reject"}
+    found = split(readable, quota, videos, args.same, rejected)
+    leaks = find_leaks(found.candidates, found.train, videos, args.same, args.near)
+    removed = found.duplicates | leaks
+    write_stage(out / "removed.jsonl", [{"id": name, "rejected": reason}
+                                        for name, reason in sorted(removed.items())])
+    write_stage(out / "reserve.jsonl", found.reserve)
+    write_stage(out / "train.jsonl", [triplet for triplet in found.train
+                                        if triplet["id"] not in leaks])
+    write_stage(out / "candidates.jsonl", found.candidates)
+    write_test(out, found.candidates, decisions)
+    undecided = [triplet for triplet in found.candidates if triplet["id"] not in decisions]
+    pages.verify(out, undecided, short_hash([triplet["id"] for triplet in undecided]))
+    pages.report(out)
 
 
-def write_test(out: Path, candidates: list[dict], decisions: dict | None) -> None:
+def write_test(out: Path, candidates: list[dict], decisions: dict[str, str]) -> None:
     """Write test.jsonl: the accepted candidates, or all of them as long as there is no decision."""
-    if decisions is None:
-        accepted = candidates
-    else:
+    accepted = candidates
+    if decisions:
         accepted = [triplet for triplet in candidates if decisions.get(triplet["id"]) == "accept"]
     write_stage(out / "test.jsonl", accepted)
     types = Counter(triplet["type"] for triplet in accepted)
     print("test: " + ", ".join(f"{n} {name}" for name, n in sorted(types.items())))
-    if decisions is None:
-        print(f"not verified yet: open {out}/verify.html, "
-              f"then pass what it downloads as --decisions")
+    verify = f"open {out}/verify.html, then pass what it downloads as --decisions"
+    if not decisions:
+        print(f"not verified yet: {verify}")
         return
     atomic_write(out / "decisions.json", json.dumps(decisions, indent=1) + "\n")
     rejected = sum(decisions.get(triplet["id"]) == "reject" for triplet in candidates)
     undecided = len(candidates) - len(accepted) - rejected
     print(f"{len(accepted)} accepted, {rejected} rejected, {undecided} not decided, "
           f"of {len(candidates)}")
+    if undecided:
+        print(f"others take the rejected places: {verify}")
 
 
-def read_decisions(path: Path, required: bool, triplets: dict) -> dict | None:
+def read_decisions(path: Path, triplets: dict, required: bool = False) -> dict | None:
     """{id: "accept" or "reject"} as verify.html writes it; None if there is none.
 
     Raises BadInput if it is something else, or about other triplets.
@@ -126,7 +146,7 @@ def parse(argv: list[str] | None = None) -> Namespace:
     add("--from", dest="source", type=Path, nargs="+", required=True,
         help="folders of rave and icvg")
     add("--out", type=Path, default=Path("out/bench"), help="folder of the results")
-    add("--n", type=count, default=1000, help="test triplets")
+    add("--n", type=positive, default=1000, help="test triplets")
     add("--share", type=ratio, default=.2,
         help="share of a type's triplets that may go to the test, at most")
     add("--same", type=ratio, default=.98, help="videos of such a cosine are the same")

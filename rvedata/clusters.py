@@ -7,6 +7,7 @@ Axis letters: N clips, D width of an embedding, B bins of a histogram.
 """
 
 import json
+from bisect import bisect_left
 from functools import lru_cache
 from pathlib import Path
 from typing import Iterator
@@ -43,24 +44,41 @@ def read_movies(out: Path) -> Iterator[tuple[list[dict], np.ndarray]]:
         yield clips, np.concatenate(vectors)
 
 
-def read_windows(out: Path, size: int) -> Iterator[tuple[list[dict], np.ndarray]]:
-    """(clips, image embeddings (N, D)) of each window of `size` consecutive shots of a movie."""
-    for clips, image in read_movies(out):
-        window = np.array([clip["index"] for clip in clips]) // size
-        borders = np.flatnonzero(np.diff(window)) + 1
-        for rows in np.split(np.arange(len(clips)), borders):
-            yield clips[rows[0]:rows[-1] + 1], image[rows]
+def windows(clips: list[dict], size: int) -> Iterator[tuple[int, slice]]:
+    """(first shot, rows) of each window of `size` consecutive shots of a movie.
+
+    Each window begins in the middle of the one before, so that a scene across a border is whole in
+    one of them.
+    """
+    index = [clip["index"] for clip in clips]
+    first = 0
+    while True:
+        yield first, slice(bisect_left(index, first), bisect_left(index, first + size))
+        if first + size > index[-1]:
+            return
+        first += step_of(size)
+
+
+def step_of(size: int) -> int:
+    """Shots from the beginning of a window to that of the next."""
+    return max(1, size // 2)
 
 
 # ------------------------------------------------------------------------------------ the threshold
 
 def count_cosines(out: Path, size: int) -> np.ndarray:
-    """The histogram (B,) of the cosines of all pairs of clips within windows."""
+    """The histogram (B,) of the cosines of all pairs of clips that share a window."""
     counts = np.zeros(len(BIN_EDGES) - 1, int)
-    for _, image in read_windows(out, size):
-        cosines = (image @ image.T)[np.triu_indices(len(image), 1)]
-        bins = ((cosines + 1) / BIN_WIDTH).clip(0, len(counts) - 1).astype(int)
-        counts += np.bincount(bins, minlength=len(counts))
+    for clips, image in read_movies(out):
+        for first, rows in windows(clips, size):
+            index = np.array([clip["index"] for clip in clips[rows]], int)
+            earlier, later = np.triu_indices(len(index), 1)
+            if first > 0:                                # the others share the window before
+                new = index[later] >= first - step_of(size) + size
+                earlier, later = earlier[new], later[new]
+            cosines = (image[rows] @ image[rows].T)[earlier, later]
+            bins = ((cosines + 1) / BIN_WIDTH).clip(0, len(counts) - 1).astype(int)
+            counts += np.bincount(bins, minlength=len(counts))
     return counts
 
 
@@ -108,6 +126,27 @@ def link_clips(image: np.ndarray, threshold: float) -> np.ndarray:
     return connected_components(linked, directed=False)[1]
 
 
+def clusters_of(clips: list[dict], image: np.ndarray, size: int,
+                threshold: float) -> list[list[int]]:
+    """The clusters of a movie, as rows of `image` (N, D): at least two clips of a window each.
+
+    Windows overlap: of two clusters one of which lies within the other, the larger one counts.
+    """
+    per_window = []
+    for _, rows in windows(clips, size):
+        labels = link_clips(image[rows], threshold)
+        members = [np.flatnonzero(labels == label) + rows.start for label in np.unique(labels)]
+        per_window.append([frozenset(some.tolist()) for some in members if len(some) > 1])
+    found = []
+    for before, here, after in zip([[], *per_window], per_window, [*per_window[1:], []]):
+        for cluster in here:
+            is_known = any(cluster <= other for other in before)
+            is_part = any(cluster < other for other in after)
+            if not is_known and not is_part:
+                found.append(sorted(cluster))
+    return found
+
+
 def find_clusters(out: Path, size: int, threshold: float | None = None) -> float:
     """Write clusters.jsonl, a line for each cluster of at least two clips, and clusters.json.
 
@@ -129,18 +168,15 @@ def find_clusters(out: Path, size: int, threshold: float | None = None) -> float
 
     def clusters() -> Iterator[dict]:
         nonlocal alone
-        for clips, image in read_windows(out, size):
-            labels = link_clips(image, threshold)
-            for label in range(labels.max() + 1):
-                members = [clips[k] for k in np.flatnonzero(labels == label)]
-                if len(members) == 1:
-                    alone += 1
-                    continue
-                first = members[0]
-                yield {"id": first["id"], "movie": first["movie"], "members": members}
+        for clips, image in read_movies(out):
+            found = clusters_of(clips, image, size, threshold)
+            alone += len(clips) - len({row for rows in found for row in rows})
+            for rows in found:
+                members = [clips[row] for row in rows]
+                yield {"id": members[0]["id"], "movie": members[0]["movie"], "members": members}
 
-    found = write_stage(out / "clusters.jsonl", clusters())["done"]
-    record = {"threshold": threshold, "chosen by": chosen_by, "clusters": found, "alone": alone,
+    n = write_stage(out / "clusters.jsonl", clusters())["done"]
+    record = {"threshold": threshold, "chosen by": chosen_by, "clusters": n, "alone": alone,
               "counts": counts.tolist()}
     atomic_write(out / "clusters.json", json.dumps(record) + "\n")
     return threshold

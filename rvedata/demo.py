@@ -12,9 +12,8 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
-from common.files import BadInput, Parser, run_script
+from common.files import BadInput, Parser, positive, run_script
 from rvedata import bench, icvg, rave
-from rvedata.flags import count
 from rvedata.tiny_films import TinyWorldVLM, make_ditto, make_movies
 
 TRAIN = Path(__file__).parents[1] / "train.py"
@@ -52,8 +51,8 @@ def parse(argv: list[str] | None = None) -> Namespace:
     parser = Parser(prog="python -m rvedata.demo", description=__doc__.split("\n\n")[0])
     add = parser.add_argument
     add("--out", type=Path, default=Path("out/demo"), help="folder of the results")
-    add("--movies", type=count, default=8, help="how many films")
-    add("--steps", type=count, default=4, help="of training at the end")
+    add("--movies", type=positive, default=8, help="how many films")
+    add("--steps", type=positive, default=4, help="of training at the end")
     add("--weights", help="model folder to train from; weights/tiny if not given")
     return parser.parse_args(argv)
 

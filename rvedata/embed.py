@@ -4,6 +4,7 @@ Axis letters: N frames, clips or texts, K frames of a clip, D width of an embedd
 square picture. A frame is (H, W, 3) uint8; the rows of embeddings have length 1.
 """
 
+import logging
 import zlib
 from typing import Callable
 
@@ -40,6 +41,8 @@ class SigLIP:
 
     def __init__(self, name: str):
         from transformers import AutoModel, AutoTokenizer
+        quiet = logging.getLogger("huggingface_hub")     # without network: a line for each retry
+        quiet.setLevel(logging.ERROR)
         try:
             self.model = AutoModel.from_pretrained(name, dtype=torch.float32)
             self.tokenizer = AutoTokenizer.from_pretrained(name)

@@ -1,103 +1,202 @@
-"""What is in a film? Cuts, frames, clips, and the embeddings that say what looks and reads alike; for curate.py.
+"""What is in a film? Its shots, frames of its clips for a VLM, and the clips as files (Sec. 3.1.2).
 
-PySceneDetect finds the cuts, OpenCV reads the frames, ffmpeg writes the clips, SigLIP 2 embeds (Sec. 3.1.2). Left out:
-dissolves are not found as cuts (fades through black are); frames are counted, so a film of varying frame rate is cut at
-the right frames only where OpenCV finds them.
+A frame is named by its number among all that ffmpeg decodes, from the first on; nothing is looked
+up by time, and no header is believed. So shots, the frames that a VLM sees and the clips that are
+written agree in every container, at every frame rate. The price is that a film is decoded from its
+start once for each of the three; a seek would be faster, and wrong in some files.
 
-Axis letters: N clips or texts, D width of an embedding, H W pixels. A frame is (H, W, 3) uint8.
+PySceneDetect finds hard cuts and fades through black; `DissolveDetector` finds dissolves.
+
+Axis letters: H W pixels. A frame is (H, W, 3) uint8. A clip (a, b) has the frames a to b - 1.
 """
 
 import logging
+import math
 import os
-import re
-import subprocess
-import zlib
+from collections import deque
 from pathlib import Path
-from typing import Callable
-
-os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")    # what cannot be read is said by us, once
+from typing import Iterator
 
 import cv2
 import imageio_ffmpeg
 import numpy as np
-import torch
-from PIL import Image
-from scenedetect import ContentDetector, FrameTimecode, ThresholdDetector, open_video
-from scenedetect.scene_manager import compute_downscale_factor
-from scenedetect.video_stream import VideoOpenFailure
+from scenedetect import ContentDetector, FrameTimecode, ThresholdDetector
 
+from common import video
 from common.files import BadInput, replacing
-from common.video import count_frames
 
 logging.getLogger("pyscenedetect").setLevel(logging.CRITICAL)
 
-SHORTEST = 15                                            # frames of a shot: PySceneDetect's min_scene_len
+SHORTEST = 15                                            # frames of a shot: PySceneDetect's own
+DETECTION_SIDE = 256                                     # pixels of what the detectors see
 
 
-# ------------------------------------------------------------------------------------------------- cuts and frames
+# -------------------------------------------------------------------------------------------- shots
 
-def find_cuts(path: Path) -> tuple[list[int], int, float]:
-    """(cuts, frames, frames per second) of a film: a cut is a new shot's first frame, or the middle of a fade's black.
+def find_shots(path: Path) -> tuple[list[tuple[int, int]], int, float]:
+    """(shots, frames, frames per second) of a film. A shot is a clip; between two is a transition.
 
-    ContentDetector finds hard cuts, ThresholdDetector fades through black; what both see counts once, as the latter.
-    Raises BadInput where the film cannot be read to its end.
+    A hard cut has no frames of its own; a fade is cut in the middle of its black; the frames of a
+    dissolve are in no shot. Raises BadInput if the film cannot be read to its end.
     """
-    hard, fade = ContentDetector(27.0, SHORTEST), ThresholdDetector(min_scene_len=SHORTEST)
+    fps = video.frame_rate(path)
+    hard = ContentDetector(27.0, SHORTEST)
+    fade = ThresholdDetector(min_scene_len=SHORTEST)
+    dissolve = DissolveDetector(fps)
     cuts, fades, frames = [], [], 0
-    try:
-        film = open_video(str(path))
-        promised = film.duration.frame_num if film.duration else 0
-        small = 1 / max(1, compute_downscale_factor(max(film.frame_size)))
-        while (frame := film.read()) is not False:
-            if small < 1:
-                frame = cv2.resize(frame, None, fx=small, fy=small, interpolation=cv2.INTER_LINEAR)
-            now = FrameTimecode(frames, film.frame_rate)
-            cuts += [cut.frame_num for cut in hard.process_frame(now, frame)]
-            fades += [cut.frame_num for cut in fade.process_frame(now, frame)]
-            frames += 1
-    except (VideoOpenFailure, OSError, ValueError, ZeroDivisionError, cv2.error) as error:
-        raise BadInput(f"{path}: cannot be read as a film ({' '.join(str(error).split())[:80]}); mend it, or take it "
-                       f"away") from error
-    if not frames or frames < .98 * promised:
-        raise BadInput(f"{path}: ends at frame {frames} of {promised}; is it cut off? copy it again")
-    found = [0]
-    for at in sorted(fades + [at for at in cuts if all(abs(at - f) > SHORTEST for f in fades)]):
-        if at - found[-1] >= SHORTEST:
-            found.append(at)
-    return found[1:], frames, float(film.frame_rate)
+    for frame in video.frames(path, DETECTION_SIDE):
+        bgr = cv2.cvtColor(frame, cv2.COLOR_RGB2BGR)
+        now = FrameTimecode(frames, fps)
+        cuts += [cut.frame_num for cut in hard.process_frame(now, bgr)]
+        fades += [cut.frame_num for cut in fade.process_frame(now, bgr)]
+        dissolve.add(frame)
+        frames += 1
+    dissolves = dissolve.transitions()
+    return _shots_between(cuts, fades, dissolves, frames), frames, fps
 
 
-def read_frames(path: Path, clip: tuple[int, int] | None = None, k: int = 4, side: int = 512) -> list[np.ndarray]:
-    """k frames from the middles of k equal parts of the frames [a, b) of a film, or of all of it.
+def _shots_between(cuts: list[int], fades: list[int], dissolves: list[tuple[int, int]],
+                   frames: int) -> list[tuple[int, int]]:
+    """The shots that transitions leave. What is seen twice counts once: as a fade, else a dissolve."""
+    transitions = [(fade, fade) for fade in fades]
+    transitions += _apart_from(transitions, dissolves)
+    transitions += _apart_from(transitions, [(cut, cut) for cut in cuts])
+    shots, first = [], 0
+    for a, b in sorted(transitions):
+        if a - first >= SHORTEST:
+            shots.append((first, a))
+            first = b
+        elif b > a:                                      # two dissolves touch: what is between goes
+            first = b
+    if first < frames:
+        shots.append((first, frames))
+    return shots
 
-    At most `side` pixels wide and high. Raises BadInput where it cannot be read.
+
+def _apart_from(known: list[tuple[int, int]],
+                others: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Those of the other transitions that are more than SHORTEST frames away from all known ones."""
+    return [(a, b) for a, b in others
+            if all(b < first - SHORTEST or a > past + SHORTEST for first, past in known)]
+
+
+class DissolveDetector:
+    """Finds where one shot is blended into the next.
+
+    In a dissolve the frame in the middle of a window is the mean of those at its ends, which show
+    different things. Motion breaks the first, a change of light the second.
     """
-    film = cv2.VideoCapture(str(path))
-    a, b = clip or (0, int(film.get(cv2.CAP_PROP_FRAME_COUNT)))
-    at, frames = a + (b - a) // (2 * k), []
-    film.set(cv2.CAP_PROP_POS_FRAMES, at)
-    for wanted in (a + (2 * i + 1) * (b - a) // (2 * k) for i in range(k)):
-        if wanted >= at:                                 # else there are fewer than k frames: the last once more
-            there, frame = film.read() if all(film.grab() for _ in range(wanted - at)) else (False, None)
-            if not there:
-                raise BadInput(f"{path}: frame {wanted} cannot be read; is it missing, cut off, or no video?")
-            at, (h, w) = wanted + 1, frame.shape[:2]
-            scale = min(1, side / max(h, w))
-            frame = cv2.resize(frame, (round(w * scale), round(h * scale)), interpolation=cv2.INTER_AREA)[..., ::-1]
-        frames.append(np.ascontiguousarray(frame))
-    film.release()
-    return frames
+    SIZE = (32, 18)                                      # of the grey thumbnails, W H
+    CHANGE = 12.0                                        # mean grey levels between the ends, at least
+    RESIDUAL = 0.2                                       # of the middle from their mean, in changes
+    CORRELATION = 0.7                                    # between the ends, at most
+
+    def __init__(self, fps: float):
+        self.half = max(4, round(fps / 2))               # the window is a second long
+        self.window = deque(maxlen=2 * self.half + 1)
+        self.count = 0
+        self.scores = {}                                 # middle frame -> residual / change
+
+    def add(self, frame: np.ndarray) -> None:
+        """The next frame (H, W, 3)."""
+        grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
+        small = cv2.resize(grey, self.SIZE, interpolation=cv2.INTER_AREA)
+        self.window.append(small.astype(np.float32))
+        self.count += 1
+        if len(self.window) < self.window.maxlen:
+            return
+        first, middle, last = self.window[0], self.window[self.half], self.window[-1]
+        change = np.abs(last - first).mean()
+        if change < self.CHANGE or _correlation(first, last) > self.CORRELATION:
+            return
+        residual = np.abs(middle - (first + last) / 2).mean() / change
+        if residual < self.RESIDUAL:
+            self.scores[self.count - 1 - self.half] = residual
+
+    def transitions(self) -> list[tuple[int, int]]:
+        """The frames [a, b) of each dissolve: half a second on either side of its middle."""
+        found = []
+        for middle in sorted(self.scores, key=self.scores.get):
+            if all(abs(middle - other) > 2 * self.half for other in found):
+                found.append(middle)
+        return [(middle - self.half, middle + self.half) for middle in sorted(found)]
 
 
-def write_clip(path: Path, clip: tuple[int, int], fps: float, out: Path) -> None:
-    """Cut frames [a, b) out of a film, without sound; encoded anew, for a copy could only begin at a key frame."""
-    (a, b), start = clip, max(0, (clip[0] - .5) / fps)
-    with replacing(out) as temporary:
-        done = subprocess.run(
-            [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-v", "error", "-ss", f"{start:.6f}", "-i",
-             os.path.abspath(path), "-frames:v", str(b - a), "-an", "-fps_mode", "passthrough", "-vf",
-             "scale=trunc(iw/2)*2:trunc(ih/2)*2",
-             "-c:v", "libx264", "-crf", "18", "-pix_fmt", "yuv420p", os.path.abspath(temporary)], capture_output=True)
-        if done.returncode:
-            raise BadInput(f"{path}: frames {a} to {b} cannot be cut out ({done.stderr.decode()[-75:].strip()})")
-        count_frames(temporary, b - a)
+def _correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Pearson's, of two pictures; 0 if one of them is flat."""
+    a, b = a - a.mean(), b - b.mean()
+    norm = math.sqrt(float((a * a).sum()) * float((b * b).sum()))
+    return float((a * b).sum()) / norm if norm > 0 else 0.
+
+
+# ------------------------------------------------------------------------------------------- frames
+
+def middles(a: int, b: int, k: int) -> list[int]:
+    """The frames in the middles of k equal parts of a clip; a short clip has some of them twice."""
+    return [a + (2 * i + 1) * (b - a) // (2 * k) for i in range(k)]
+
+
+def read_clips(path: Path, clips: list[tuple[int, int]], k: int = 4,
+               side: int = 512) -> Iterator[list[np.ndarray]]:
+    """k frames of each clip (see middles), at most `side` pixels wide and high, in one pass.
+
+    The clips must be in temporal order and must not overlap. Raises BadInput if a frame is missing.
+    """
+    film = enumerate(video.frames(path, side))
+    number, frame = -1, None
+    for a, b in clips:
+        frames = []
+        for wanted in middles(a, b, k):
+            while number < wanted:
+                number, frame = _next_frame(film, path, wanted)
+            frames.append(frame)
+        yield frames
+
+
+def read_frames(path: Path, k: int = 4, side: int = 512) -> list[np.ndarray]:
+    """k frames of a whole video, as read_clips gives them."""
+    return next(read_clips(path, [(0, video.count_frames(path))], k, side))
+
+
+def _next_frame(film: Iterator, path: Path, wanted: int) -> tuple[int, np.ndarray]:
+    try:
+        return next(film)
+    except StopIteration:
+        raise BadInput(f"{path}: frame {wanted} cannot be read; is it the file whose shots "
+                       f"were found?") from None
+
+
+# -------------------------------------------------------------------------------------------- clips
+
+def write_clips(path: Path, clips: list[tuple[int, int]], fps: float, outs: list[Path]) -> None:
+    """Write clips as mp4 files of `fps` frames per second, without sound, in one pass.
+
+    The clips must be in temporal order and must not overlap. They are encoded anew, for a copy
+    could only begin at a key frame. Raises BadInput if a frame is missing or a file has not all.
+    """
+    film = enumerate(video.frames(path))
+    number = -1
+    for (a, b), out in zip(clips, outs):
+        while number < a:
+            number, frame = _next_frame(film, path, a)
+        with replacing(out) as temporary:
+            height, width = frame.shape[:2]
+            writer = _clip_writer(temporary, width, height, fps)
+            writer.send(frame)
+            for wanted in range(a + 1, b):
+                number, frame = _next_frame(film, path, wanted)
+                writer.send(frame)
+            writer.close()
+            video.count_frames(temporary, b - a)
+
+
+def _clip_writer(path: Path, width: int, height: int, fps: float) -> Iterator:
+    """A generator to which frames (height, width, 3) are sent; x264, even sides, BT.709."""
+    bt709 = ["-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709"]
+    writer = imageio_ffmpeg.write_frames(
+        os.fspath(path.absolute()), (width, height), fps=fps, codec="libx264", quality=None,
+        macro_block_size=1, ffmpeg_log_level="quiet",
+        output_params=["-crf", "18", *bt709, "-vf", "scale=trunc(iw/2)*2:trunc(ih/2)*2"
+                       ":out_color_matrix=bt709,format=yuv420p"])
+    writer.send(None)
+    return writer

@@ -3,29 +3,15 @@
 import argparse
 import math
 from pathlib import Path
-from typing import Callable
 
-from common.files import BadInput
+from common.files import BadInput, between, positive
 from model import PRESETS
 from rvedata import embed
 from rvedata.instructions import EXAMPLES
 
 
-def number(kind: type, low: float, high: float = math.inf) -> Callable:
-    """An argparse type: an int or a float in [low, high]."""
-    def parse(text):
-        value = kind(text)
-        if not low <= value <= high:
-            limit = f", {high:g} at most" if high < math.inf else ""
-            raise argparse.ArgumentTypeError(f"must be {low:g} or more{limit}, not {text}")
-        return value
-    parse.__name__ = kind.__name__
-    return parse
-
-
-count = number(int, 1)
-price = number(float, 0)
-ratio = number(float, 0, 1)
+price = between(0, math.inf)
+ratio = between(0, 1)
 
 
 def shard(text: str) -> tuple[int, int]:
@@ -48,7 +34,7 @@ def add_work_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--skip-bad", action="store_true",
         help="go on without what cannot be read or asked, and count it")
-    add("--workers", type=count, default=8, help="items that are worked on at a time")
+    add("--workers", type=positive, default=8, help="items that are worked on at a time")
     add("--near", type=ratio, default=.8,
         help="texts that share so much of their content words are the same")
 
@@ -73,3 +59,12 @@ def add_vlm_flags(parser: argparse.ArgumentParser) -> None:
     add("--price-out", type=price, default=0., help="openai: dollars a million tokens of answers")
     add("--overlap", type=ratio, default=.5,
         help="share of the literal content words that may be said again, at most")
+
+
+def add_caption_flags(parser: argparse.ArgumentParser) -> None:
+    """Captions by another endpoint model than the instructions (see vlm.make_captioner)."""
+    add = parser.add_argument
+    add("--caption-model", help="openai: model that writes the captions; --model if not given")
+    add("--caption-base-url", help="openai: its endpoint; --base-url if not given")
+    add("--caption-prices", type=price, nargs=2, default=(0., 0.), metavar=("IN", "OUT"),
+        help="openai: its dollars a million tokens")

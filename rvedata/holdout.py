@@ -1,12 +1,17 @@
 """How is a test split held out without leaks? (Sec. 3.2)
 
 Whole movies and whole source videos go to one side. Then what is left for training and is the same
-as, looks like or reads like something of the test is removed.
+as, looks like or reads like something of the test is removed, and within the test what looks like
+another movie's. Mirrored copies look alike, too.
+
+A video is {"sha": hash of its file, "vector": (D,), "mirrored": (D,)}, the last two the embeddings
+of its frames and of their mirror images.
 
 Axis letters: N triplets of the test, M of the training set, D width of an embedding, W words.
 """
 
 from collections import Counter
+from dataclasses import dataclass
 from typing import Iterable
 
 import numpy as np
@@ -24,7 +29,7 @@ def group_of(triplet: dict) -> str:
     return triplet.get("movie") or triplet["source_video_path"]
 
 
-def test_quota(triplets: list[dict], n: int, share: float) -> dict[str, int]:
+def quota_of_types(triplets: list[dict], n: int, share: float) -> dict[str, int]:
     """{type: triplets for the test}: equally many of each, but at most `share` of a type."""
     count = Counter(triplet["type"] for triplet in triplets)
     each, remainder = divmod(n, len(count))
@@ -35,30 +40,91 @@ def test_quota(triplets: list[dict], n: int, share: float) -> dict[str, int]:
     return quota
 
 
-def split(triplets: list[dict], n: int, share: float) -> tuple[list[dict], list[dict], list[dict]]:
-    """(test, reserve, train): `n` triplets for the test, see test_quota.
+def take_groups(triplets: list[dict], quota: dict[str, int]
+                ) -> tuple[list[dict], list[dict], list[dict]]:
+    """(chosen, others, rest): whole groups of triplets until the quota of each type is filled.
 
-    `reserve`: what the groups of the test have beyond the quota.
+    `others`: what the groups that were taken have beyond the quota; `rest`: the groups that were
+    not. Which groups are taken depends on their names, not on the order of the triplets.
     """
-    quota = test_quota(triplets, n, share)
-    groups = {}
+    left, groups = Counter(quota), {}
     for triplet in sorted(triplets, key=lambda triplet: triplet["id"]):
         groups.setdefault(group_of(triplet), []).append(triplet)
-    test, reserve, train = [], [], []
+    taken, others, rest = [], [], []
     for name in sorted(groups, key=lambda name: short_hash("test", name)):
-        chosen, others = [], []
+        chosen = []
         for triplet in groups[name]:
-            if quota[triplet["type"]] > 0:
-                quota[triplet["type"]] -= 1
+            if left[triplet["type"]] > 0:
+                left[triplet["type"]] -= 1
                 chosen.append(triplet)
-            else:
-                others.append(triplet)
-        test += chosen
+        unchosen = [triplet for triplet in groups[name] if triplet not in chosen]
+        taken += chosen
         if chosen:
-            reserve += others
+            others += unchosen
         else:
-            train += others
-    return test, reserve, train
+            rest += unchosen
+    return taken, others, rest
+
+
+@dataclass
+class Split:
+    """candidates and reserve are of the groups of the test, train has the other groups.
+
+    duplicates: {id: reason} of what is neither candidate nor reserve.
+    """
+    candidates: list[dict]
+    reserve: list[dict]
+    train: list[dict]
+    duplicates: dict[str, str]
+
+
+def split(triplets: list[dict], quota: dict[str, int], videos: dict[str, dict], same: float,
+          rejected: set[str] = frozenset()) -> Split:
+    """Hold out `quota` triplets of each type, and as many more as people rejected of them.
+
+    The rejected ones stay among the candidates. Their places, and those of duplicates, are filled
+    from the reserve, and then by more groups. More rejections only add candidates.
+    """
+    wanted = Counter(quota)
+    wanted.update(triplet["type"] for triplet in triplets if triplet["id"] in rejected)
+    side, train, missing = [], triplets, quota
+    while True:
+        taken, others, train = take_groups(train, missing)
+        side += taken + others
+        duplicates = find_duplicates(side, videos, same)
+        usable = [triplet for triplet in side if triplet["id"] not in duplicates]
+        candidates, reserve = fill_places(usable, wanted)
+        missing = wanted - Counter(triplet["type"] for triplet in candidates)
+        if not taken or not missing:
+            return Split(candidates, reserve, train, duplicates)
+
+
+def fill_places(triplets: list[dict], quota: dict[str, int]) -> tuple[list[dict], list[dict]]:
+    """(chosen, others): of each type the first triplets, as many as its quota."""
+    left = Counter(quota)
+    chosen, others = [], []
+    for triplet in triplets:
+        if left[triplet["type"]] > 0:
+            left[triplet["type"]] -= 1
+            chosen.append(triplet)
+        else:
+            others.append(triplet)
+    return chosen, others
+
+
+def find_duplicates(test: list[dict], videos: dict[str, dict], same: float) -> dict[str, str]:
+    """Which triplets of the test have a video of an earlier one of another group: {id: reason}."""
+    known = KnownVideos(test, videos)
+    kept = np.zeros(len(known.paths), bool)
+    duplicates = {}
+    for triplet in test:
+        others = kept & (known.groups != group_of(triplet))
+        reason = known.why_alike(triplet, same, others)
+        if reason:
+            duplicates[triplet["id"]] = reason
+        else:
+            kept |= known.ids == triplet["id"]
+    return duplicates
 
 
 def find_leaks(test: list[dict], train: list[dict], videos: dict[str, dict], same: float,
@@ -66,15 +132,15 @@ def find_leaks(test: list[dict], train: list[dict], videos: dict[str, dict], sam
     """Which triplets of `train` are too near to the test, and why: {id: reason}.
 
     A video is the same file, or its embedding has a cosine of at least `same`; or the instructions
-    are near duplicates. videos: {path: {"sha": hash of the file, "vector": (D,)}}.
+    are near duplicates (see text.near_duplicates). videos: {path: video}.
     """
-    index = _TestIndex(test, videos)
+    known, texts = KnownVideos(test, videos), KnownTexts(test)
     leaks = {}
     for start in range(0, len(train), BLOCK):            # never all at once
         block = train[start:start + BLOCK]
-        readers = index.like_texts([triplet["instruction"] for triplet in block], near)
+        readers = texts.first_like([triplet["instruction"] for triplet in block], near)
         for triplet, reads_like in zip(block, readers):
-            reason = index.like_videos(triplet, same)
+            reason = known.why_alike(triplet, same)
             if not reason and reads_like is not None:
                 reason = f"reads like {test[reads_like]['id']}: {triplet['instruction']!r}"
             if reason:
@@ -82,38 +148,58 @@ def find_leaks(test: list[dict], train: list[dict], videos: dict[str, dict], sam
     return leaks
 
 
-class _TestIndex:
-    """The test's files, embeddings and texts, to be compared with."""
+class KnownVideos:
+    """Files and embeddings of triplets, to be compared with.
 
-    def __init__(self, test: list[dict], videos: dict[str, dict]):
+    Each video has two rows: as it is, and mirrored. ids, groups: of their triplets.
+    """
+
+    def __init__(self, triplets: list[dict], videos: dict[str, dict]):
         self.videos = videos
-        self.paths = [triplet[field] for triplet in test for field in VIDEO_FIELDS]
-        self.owner = {}                                  # hash of a file -> id of its triplet
-        for triplet in test:
-            for field in VIDEO_FIELDS:
-                self.owner[videos[triplet[field]]["sha"]] = triplet["id"]
-        self.vectors = np.stack([videos[path]["vector"] for path in self.paths])       # (2 N, D)
+        self.paths, ids, groups, vectors = [], [], [], []
+        self.rows_of_file = {}                           # hash of a file -> rows
+        for triplet in triplets:
+            for path in [triplet[field] for field in VIDEO_FIELDS]:
+                video = videos[path]
+                self.rows_of_file.setdefault(video["sha"], []).append(len(self.paths))
+                self.paths += [path, f"{path} mirrored"]
+                ids += [triplet["id"]] * 2
+                groups += [group_of(triplet)] * 2
+                vectors += [video["vector"], video["mirrored"]]
+        self.ids, self.groups = np.array(ids), np.array(groups)
+        self.vectors = np.stack(vectors)                                               # (4 N, D)
+
+    def why_alike(self, triplet: dict, same: float, rows: np.ndarray | None = None) -> str:
+        """Which video of a triplet is a known file, or looks like a known video; or "".
+
+        rows: which of the rows to compare with, (4 N,) booleans; all if None.
+        """
+        paths = [triplet[field] for field in VIDEO_FIELDS]
+        for path in paths:
+            for row in self.rows_of_file.get(self.videos[path]["sha"], []):
+                if rows is None or rows[row]:
+                    return f"{path} is a file of {self.ids[row]}"
+        for path in paths:
+            cosines = self.vectors @ self.videos[path]["vector"]                       # (4 N,)
+            if rows is not None:
+                cosines[~rows] = -1
+            best = cosines.argmax()
+            if cosines[best] >= same:
+                return f"{path} looks like {self.paths[best]} ({cosines[best]:.3f})"
+        return ""
+
+
+class KnownTexts:
+    """The instructions of the test, to be compared with in blocks."""
+
+    def __init__(self, test: list[dict]):
         texts = [content_words(triplet["instruction"]) for triplet in test]
         vocabulary = sorted(frozenset().union(*texts))
         self.column = {word: k for k, word in enumerate(vocabulary)}
         self.bags = self._bags(texts)                                                  # (N, W)
         self.lengths = np.array([len(text) for text in texts])                         # (N,)
 
-    def like_videos(self, triplet: dict, same: float) -> str:
-        """Which video of a triplet is, or looks like, one of the test; or ""."""
-        reason = ""
-        for path in [triplet[field] for field in VIDEO_FIELDS]:
-            owner = self.owner.get(self.videos[path]["sha"])
-            if owner:
-                reason = f"{path} is a file of {owner}"
-                continue
-            cosines = self.vectors @ self.videos[path]["vector"]                       # (2 N,)
-            if not reason and cosines.max() >= same:
-                best = cosines.argmax()
-                reason = f"{path} looks like {self.paths[best]} ({cosines[best]:.3f})"
-        return reason
-
-    def like_texts(self, texts: Iterable[str], near: float) -> list[int | None]:
+    def first_like(self, texts: Iterable[str], near: float) -> list[int | None]:
         """For each text the first of the test that says nearly the same, or None."""
         words = [content_words(text) for text in texts]
         shared = (self._bags(words) @ self.bags.T).toarray()                           # (M, N)

@@ -6,11 +6,11 @@
 
 Stages, each a function and a file of JSON lines that the next one reads:
 
-    shots -> captions -> embeddings -> clusters -> pairs -> filter -> instructions -> triplets
+    shots -> captions -> embeddings -> clusters -> pairs -> instructions -> triplets
 
 The same command goes on after a stop; to do a stage again, delete its file and those after it. What
 costs (shots, captions, embeddings, instructions) is added line by line. What is cheap (clusters,
-pairs, filter, triplets) is written anew from all lines there are, sorted, so neither the order of
+pairs, triplets) is written anew from all lines there are, sorted, so neither the order of
 the work nor the number of machines matters.
 
 Chosen where the paper is silent: of a shot the middle 80 % are used, five seconds at most; see also
@@ -18,24 +18,26 @@ clusters.py and pairs.py.
 """
 
 from argparse import Namespace
-from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Callable, Iterator
 
 from safetensors.numpy import save
 
-from common.files import BadInput, Parser, atomic_write, run_script
+from common.files import BadInput, Parser, atomic_write, between, positive, run_script
 from rvedata import pages
 from rvedata.clusters import find_clusters
 from rvedata.embed import embed_clips, load_embedder
-from rvedata.film import find_cuts, read_frames, write_clip
-from rvedata.flags import add_siglip_flag, add_vlm_flags, add_work_flags, count, number, ratio
-from rvedata.instructions import CAPTION, read_examples, text_schema, write_instruction
+from rvedata.film import find_shots, read_clips, read_frames, write_clips
+from rvedata.flags import (add_caption_flags, add_siglip_flag, add_vlm_flags, add_work_flags, price,
+                           ratio)
+from rvedata.instructions import (CAPTION, print_check_counts, read_examples, text_schema,
+                                  write_instruction)
 from rvedata.manifest import VIDEO_FIELDS, write_triplets
-from rvedata.pairs import filter_pairs, select_pairs
-from rvedata.stages import (Rejected, my_shard, read_accepted, read_grouped, read_records,
-                            run_stage, short_hash)
-from rvedata.vlm import make_vlm
+from rvedata.pairs import select_pairs
+from rvedata.stages import (Rejected, finished_ids, my_shard, read_accepted, read_grouped,
+                            read_records, remove_leftovers, run_stage, short_hash)
+from rvedata.vlm import cost_of, make_captioner, make_vlm
 
 CHUNK = 64                                               # shots whose embeddings share a file
 MOVIES = (".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v", ".mpg", ".mpeg", ".ts")
@@ -52,22 +54,29 @@ def movie_names(folder: Path) -> list[str]:
 
 # ---------------------------------------------------------------------------------- shots and clips
 
-def find_shots(args: Namespace) -> None:
+def find_all_shots(args: Namespace) -> None:
     """shots.jsonl: a line a movie, {id, fps, frames, shots: [[first, past the last], ...]}."""
     def work(item: dict) -> dict:
         name = item["id"]
-        cuts, frames, fps = find_cuts(args.movies / name)
-        if not cuts:
+        shots, frames, fps = find_shots(args.movies / name)
+        if len(shots) < 2:
             raise BadInput(f"{name}: is a movie without cuts, of which no pair can be made; "
                            f"take it away")
-        if len(cuts) >= args.max_shots:
-            raise BadInput(f"{name}: has {len(cuts) + 1} shots, more than --max-shots "
+        if len(shots) > args.max_shots:
+            raise BadInput(f"{name}: has {len(shots)} shots, more than --max-shots "
                            f"{args.max_shots}: does it flicker? raise the flag, or take it away")
-        return {"fps": fps, "frames": frames, "shots": list(zip([0, *cuts], [*cuts, frames]))}
+        return {"fps": fps, "frames": frames, "shots": shots}
 
     names = [name for name in movie_names(args.movies) if my_shard(name, args.shard)]
     items = [{"id": name} for name in names]
-    run_stage(args.out / "shots.jsonl", items, work, args.skip_bad)
+    run_stage(args.out / "shots.jsonl", items, work, args.skip_bad, total=len(items))
+
+
+def read_movies(args: Namespace) -> Iterator[dict]:
+    """The lines of shots.jsonl that belong to this shard."""
+    for movie in read_accepted(args.out / "shots.jsonl", fps=float, shots=list):
+        if my_shard(movie["id"], args.shard):
+            yield movie
 
 
 def clips_of(movie: dict, seconds: float, least: int) -> Iterator[dict]:
@@ -85,26 +94,54 @@ def clips_of(movie: dict, seconds: float, least: int) -> Iterator[dict]:
                    "clip": [begin, begin + frames], "fps": movie["fps"]}
 
 
+def with_frames(args: Namespace, clips: list[dict]) -> Iterator[tuple[dict, list | BadInput]]:
+    """(clip, its frames) of clips of one movie, in temporal order, in one pass through the movie.
+
+    Where the movie cannot be read: the error, for the item that needs the frames to raise.
+    """
+    done = 0
+    try:
+        if clips:
+            movie = args.movies / clips[0]["movie"]
+            for frames in read_clips(movie, [clip["clip"] for clip in clips]):
+                yield clips[done], frames
+                done += 1
+    except BadInput as error:
+        for clip in clips[done:]:
+            yield clip, error
+
+
+def raise_if_error(frames: list | BadInput) -> list:
+    """The frames, unless they are the error that reading them ended with."""
+    if isinstance(frames, BadInput):
+        raise frames
+    return frames
+
+
 # ------------------------------------------------------------------------- captions and embeddings
 
 def caption_shots(args: Namespace, ask: Callable) -> None:
     """captions.jsonl: a line a shot, {id, movie, index, clip, fps, caption}."""
-    def work(clip: dict) -> dict:
-        frames = read_frames(args.movies / clip["movie"], clip["clip"])
+    path = args.out / "captions.jsonl"
+
+    def work(item: dict) -> dict:
+        frames = raise_if_error(item["frames"])
         answer = ask(" ".join(CAPTION.split()), frames, text_schema(caption={}))
         caption = answer.get("caption")
         if not isinstance(caption, str) or not caption.strip():
             raise Rejected("no caption came back")
-        return {**clip, "caption": caption.strip()}
+        return {**item["clip"], "caption": caption.strip()}
 
-    def clips() -> Iterator[dict]:
-        for movie in read_accepted(args.out / "shots.jsonl"):
-            if my_shard(movie["id"], args.shard):
-                yield from clips_of(movie, args.seconds, args.least)
+    def items() -> Iterator[dict]:
+        finished = finished_ids(path)
+        for movie in read_movies(args):
+            clips = clips_of(movie, args.seconds, args.least)
+            wanted = [clip for clip in clips if clip["id"] not in finished]
+            for clip, frames in with_frames(args, wanted):
+                yield {"id": clip["id"], "clip": clip, "frames": frames}
 
-    total = sum(1 for _ in clips())
-    run_stage(args.out / "captions.jsonl", clips(), work, args.skip_bad, args.workers, total,
-              getattr(ask, "cost", None))
+    total = sum(1 for movie in read_movies(args) for _ in clips_of(movie, args.seconds, args.least))
+    run_stage(path, items(), work, args.skip_bad, args.workers, total, cost_of(ask))
 
 
 def embed_shots(args: Namespace, embed: tuple[Callable, Callable]) -> None:
@@ -113,67 +150,117 @@ def embed_shots(args: Namespace, embed: tuple[Callable, Callable]) -> None:
     embeddings/<id>.safetensors: its image (N, D) and text (N, D').
     """
     embed_images, embed_texts = embed
+    path = args.out / "embeddings.jsonl"
 
-    def work(chunk: dict) -> dict:
-        clips = chunk["members"]
-        with ThreadPoolExecutor(args.workers) as pool:
-            frames = list(pool.map(frames_of, clips))
+    def work(item: dict) -> dict:
+        chunk = item["content"]
+        frames = [raise_if_error(some) for some in item["frames"]]
         vectors = {"image": embed_clips(embed_images, frames),
-                   "text": embed_texts([clip["caption"] for clip in clips])}
-        atomic_write(args.out / "embeddings" / f"{chunk['id']}.safetensors", save(vectors))
+                   "text": embed_texts([clip["caption"] for clip in chunk["members"]])}
+        atomic_write(args.out / "embeddings" / f"{item['id']}.safetensors", save(vectors))
         return chunk
 
-    def frames_of(clip: dict) -> list:
-        return read_frames(args.movies / clip["movie"], clip["clip"])
+    def items() -> Iterator[dict]:
+        finished = finished_ids(path)
+        for chunks in chunks_of_movies(args):
+            wanted = [chunk for chunk in chunks if chunk["id"] not in finished]
+            clips = [clip for chunk in wanted for clip in chunk["members"]]
+            reader = with_frames(args, clips)
+            for chunk in wanted:
+                frames = [some for _, some in islice(reader, len(chunk["members"]))]
+                yield {"id": chunk["id"], "content": chunk, "frames": frames}
 
-    def chunks() -> Iterator[dict]:
-        def key(clip: dict) -> tuple[str, int]:
-            return clip["movie"], clip["index"] // CHUNK
-        for (movie, chunk), clips in read_grouped(args.out / "captions.jsonl", key):
-            if my_shard(movie, args.shard):
-                yield {"id": short_hash(clips), "movie": movie, "chunk": chunk, "members": clips}
+    total = sum(len(chunks) for chunks in chunks_of_movies(args))
+    run_stage(path, items(), work, args.skip_bad, total=total)
 
-    run_stage(args.out / "embeddings.jsonl", chunks(), work, args.skip_bad)
+
+def chunks_of_movies(args: Namespace) -> Iterator[list[dict]]:
+    """Of each movie of this shard its captioned shots in chunks {id, movie, chunk, members}."""
+    captions = read_grouped(args.out / "captions.jsonl", key=lambda clip: clip["movie"],
+                            movie=str, index=int, clip=list, caption=str)
+    for movie, clips in captions:
+        if not my_shard(movie, args.shard):
+            continue
+        chunks = []
+        for number, members in groupby(clips, key=lambda clip: clip["index"] // CHUNK):
+            members = list(members)
+            chunks.append({"id": short_hash(members), "movie": movie, "chunk": number,
+                           "members": members})
+        yield chunks
 
 
 # ------------------------------------------------------------------------ instructions and triplets
 
 def instruct_pairs(args: Namespace, ask: Callable) -> None:
-    """instructions.jsonl: a line a pair, as in the manifest; clips/: its videos."""
-    def work(pair: dict) -> dict:
-        source, target = pair["source"], pair["target"]
-        parts = ["Earlier:", *frames_of(source), source["caption"],
-                 "Later:", *frames_of(target), target["caption"]]
+    """instructions.jsonl: a line a pair, as in the manifest; clips/: its videos.
+
+    The VLM sees frames of the clips as they are written.
+    """
+    path = args.out / "instructions.jsonl"
+
+    def work(item: dict) -> dict:
+        source, target = item["source"], item["target"]
+        if item["error"]:
+            raise item["error"]
+        paths = [clip_path(clip) for clip in (source, target)]
+        earlier, later = [read_frames(args.out / path) for path in paths]
+        parts = ["Earlier:", *earlier, source["caption"], "Later:", *later, target["caption"]]
         answer = write_instruction(ask, parts, target["caption"], "icvg", args.examples,
                                    args.overlap)
-        paths = [cut_out(clip) for clip in (source, target)]
         return {"subset": "icvg", **dict(zip(VIDEO_FIELDS, paths)), **answer,
                 "movie": source["movie"], "shots": [source["index"], target["index"]],
-                "score": pair["score"]}
+                "score": item["score"]}
 
-    def frames_of(clip: dict) -> list:
-        return read_frames(args.movies / clip["movie"], clip["clip"])
+    def items() -> Iterator[dict]:
+        finished = finished_ids(path)
+        for pairs in pairs_of_movies(args):
+            wanted = [pair for pair in pairs if pair["id"] not in finished]
+            error = cut_out(args, wanted)
+            for pair in wanted:
+                yield {**pair, "error": error}
 
-    def cut_out(clip: dict) -> str:
-        path = f"clips/{short_hash(clip['id'], clip['clip'])}.mp4"
-        if not (args.out / path).exists():
-            write_clip(args.movies / clip["movie"], clip["clip"], clip["fps"], args.out / path)
-        return path
-
-    def pairs() -> Iterator[dict]:
-        for pair in read_accepted(args.out / "filter.jsonl"):
-            if my_shard(pair["id"], args.shard):
-                yield pair
-
-    total = sum(1 for _ in pairs())
-    run_stage(args.out / "instructions.jsonl", pairs(), work, args.skip_bad, args.workers, total,
-              getattr(ask, "cost", None))
+    total = sum(len(pairs) for pairs in pairs_of_movies(args))
+    run_stage(path, items(), work, args.skip_bad, args.workers, total, cost_of(ask))
+    print_check_counts(path)
 
 
-def curate(args: Namespace, ask: Callable, embed: tuple[Callable, Callable]) -> None:
+def pairs_of_movies(args: Namespace) -> Iterator[list[dict]]:
+    """Of each movie its pairs that belong to this shard."""
+    pairs = read_grouped(args.out / "pairs.jsonl", key=lambda pair: pair["source"]["movie"],
+                         source=dict, target=dict, score=float)
+    for _, some in pairs:
+        yield [pair for pair in some if my_shard(pair["id"], args.shard)]
+
+
+def clip_path(clip: dict) -> str:
+    """Where a clip is written, relative to --out."""
+    return f"clips/{short_hash(clip['id'], clip['clip'])}.mp4"
+
+
+def cut_out(args: Namespace, pairs: list[dict]) -> BadInput | None:
+    """Write the clips of these pairs of one movie, as far as they are not there, in one pass.
+
+    Returns the error if the movie cannot be read.
+    """
+    clips = [clip for pair in pairs for clip in (pair["source"], pair["target"])]
+    missing = [clip for clip in clips if not (args.out / clip_path(clip)).exists()]
+    missing.sort(key=lambda clip: clip["clip"])
+    if not missing:
+        return None
+    try:
+        write_clips(args.movies / missing[0]["movie"], [clip["clip"] for clip in missing],
+                    missing[0]["fps"], [args.out / clip_path(clip) for clip in missing])
+    except BadInput as error:
+        return error
+    return None
+
+
+def curate(args: Namespace, ask: Callable, caption: Callable,
+           embed: tuple[Callable, Callable]) -> None:
     """All the stages. A shard ends before the clusters: their threshold needs all movies."""
-    find_shots(args)
-    caption_shots(args, ask)
+    remove_leftovers(args.out)
+    find_all_shots(args)
+    caption_shots(args, caption)
     embed_shots(args, embed)
     done = {record["id"] for _, record in read_records(args.out / "shots.jsonl")}
     if set(movie_names(args.movies)) - done:
@@ -182,19 +269,18 @@ def curate(args: Namespace, ask: Callable, embed: tuple[Callable, Callable]) -> 
         return
     try:
         threshold = find_clusters(args.out, args.window, args.threshold)
-        similarity, diversity = args.score
-        select_pairs(args.out, similarity, diversity, args.per_cluster)
         low, high = args.bounds or (threshold, .995)
-        filter_pairs(args.out, low, high)
+        similarity, diversity = args.score
+        select_pairs(args.out, similarity, diversity, args.per_cluster, low, high)
         instruct_pairs(args, ask)
         write_triplets(args.out, wanted_instructions(args.out), args.near)
     finally:                                             # what went wrong can be seen there, too
-        pages.report(args.out, read_frames, args.movies)
+        pages.report(args.out, args.movies)
 
 
 def wanted_instructions(out: Path) -> list[dict]:
-    """The instructions of the pairs that pass the filter now; others may remain of earlier runs."""
-    wanted = {pair["id"] for pair in read_accepted(out / "filter.jsonl")}
+    """The instructions of the pairs that there are now; others may remain of earlier runs."""
+    wanted = {pair["id"] for pair in read_accepted(out / "pairs.jsonl")}
     return [record for record in read_accepted(out / "instructions.jsonl")
             if record["id"] in wanted]
 
@@ -204,22 +290,23 @@ def parse(argv: list[str] | None = None) -> Namespace:
     add = parser.add_argument
     add("--movies", type=Path, required=True, help="folder of the films")
     add("--out", type=Path, default=Path("out/icvg"), help="folder of the results")
-    add("--seconds", type=number(float, .1), default=5., help="longest clip of a shot")
-    add("--least", type=count, default=17, help="fewest frames of a clip")
-    add("--max-shots", type=count, default=4000, help="a movie with more of them is bad")
-    add("--window", type=count, default=16,
+    add("--seconds", type=between(.1, 3600), default=5., help="longest clip of a shot")
+    add("--least", type=positive, default=17, help="fewest frames of a clip")
+    add("--max-shots", type=positive, default=4000, help="a movie with more of them is bad")
+    add("--window", type=positive, default=16,
         help="consecutive shots among which clusters are sought")
     add("--threshold", type=ratio,
         help="cosine that links two clips; the valley of those within windows if not given")
-    add("--score", type=number(float, 0), nargs=2, default=(1., 1.),
+    add("--score", type=price, nargs=2, default=(1., 1.),
         metavar=("SIMILARITY", "DIVERSITY"),
         help="weights of the captions' cosine and of 1 - the pictures'")
-    add("--per-cluster", type=count, default=3, help="most pairs of a cluster")
+    add("--per-cluster", type=positive, default=3, help="most pairs of a cluster")
     add("--bounds", type=ratio, nargs=2, metavar=("LOW", "HIGH"),
         help="of the cosine of a pair's pictures; the threshold and .995 if not given")
     add_work_flags(parser)
     add_siglip_flag(parser)
     add_vlm_flags(parser)
+    add_caption_flags(parser)
     args = parser.parse_args(argv)
     args.examples = read_examples(args.examples)
     movie_names(args.movies)
@@ -228,12 +315,17 @@ def parse(argv: list[str] | None = None) -> Namespace:
 
 def main(argv: list[str] | None = None, ask: Callable | None = None) -> None:
     args = parse(argv)
-    vlm = ask or make_vlm(args)
+    embed = load_embedder(args.siglip)
+    if ask:
+        curate(args, ask, ask, embed)
+        return
+    vlm = make_vlm(args)
+    captioner = make_captioner(args) or vlm
     try:
-        curate(args, vlm, load_embedder(args.siglip))
+        curate(args, vlm, captioner, embed)
     finally:
-        if ask is None:
-            vlm.close()
+        vlm.close()
+        captioner.close()
 
 
 if __name__ == "__main__":

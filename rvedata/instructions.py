@@ -6,11 +6,14 @@ A VLM is here a function ask(system, parts, schema) -> dict: `parts` are texts a
 
 import json
 import re
+from itertools import groupby
 from pathlib import Path
 from typing import Callable
 
+import numpy as np
+
 from common.files import BadInput
-from rvedata.stages import Rejected
+from rvedata.stages import Rejected, read_records
 from rvedata.text import content_words
 from tiny import world
 
@@ -30,6 +33,15 @@ perspective that leads from one to the other, and write an instruction from whic
 out the later clip; do not describe that clip. Answer as JSON: type, rationale (one sentence),
 instruction."""
 PROMPT = {"rave": REWRITE, "icvg": SYNTHESIZE}
+CHECK = """You see one frame of a source video and one of the video that it should become, a plain
+description of that change or of the second video, and an instruction. Two questions, each to be
+answered with yes or no. states_operation: does the instruction say which edit to make, or what is to
+be seen afterwards, in whatever words, instead of a cause from which one has to reason it out? fits:
+can one reason from the first video and the instruction to the second, and does nothing in them
+contradict it? Answer as JSON, with a reason of one sentence."""
+
+STATES, REPEATS = "it states an operation", "it repeats the literal words"
+ASKED = "the second question"                            # how its reasons begin
 
 
 def text_schema(**fields: dict) -> dict:
@@ -74,11 +86,11 @@ def why_unusable(answer: dict, literal: str, types: list[str], forbidden: list[s
         return "the instruction must have 3 to 60 words, and the rationale some"
     for verb in forbidden:
         if uses_verb(text, verb):
-            return f"it states an operation: {verb}"
+            return f"{STATES}: {verb}"
     said, shown = content_words(literal), content_words(text)
     shared = said & shown
     if len(shared) > overlap * min(len(said), len(shown)):
-        return f"it repeats the literal words: {', '.join(sorted(shared))}"
+        return f"{REPEATS}: {', '.join(sorted(shared))}"
     return ""
 
 
@@ -92,21 +104,84 @@ def write_instruction(ask: Callable, parts: list, literal: str, subset: str, exa
                       overlap: float) -> dict:
     """Type, rationale and implicit instruction of a pair of videos, as the VLM writes them.
 
-    An unusable answer is sent back once, with the reason. Raises Rejected if the second is, too.
+    An unusable answer is sent back once, with the reason, which is then in "sent_back". Raises
+    Rejected if the second is unusable, too.
     """
-    types = world.TYPES[subset]
+    types, forbidden = world.TYPES[subset], examples["forbidden"]
     system = "\n".join([
         " ".join(PROMPT[subset].split()),
         f"The types: {', '.join(types)}.",
-        f"Never use the verbs {', '.join(examples['forbidden'])}.",
+        f"Never use the verbs {', '.join(forbidden)}.",
         "Examples:",
         *[json.dumps(example) for example in examples[subset]]])
     schema = text_schema(type={"enum": types}, rationale={}, instruction={})
+    sent_back = {}
+    question = parts
     for _ in range(2):
-        answer = ask(system, parts, schema)
-        reason = why_unusable(answer, literal, types, examples["forbidden"], overlap)
+        answer = ask(system, question, schema)
+        reason = why_refused(ask, parts, answer, literal, types, forbidden, overlap)
         if not reason:
-            return {key: answer[key].strip() for key in ("type", "rationale", "instruction")}
-        parts = [*parts, f"Your answer was {json.dumps(answer)}. "
-                         f"It cannot be used: {reason}. Write another one."]
+            kept = {key: answer[key].strip() for key in ("type", "rationale", "instruction")}
+            return kept | sent_back
+        sent_back = {"sent_back": reason}
+        question = [*parts, f"Your answer was {json.dumps(answer)}. "
+                            f"It cannot be used: {reason}. Write another one."]
     raise Rejected(f"{reason} ({str(answer.get('instruction'))[:200]!r})")
+
+
+def why_refused(ask: Callable, parts: list, answer: dict, literal: str, types: list[str],
+                forbidden: list[str], overlap: float) -> str:
+    """Why an answer is refused, or "": by form and words, then by a second question to the VLM.
+
+    A forbidden verb is only a suspicion ("the weather is about to change"): the VLM decides.
+    """
+    reason = why_unusable(answer, literal, types, forbidden, overlap)
+    suspected = reason.startswith(STATES)
+    if reason and not suspected:
+        return reason
+    if suspected and why_unusable(answer, literal, types, [], overlap):
+        return reason
+    return second_question(ask, parts, answer["instruction"], literal, reason)
+
+
+def second_question(ask: Callable, parts: list, instruction: str, literal: str,
+                    suspicion: str = "") -> str:
+    """What the VLM has against an instruction, or "": it states the operation, or does not fit.
+
+    It is cheap: of each video only the middle frame is shown.
+    """
+    schema = text_schema(states_operation={"enum": ["yes", "no"]}, fits={"enum": ["yes", "no"]},
+                         reason={})
+    texts = [f"The plain description: {literal}", f"The instruction: {instruction}"]
+    answer = ask(" ".join(CHECK.split()), [*middle_frames(parts), *texts], schema)
+    reason = str(answer.get("reason"))[:200]
+    if answer.get("states_operation") == "yes":
+        return suspicion or f"{ASKED}: it states the operation: {reason}"
+    if answer.get("fits") == "no":
+        return f"{ASKED}: it does not fit both videos: {reason}"
+    if answer.get("states_operation") != "no" or answer.get("fits") != "yes":
+        return f"{ASKED}: no verdict came back"
+    return ""
+
+
+def middle_frames(parts: list) -> list[np.ndarray]:
+    """Of each row of frames the middle one."""
+    frames = []
+    for is_frame, row in groupby(parts, lambda part: isinstance(part, np.ndarray)):
+        row = list(row)
+        if is_frame:
+            frames.append(row[len(row) // 2])
+    return frames
+
+
+def print_check_counts(path: Path) -> None:
+    """One line: how many answers in a stage's file were sent back, by words and by the VLM."""
+    words = asked = 0
+    for _, record in read_records(path):
+        reason = record.get("sent_back") or record.get("rejected") or ""
+        if reason.startswith(ASKED):
+            asked += 1
+        elif reason.startswith((STATES, REPEATS)):
+            words += 1
+    print(f"{path.stem}: too explicit or unfit: {words} by their words, "
+          f"{asked} by the second question")

@@ -11,16 +11,21 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Iterator
 
-from common.files import Parser, run_script
+from common.files import BadInput, Parser, run_script
 from rvedata.flags import existing_folder
 from rvedata.manifest import rebase_paths
 from rvedata.stages import read_records, write_stage
 
+REPLIES = {"replies.jsonl", "replies-captions.jsonl"}
+
 
 def merge(folders: list[Path], out: Path) -> None:
     """Write the stages' files of all folders, joined, and copy their embeddings and clips."""
+    for folder in folders:
+        if not any(folder.glob("*.jsonl")):
+            raise BadInput(f"--from {folder}: holds no *.jsonl of rave or icvg; correct the path")
     names = {path.name for folder in folders for path in folder.glob("*.jsonl")}
-    for name in sorted(names - {"replies.jsonl"}):
+    for name in sorted(names - REPLIES):
         write_stage(out / name, join_records(folders, name, out))
     for folder in folders:
         for part in ("embeddings", "clips"):

@@ -12,16 +12,16 @@ from collections import Counter
 from itertools import islice
 from pathlib import Path
 from statistics import median
-from typing import Callable
 
 import cv2
 
 from data import FIELDS
 from common.files import BadInput, atomic_write
+from rvedata.film import read_clips, read_frames
 from rvedata.stages import read_accepted, read_records
 from rvedata.text import STOP_WORDS
 
-STAGES = ("shots", "captions", "embeddings", "clusters", "pairs", "filter", "instructions", "rewrites", "duplicates",
+STAGES = ("shots", "captions", "embeddings", "clusters", "pairs", "instructions", "rewrites", "duplicates",
           "triplets", "videos", "removed", "reserve", "candidates", "train", "test")
 SHOWN = 40                                               # clusters, triplets and rejected items of a stage, at most
 STYLE = """<meta charset=utf-8><style>
@@ -32,13 +32,32 @@ img{width:128px;display:block}.bar{background:#4a7ebb;height:11px;display:inline
 </style>"""
 
 
-def _thumbnail(read_frames: Callable, path: Path, clip=None) -> str:
+def _thumbnail(path: Path) -> str:
     try:
-        frame = read_frames(path, clip, 1, 192)[0]
+        return _picture(read_frames(path, 1, 192)[0])
     except BadInput as error:                            # it was there when its stage was done; say so, and go on
         return f"<small>{html.escape(str(error))}</small>"
+
+
+def _picture(frame) -> str:
     jpeg = cv2.imencode(".jpg", frame[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 80])[1]
     return f'<img src="data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}">'
+
+
+def _clip_pictures(movies: Path, clips: list[dict]) -> dict[str, str]:
+    """{id of a clip: its middle frame as HTML}, in one pass through each movie."""
+    pictures, by_movie = {}, {}
+    for clip in clips:
+        by_movie.setdefault(clip["movie"], {})[clip["index"]] = clip       # once, where clusters overlap
+    for name, by_index in by_movie.items():
+        wanted = [clip for _, clip in sorted(by_index.items())]
+        try:
+            for clip, frames in zip(wanted, read_clips(movies / name, [clip["clip"] for clip in wanted], 1, 192)):
+                pictures[clip["id"]] = _picture(frames[0])
+        except BadInput as error:
+            for clip in wanted:
+                pictures.setdefault(clip["id"], f"<small>{html.escape(str(error))}</small>")
+    return pictures
 
 
 def _table(rows: list[list]) -> str:
@@ -64,7 +83,7 @@ def _histogram(record: dict) -> str:
             f'{record["alone"]:,} clips alone.</small></p>')
 
 
-def report(folder: Path, read_frames: Callable, movies: Path | None = None) -> None:
+def report(folder: Path, movies: Path | None = None) -> None:
     """Write report.html of what is in a folder of rave, icvg or bench; `movies`: where its films are."""
     folder, parts, bad = Path(folder), [], []
     rows = [["stage", "done", "rejected", "failed"]]
@@ -99,16 +118,18 @@ def report(folder: Path, read_frames: Callable, movies: Path | None = None) -> N
         parts += ["<h2>Threshold</h2>", _histogram(json.loads((folder / "clusters.json").read_text()))]
     if movies and (folder / "clusters.jsonl").exists():
         parts.append(f"<h2>Clusters, the first {SHOWN}</h2>")
-        for cluster in islice(read_accepted(folder / "clusters.jsonl"), SHOWN):
+        shown = list(islice(read_accepted(folder / "clusters.jsonl"), SHOWN))
+        pictures = _clip_pictures(movies, [clip for cluster in shown for clip in cluster["members"]])
+        for cluster in shown:
             parts.append(f"<b>{html.escape(cluster['id'])}</b><div class=sheet>" + "".join(
-                f"<figure>{_thumbnail(read_frames, movies / r['movie'], r['clip'])}#{r['index']} "
+                f"<figure>{pictures[r['id']]}#{r['index']} "
                 f"{html.escape(r['caption'][:120])}</figure>" for r in cluster["members"]) + "</div>")
     for name in ("triplets", "test"):
         if sets.get(name):
             parts.append(f"<h2>Some of {name}</h2>")
         for r in sets.get(name, [])[:SHOWN]:
             parts.append("<div class=sheet>" + "".join(
-                f"<figure>{_thumbnail(read_frames, folder / r[field])}{name}</figure>"
+                f"<figure>{_thumbnail(folder / r[field])}{name}</figure>"
                 for field, name in zip(FIELDS, ("source", "target")))
                 + f"<div><b>{html.escape(r['instruction'])}</b><br>{html.escape(r['type'])}<br>"
                 f"<small>{html.escape(r['rationale'])}<br>{html.escape(r.get('literal', ''))}</small></div></div>")

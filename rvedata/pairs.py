@@ -1,6 +1,9 @@
 """Which two clips of a cluster make a source and a target? (Sec. 3.1.2)
 
-The best pairs say the same in their captions and look different; the earlier clip is the source.
+The best pairs say the same in their captions and look different; the earlier clip is the source. A
+pair must share enough context, and differ enough to learn from: its pictures have a cosine in
+[low, high]. That is asked before pairs are ranked, so a cluster whose best pair fails has its second
+best. Two clips of a cluster may be linked by way of others only, and be far apart themselves.
 """
 
 from pathlib import Path
@@ -9,7 +12,7 @@ from typing import Iterator
 import numpy as np
 
 from rvedata.clusters import load_vectors
-from rvedata.stages import read_accepted, short_hash, write_stage
+from rvedata.stages import read_grouped, short_hash, write_stage
 
 
 def cosines(out: Path, clips: list[dict], kind: str) -> np.ndarray:
@@ -18,47 +21,50 @@ def cosines(out: Path, clips: list[dict], kind: str) -> np.ndarray:
     return vectors @ vectors.T
 
 
-def select_pairs(out: Path, similarity: float, diversity: float, per_cluster: int) -> None:
+def select_pairs(out: Path, similarity: float, diversity: float, per_cluster: int, low: float,
+                 high: float) -> None:
     """Write pairs.jsonl: the best pairs of each cluster. No clip is in two of them.
 
     score = similarity * cosine of the captions + diversity * (1 - cosine of the pictures)
     """
     def pairs() -> Iterator[dict]:
-        for cluster in read_accepted(out / "clusters.jsonl"):
-            clips = cluster["members"]
-            captions, pictures = cosines(out, clips, "text"), cosines(out, clips, "image")
-            score = similarity * captions + diversity * (1 - pictures)
-            for i, j in best_disjoint(score, per_cluster):
-                yield {"id": f"icvg-{short_hash(clips[i]['id'], clips[j]['id'])}",
-                       "source": clips[i], "target": clips[j], "score": float(score[i, j]),
-                       "captions": float(captions[i, j]), "pictures": float(pictures[i, j])}
+        clusters = read_grouped(out / "clusters.jsonl", key=lambda cluster: cluster["movie"],
+                                movie=str, members=list)
+        for _, clusters_of_movie in clusters:
+            used = set()                                 # windows overlap, and so do clusters
+            for cluster in clusters_of_movie:
+                yield from pairs_of(cluster, used)
+
+    def pairs_of(cluster: dict, used: set[str]) -> Iterator[dict]:
+        clips = [clip for clip in cluster["members"] if clip["id"] not in used]
+        if len(clips) < 2:
+            return
+        captions, pictures = cosines(out, clips, "text"), cosines(out, clips, "image")
+        score = similarity * captions + diversity * (1 - pictures)
+        allowed = (low <= pictures) & (pictures <= high)
+        chosen = best_disjoint(score, allowed, per_cluster)
+        if not chosen:
+            yield {"id": cluster["id"], "rejected": f"no pair of its {len(clips)} clips has a "
+                   f"cosine of the pictures in {low:.3f} to {high:.3f}"}
+        for i, j in chosen:
+            used.update((clips[i]["id"], clips[j]["id"]))
+            yield {"id": f"icvg-{short_hash(clips[i]['id'], clips[j]['id'])}",
+                   "source": clips[i], "target": clips[j], "score": float(score[i, j]),
+                   "captions": float(captions[i, j]), "pictures": float(pictures[i, j])}
+
     write_stage(out / "pairs.jsonl", pairs())
 
 
-def best_disjoint(score: np.ndarray, most: int) -> list[tuple[int, int]]:
-    """The `most` best pairs i < j of a matrix of scores (N, N), greedily; no index occurs twice."""
-    n = len(score)
-    ranked = sorted((-score[i, j], i, j) for i in range(n) for j in range(i + 1, n))
+def best_disjoint(score: np.ndarray, allowed: np.ndarray, most: int) -> list[tuple[int, int]]:
+    """The `most` best allowed pairs i < j, greedily; no index occurs twice.
+
+    score: (N, N) floats, allowed: (N, N) booleans.
+    """
+    rows, columns = np.nonzero(np.triu(allowed, 1))
+    ranked = sorted((-score[i, j], i, j) for i, j in zip(rows.tolist(), columns.tolist()))
     chosen, used = [], set()
     for _, i, j in ranked:
         if len(chosen) < most and not {i, j} & used:
             chosen.append((i, j))
             used |= {i, j}
     return chosen
-
-
-def filter_pairs(out: Path, low: float, high: float) -> None:
-    """Write filter.jsonl: pairs that share enough context, and differ enough to learn from.
-
-    That is low <= cosine of the pictures <= high: two clips of a cluster may be linked by way of
-    others only, and be far apart themselves.
-    """
-    def filtered() -> Iterator[dict]:
-        for pair in read_accepted(out / "pairs.jsonl"):
-            cosine = pair["pictures"]
-            if low <= cosine <= high:
-                yield pair
-            else:
-                reason = f"cosine of the pictures {cosine:.3f}, not in {low:.3f} to {high:.3f}"
-                yield {"id": pair["id"], "rejected": reason}
-    write_stage(out / "filter.jsonl", filtered())

@@ -18,11 +18,11 @@ from common.files import BadInput, Parser, run_script
 from rvedata import pages
 from rvedata.film import read_frames
 from rvedata.flags import add_vlm_flags, add_work_flags, existing_folder
-from rvedata.instructions import read_examples, write_instruction
+from rvedata.instructions import print_check_counts, read_examples, write_instruction
 from rvedata.manifest import VIDEO_FIELDS, write_triplets
 from rvedata.stages import Rejected, my_shard, read_accepted, run_stage, short_hash
 from rvedata.text import SeenTexts
-from rvedata.vlm import make_vlm
+from rvedata.vlm import cost_of, make_vlm
 
 
 def read_ditto(files: list[Path], shard: tuple[int, int], share: float) -> Iterator[dict]:
@@ -76,9 +76,10 @@ def rewrite(args: Namespace, ask: Callable) -> None:
     path = args.out / "rewrites.jsonl"
     items = list(read_ditto(args.ditto, args.shard, args.near))
     run_stage(path, items, work, args.skip_bad, args.workers, len(items),
-              getattr(ask, "cost", None))
+              cost_of(ask))
+    print_check_counts(path)
     write_triplets(args.out, read_accepted(path), args.near)
-    pages.report(args.out, read_frames)
+    pages.report(args.out)
 
 
 def parse(argv: list[str] | None = None) -> Namespace:

@@ -18,15 +18,14 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save
 
-from common.files import Parser, atomic_write, run_script
+from common.files import Parser, atomic_write, positive, run_script
 from common.video import write_video
-from tiny.tokenizer import make_tokenizer
 from rvedata.embed import embed_clips, load_embedder, unit
-from rvedata.film import find_cuts, read_frames
-from rvedata.flags import count
+from rvedata.film import find_shots, read_clips
 from rvedata.icvg import CHUNK
 from rvedata.tiny_films import film_shot, join_shots
 from tiny import world
+from tiny.tokenizer import make_tokenizer
 
 ROOT = Path(__file__).parents[1]
 SHOTS, FRAMES_A_SHOT = 32, 54
@@ -71,15 +70,15 @@ def measure_film(folder: Path, clips: int = 8) -> dict:
     film, _ = join_shots([film_shot(triplet.before, FRAMES_A_SHOT // 9) for triplet in triplets])
     write_video(path, film, fps=24, scale=15)
     begin = time.perf_counter()
-    _, frames, _ = find_cuts(path)
+    _, frames, _ = find_shots(path)
     finding = time.perf_counter() - begin
     SiglipModel(SiglipConfig()).save_pretrained(folder / "siglip")
     make_tokenizer(["a"], 300).save_pretrained(folder / "siglip")
     embed_images, _ = load_embedder(str(folder / "siglip"))
     begin = time.perf_counter()
-    for k in range(clips):
-        clip = FRAMES_A_SHOT * k, FRAMES_A_SHOT * (k + 1)
-        embed_clips(embed_images, [read_frames(path, clip)])
+    spans = [(FRAMES_A_SHOT * k, FRAMES_A_SHOT * (k + 1)) for k in range(clips)]
+    for frames_of_clip in read_clips(path, spans):
+        embed_clips(embed_images, [frames_of_clip])
     embedding = time.perf_counter() - begin
     return {"film": f"480 x 480, {FRAMES_A_SHOT} frames a shot", "shots_per_s": SHOTS / finding,
             "frames_per_s": frames / finding, "clips_embedded_per_s": clips / embedding}
@@ -108,7 +107,7 @@ def measure(n: int) -> dict:
 
 def parse(argv: list[str] | None = None) -> Namespace:
     parser = Parser(prog="python -m rvedata.speed", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--shots", type=count, default=1_000_000, help="synthetic shots to cluster")
+    parser.add_argument("--shots", type=positive, default=1_000_000, help="synthetic shots to cluster")
     parser.add_argument("--out", type=Path, default=Path("out/speed"), help="folder of the result")
     return parser.parse_args(argv)
 

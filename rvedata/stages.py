@@ -12,17 +12,17 @@ Nothing depends on the order of the lines: two shards are joined by writing one 
 
 import hashlib
 import json
-import os
+import re
 import sys
 from collections import Counter
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Callable, Iterable, Iterator
 
 from tqdm import tqdm
 
 from common.files import BadInput, replacing
+from common.jsonl import JsonLines, read_rows, to_json
 
 
 class Rejected(ValueError):
@@ -47,22 +47,10 @@ def my_shard(name: str, shard: tuple[int, int]) -> bool:
 # ---------------------------------------------------------------------------------- reading a stage
 
 def read_records(path: Path) -> Iterator[tuple[int, dict]]:
-    """(offset in the file, record) of each whole line; what was cut off at the end is skipped."""
-    if not path.exists():
-        return
-    offset = 0
-    with open(path, "rb") as file:
-        for line in file:
-            if line.endswith(b"\n"):
-                yield offset, _parse(line, path, offset)
-            offset += len(line)
-
-
-def _parse(line: bytes, path: Path, offset: int) -> dict:
-    try:
-        return json.loads(line)
-    except ValueError as error:
-        raise BadInput(f"{path}: the line at byte {offset} is not JSON; delete it") from error
+    """(offset in the file, record) of each line. Raises BadInput for a line that is none of ours."""
+    for offset, record in read_rows(path, "record", ("id",)):
+        _check_fields(record, {"id": str}, path, offset)
+        yield offset, record
 
 
 def is_accepted(record: dict) -> bool:
@@ -70,18 +58,37 @@ def is_accepted(record: dict) -> bool:
     return "rejected" not in record and "failed" not in record
 
 
-def read_accepted(path: Path) -> Iterator[dict]:
-    """The records of what was done."""
-    for _, record in read_records(path):
+def finished_ids(path: Path) -> set[str]:
+    """The ids of the items that are done or rejected; what failed is tried again."""
+    return {record["id"] for _, record in read_records(path) if "failed" not in record}
+
+
+def read_accepted(path: Path, **fields: type) -> Iterator[dict]:
+    """The records of what was done. Raises BadInput if one lacks a field, or it is of another type."""
+    for offset, record in read_records(path):
         if is_accepted(record):
+            _check_fields(record, fields, path, offset)
             yield record
 
 
-def read_grouped(path: Path, key: Callable[[dict], object]) -> Iterator[tuple[object, list[dict]]]:
-    """(key, its accepted records sorted by id), sorted by key. Only offsets are held in memory."""
+def _check_fields(record: dict, fields: dict[str, type], path: Path, offset: int) -> None:
+    for name, kind in fields.items():
+        value = record.get(name)
+        if not isinstance(value, (int, float) if kind is float else kind):
+            raise BadInput(f"{path}: the line at byte {offset} has no {name} of type "
+                           f"{kind.__name__}; delete it")
+
+
+def read_grouped(path: Path, key: Callable[[dict], object],
+                 **fields: type) -> Iterator[tuple[object, list[dict]]]:
+    """(key, its accepted records sorted by id), sorted by key.
+
+    Only offsets are held in memory: a file may be larger.
+    """
     groups = {}
     for offset, record in read_records(path):
         if is_accepted(record):
+            _check_fields(record, fields, path, offset)
             groups.setdefault(key(record), {})[record["id"]] = offset
     for group in sorted(groups):
         offsets = [offset for _, offset in sorted(groups[group].items())]
@@ -108,7 +115,7 @@ def write_stage(path: Path, records: Iterable[dict]) -> Counter:
     with replacing(path) as temporary, open(temporary, "w") as file:
         for record in records:
             counts["rejected" if "rejected" in record else "done"] += 1
-            file.write(json.dumps(record) + "\n")
+            file.write(to_json(record) + "\n")
     print_counts(path, counts)
     return counts
 
@@ -122,10 +129,9 @@ def run_stage(path: Path, items: Iterable[dict], work: Callable[[dict], dict],
     becomes a line, too, otherwise the run ends, and the same command goes on from what is there.
     total: number of items, for the progress bar. cost(done, left): what to say about the money.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    known = {record["id"] for _, record in read_records(path) if "failed" not in record}
+    known = finished_ids(path)
     first = min(len(known), total or 0)
-    with (_appending(path) as file, ThreadPoolExecutor(workers) as pool,
+    with (JsonLines(path) as file, ThreadPoolExecutor(workers) as pool,
           tqdm(desc=path.stem, unit="item", total=total, initial=first, disable=None) as bar):
         running = _Running(path.stem, file, bar, skip_bad, cost)
         try:
@@ -145,23 +151,18 @@ def run_stage(path: Path, items: Iterable[dict], work: Callable[[dict], dict],
     return running.counts
 
 
-@contextmanager
-def _appending(path: Path) -> Iterator[BinaryIO]:
-    """The file, open for appending after its last whole line."""
-    longest_line = 2 ** 26
-    with open(path, "ab+") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - longest_line))
-        tail = file.read()
-        interrupted = len(tail) - (tail.rfind(b"\n") + 1)
-        file.truncate(size - interrupted)
-        yield file
+def remove_leftovers(folder: Path) -> None:
+    """Remove temporary files that killed runs left (see common.files.replacing)."""
+    for path in folder.rglob("*.tmp*"):
+        owner = re.search(r"\.tmp(\d+)(\.|$)", path.name)
+        if owner and path.is_file() and not Path("/proc", owner[1]).exists():
+            path.unlink()
 
 
 class _Running:
     """The items that are being worked on, and what becomes of them."""
 
-    def __init__(self, stage: str, file: BinaryIO, bar: tqdm, skip_bad: bool, cost):
+    def __init__(self, stage: str, file: JsonLines, bar: tqdm, skip_bad: bool, cost):
         self.stage, self.file, self.bar = stage, file, bar
         self.skip_bad, self.cost = skip_bad, cost
         self.ids: dict[Future, str] = {}
@@ -203,8 +204,7 @@ class _Running:
                 del self.ids[future]
 
     def _write(self, what: str, record: dict) -> None:
-        self.file.write(json.dumps(record).encode() + b"\n")
-        self.file.flush()
+        self.file.append(record)
         self.counts[what] += 1
         self.bar.update()
         if self.cost:

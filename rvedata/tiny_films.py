@@ -90,12 +90,17 @@ class TinyWorldVLM:
             triplet, side = self.recognise(frames)
             shown = triplet.before if side == "source" else triplet.after
             return {"caption": scene.caption(shown)}
+        texts = [part for part in parts if isinstance(part, str)]
         half = len(frames) // 2
         (triplet, first), (other, second) = map(self.recognise, (frames[:half], frames[half:]))
         if (first, second) != ("source", "target") or other is not triplet:
             nothing = "no rule leads from the one to the other"
             return {"type": "", "rationale": "", "instruction": nothing}
-        texts = [part for part in parts if isinstance(part, str)]
+        if "fits" in schema["properties"]:
+            says = texts[-1].partition(": ")[2]
+            return {"states_operation": "yes" if says == triplet.literal else "no",
+                    "fits": "yes" if says in (triplet.literal, triplet.instruction) else "no",
+                    "reason": "the tiny world says so"}
         sent_back = any(text.startswith("Your answer was") for text in texts)
         literally = len(triplet.literal) % 4 == 0 and not sent_back
         return {"type": triplet.type, "rationale": triplet.thought,

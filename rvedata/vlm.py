@@ -8,18 +8,19 @@ import json
 from argparse import Namespace
 from itertools import groupby
 from threading import Lock
+from typing import Callable
 
 import numpy as np
 import torch
 
 from common.files import BadInput
 from common.video import from_bytes
-from critic import load_model, write
-from model import chat
+from critic import write
+from model import chat, load_model
 from rvebench.ask import Client, Missing, Question, parse_json
 from rvedata.stages import Rejected, StopRun
 
-VERSION = 1                                              # of the prompts: part of a reply's key
+VERSION = 2                                              # of the prompts: part of a reply's key
 
 
 class EndpointVLM:
@@ -91,3 +92,18 @@ def make_vlm(args: Namespace) -> EndpointVLM | LocalVLM:
     client = Client(args.out / "replies.jsonl", args.model, args.base_url,
                     args.price_in, args.price_out)
     return EndpointVLM(client)
+
+
+def make_captioner(args: Namespace) -> EndpointVLM | None:
+    """The VLM of --caption-model; None if the captions come from the one that make_vlm makes."""
+    if args.caption_model is None:
+        return None
+    price_in, price_out = args.caption_prices
+    client = Client(args.out / "replies-captions.jsonl", args.caption_model,
+                    args.caption_base_url or args.base_url, price_in, price_out)
+    return EndpointVLM(client)
+
+
+def cost_of(ask: Callable) -> Callable[[int, int | None], str] | None:
+    """What run_stage says about money: only an endpoint costs any."""
+    return getattr(ask, "cost", None)

@@ -26,6 +26,8 @@ def knows(system, parts, schema):
     """A VLM that knows nothing: it tells colours, and has an answer that the check lets pass."""
     if "caption" in schema["properties"]:
         return {"caption": f"a place of colour {' '.join(str(int(x) // 64) for x in parts[0].mean((0, 1)))}"}
+    if "fits" in schema["properties"]:
+        return {"states_operation": "no", "fits": "yes", "reason": "it seems so"}
     captions = [p for p in parts if isinstance(p, str)]
     number = sum(map(ord, "".join(captions)))
     types = schema["properties"]["type"]["enum"]

@@ -30,10 +30,20 @@ def test_bench_holds_out_without_leaks(rave, icvg, tmp_path, capsys):
     go("bench", out, *flags, "--decisions", tmp_path / "decisions.json")
     accepted = [r["id"] for r in read(out / "test.jsonl")]
     assert accepted == [name for name, what in decisions.items() if what == "accept"]
-    told = f"{len(accepted)} accepted, {len(test) - 1 - len(accepted)} rejected, 1 not decided"
+    rejected = [r for r in test if decisions.get(r["id"]) == "reject"]
+    filled = read(out / "candidates.jsonl")              # others take the rejected places
+    assert [r for r in filled if r in test] == test
+    new = [r for r in filled if r not in test]
+    missing = Counter(r["type"] for r in rejected)
+    assert Counter(r["type"] for r in new) <= missing and len(new) >= len(rejected) - 1
+    told = f"{len(accepted)} accepted, {len(rejected)} rejected, {1 + len(new)} not decided"
+    page = (out / "verify.html").read_text()
+    assert all(r["id"] in page for r in new) and not any(name in page for name in decisions)
+    assert not {r["id"] for r in read(out / "train.jsonl")} & {r["id"] for r in filled}
     assert told in capsys.readouterr().out
     go("bench", out, *flags)                             # they are kept
-    assert [r["id"] for r in read(out / "test.jsonl")] == accepted and read(out / "candidates.jsonl") == test
+    assert [r["id"] for r in read(out / "test.jsonl")] == accepted
+    assert read(out / "candidates.jsonl") == filled
     (tmp_path / "decisions.json").write_text('{"another": "accept"}')
     with pytest.raises(BadInput, match="decisions.json: 'another' is no triplet here"):
         go("bench", out, *flags, "--decisions", tmp_path / "decisions.json")

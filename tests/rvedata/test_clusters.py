@@ -9,7 +9,8 @@ from safetensors.numpy import save
 from scipy.stats import norm
 
 from curation import read
-from rvedata.clusters import BIN_EDGES, find_clusters, link_clips, minimum_error_threshold
+from rvedata.clusters import (BIN_EDGES, clusters_of, find_clusters, link_clips,
+                              minimum_error_threshold)
 from rvedata.embed import unit
 from rvedata.icvg import CHUNK
 from rvedata.pairs import select_pairs
@@ -61,21 +62,41 @@ def fake(out, movies, dim=8, seed=0, spread=.05):
     return truth
 
 
+def windows_of(i, j, size=16, step=8):
+    """The windows [k step, k step + size) that hold both shots."""
+    return [k for k in range(j // step + 1) if k * step <= i and j < k * step + size]
+
+
 def test_a_movie_of_5000_cuts(tmp_path):
-    places = [k // 16 * 3 + k % 3 for k in range(5001)]  # three places in turn in each window
+    places = [k // 16 * 3 + k % 3 for k in range(5001)]  # three places in turn, for sixteen shots
     image = fake(tmp_path, {"m": places}, dim=64)
     threshold = find_clusters(tmp_path, 16)
-    found = read(tmp_path / "clusters.jsonl")
-    for cluster in found:
-        index = [r["index"] for r in cluster["members"]]
-        assert len({places[k] for k in index}) == len({k // 16 for k in index}) == 1
-    assert len(found) == 313 * 3 and threshold == json.loads((tmp_path / "clusters.json").read_text())["threshold"]
-    counts = np.zeros(400, int)                          # the histogram, pair by pair
-    for k in range(0, 5001, 16):
-        for i, j in combinations(range(k, min(k + 16, 5001)), 2):
-            counts[min(399, int((float(image["m", i] @ image["m", j]) + 1) * 200))] += 1
-    kept = np.array(json.loads((tmp_path / "clusters.json").read_text())["counts"])
-    assert kept.sum() == counts.sum() and np.abs(kept - counts).sum() <= 40              # rounding at the bins' edges
+    kept = json.loads((tmp_path / "clusters.json").read_text())
+    assert threshold == kept["threshold"] and kept["alone"] == 0
+    found = [[r["index"] for r in cluster["members"]]
+             for cluster in read(tmp_path / "clusters.jsonl")]
+    for index in found:                                  # alike, and within one window
+        assert len({places[k] for k in index}) == 1 and windows_of(min(index), max(index))
+    together = {pair for index in found for pair in combinations(index, 2)}
+    counts = np.zeros(400, int)                          # pair by pair
+    for i in range(5001):
+        for j in range(i + 1, min(i + 16, 5001)):
+            if windows_of(i, j):
+                assert ((i, j) in together) == (places[i] == places[j]), (i, j)
+                counts[min(399, int((float(image["m", i] @ image["m", j]) + 1) * 200))] += 1
+    kept = np.array(kept["counts"])
+    assert kept.sum() == counts.sum()
+    assert np.abs(kept - counts).sum() <= 80             # rounding at the bins' edges
+
+
+def test_overlapping_windows_by_hand():
+    """Of 24 shots, those of a scene across the border of two windows of 16 are one cluster."""
+    clips = [{"index": k} for k in range(24)]
+    image = np.eye(24, dtype=np.float32)
+    image[[14, 15, 17]] = image[14]                      # only in window 8..23 are all three
+    image[[2, 9]] = image[2]                             # only in window 0..15
+    image[[10, 12]] = image[10]                          # in both: once
+    assert clusters_of(clips, image, 16, .5) == [[2, 9], [10, 12], [14, 15, 17]]
 
 
 def test_the_order_of_the_lines_does_not_matter(tmp_path):
@@ -85,5 +106,5 @@ def test_the_order_of_the_lines_does_not_matter(tmp_path):
     (tmp_path / "b/embeddings.jsonl").write_text("".join([lines[2], lines[4], lines[1], lines[0], lines[3], lines[1]]))
     for name in ("a", "b"):
         find_clusters(tmp_path / name, 16)
-        select_pairs(tmp_path / name, 1, 1, 2)
+        select_pairs(tmp_path / name, 1, 1, 2, -1, 1)
     assert (tmp_path / "a/pairs.jsonl").read_text() == (tmp_path / "b/pairs.jsonl").read_text() != ""

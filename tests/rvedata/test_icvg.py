@@ -77,7 +77,7 @@ def test_a_service_that_dies(icvg, movies, tmp_path):
     with open(tmp_path / "out/captions.jsonl", "a") as file:
         file.write('{"id": "m2.mp4#000')                 # and the machine stopped in the middle of a line
     go("icvg", tmp_path / "out", *flags, ask=dies)
-    assert len(calls) == 18 + 6 + 1                      # each caption and instruction once, and what had failed again
+    assert len(calls) == 18 + 2 * 6 + 1                  # captions; instructions, checked; what failed
     assert (tmp_path / "out/triplets.jsonl").read_bytes() == (icvg / "triplets.jsonl").read_bytes()
 
 
@@ -109,7 +109,7 @@ def test_shards_are_merged_into_the_same(icvg, movies, tmp_path, capsys):
         go("icvg", tmp_path / "whole", "--movies", movies.folder, "--least", 9, "--shard", f"{i}/2",
            ask=lambda system, parts, schema: knows(system, parts, schema) if "type" in schema["properties"] else
            pytest.fail("captions are there"))
-    for name in ("clusters", "pairs", "filter", "triplets"):
+    for name in ("clusters", "pairs", "triplets"):
         assert (tmp_path / f"whole/{name}.jsonl").read_bytes() == (icvg / f"{name}.jsonl").read_bytes(), name
 
 

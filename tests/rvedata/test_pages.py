@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from curation import read
-from rvedata import bench, film, pages
+from rvedata import bench, pages
 from rvedata.manifest import VIDEO_FIELDS
 
 
@@ -18,7 +18,7 @@ def test_pages_are_escaped_and_whole(tmp_path):
            "source_video_path": "a #1?.mp4", "target_video_path": "b.mp4"}
     (tmp_path / "triplets.jsonl").write_text(json.dumps(row) + "\n")
     (tmp_path / "rewrites.jsonl").write_text(json.dumps({"id": bad, "rejected": bad}) + "\n")
-    pages.report(tmp_path, film.read_frames)
+    pages.report(tmp_path)
     pages.verify(tmp_path, [row], "key")
     report, verify = (tmp_path / "report.html").read_text(), (tmp_path / "verify.html").read_text()
     assert "<script" not in report and report.count("alert(1)") >= 4
@@ -66,5 +66,5 @@ def test_verify_in_a_browser(rave, tmp_path):
         wait(browser, 30).until(lambda b: (tmp_path / "down/decisions.json").exists())
     finally:
         browser.quit()
-    decisions = bench.read_decisions(tmp_path / "down/decisions.json", True, {r["id"]: r for r in rows})
+    decisions = bench.read_decisions(tmp_path / "down/decisions.json", {r["id"]: r for r in rows})
     assert decisions == {rows[0]["id"]: "accept", rows[1]["id"]: "reject"}

@@ -16,8 +16,8 @@ def test_grouped_reads_any_order(tmp_path):
     found = [(k, [r["id"] for r in rows]) for k, rows in read_grouped(tmp_path / "x.jsonl", lambda r: r["k"])]
     assert found == [(1, ["c"]), (2, ["a", "b"])]
     assert list(read_grouped(tmp_path / "none.jsonl", lambda r: r["k"])) == []
-    (tmp_path / "x.jsonl").write_text('{"id": 1}\n{"broken\n')
-    with pytest.raises(BadInput, match="x.jsonl: the line at byte 10 is not JSON"):
+    (tmp_path / "x.jsonl").write_text('{"id": "1"}\n{"broken\n')
+    with pytest.raises(BadInput, match="x.jsonl:2: is no record of ours"):
         list(read_grouped(tmp_path / "x.jsonl", lambda r: r["id"]))
 
 
