@@ -44,6 +44,10 @@ def test_bench_holds_out_without_leaks(rave, icvg, tmp_path, capsys):
     go("bench", out, *flags)                             # they are kept
     assert [r["id"] for r in read(out / "test.jsonl")] == accepted
     assert read(out / "candidates.jsonl") == filled
+    (tmp_path / "no id").mkdir()
+    (tmp_path / "no id/triplets.jsonl").write_text('{"type": "Temporal Reasoning"}\n')
+    with pytest.raises(BadInput, match="triplets.jsonl:1: is no record of ours"):
+        go("bench", tmp_path / "other", "--from", tmp_path / "no id")
     (tmp_path / "decisions.json").write_text('{"another": "accept"}')
     with pytest.raises(BadInput, match="decisions.json: 'another' is no triplet here"):
         go("bench", out, *flags, "--decisions", tmp_path / "decisions.json")

@@ -20,11 +20,13 @@ ROOT = Path(__file__).parents[2]
     (["rave", "--ditto", "none.json", "--videos", "nowhere"], "nowhere: there is no such folder"),
     (["icvg", "--movies", "nowhere", "--siglip", "pixels"], "--movies nowhere: holds no film"),
     (["icvg", "--movies", ".", "--shard", "2/2"], "argument --shard: must be i/n"),
-    (["icvg", "--movies", ".", "--window", "0"], "argument --window: must be 1 or more"),
-    (["icvg", "--movies", ".", "--threshold", "2"], "argument --threshold: must be 0 or more, 1 at most"),
+    (["icvg", "--movies", ".", "--window", "0"], "argument --window: must be at least 1"),
+    (["icvg", "--movies", ".", "--threshold", "2"], "argument --threshold: must be in [0, 1]"),
     (["icvg", "--movies", ".", "--examples", "none"], "--examples none: FileNotFoundError"),
     (["bench", "--from", ".", "--siglip", "pixels"], "--from .: no triplets.jsonl there"),
     (["bench", "--from", "nowhere"], "nowhere: there is no such folder"),
+    (["merge", "--from", ".", "--out", "x"], "--from .: holds no *.jsonl of rave or icvg"),
+    (["speed", "--shots", "-5"], "argument --shots: must be at least 1"),
 ])
 def test_bad_flags(flags, words, tmp_path, monkeypatch, capsys):
     command, *others = flags

@@ -2,17 +2,21 @@
 
 import re
 import subprocess
+from pathlib import Path
 
+import cv2
 import imageio.v3 as iio
 import imageio_ffmpeg
 import numpy as np
 import pytest
 import torch
 
+from common import video
 from common.files import BadInput
 from common.video import count_frames, write_video
 from curation import go, read
 from rvedata import film, tiny_films
+from tiny import world
 
 
 def test_cuts_are_found_within_a_frame(movies, tmp_path):
@@ -84,3 +88,116 @@ def test_a_film_that_is_cut_off(movies, tmp_path):
     (tmp_path / "cut.mp4").write_bytes((tmp_path / "whole.mp4").read_bytes()[:len(data) // 2])
     with pytest.raises(BadInput, match="cut.mp4: cannot be read to its end"):
         film.find_shots(tmp_path / "cut.mp4")
+
+
+# ------------------------------------------------------------- films whose frames show their number
+
+N, BLOCK = 100, 16
+
+
+def paint(number):
+    """A frame with its number as 3 x 4 black and white blocks, the ground grey or coloured in turn."""
+    frame = np.full((4 * BLOCK, 6 * BLOCK, 3), (90, 90, 90), np.uint8)
+    if number // 50 % 2:
+        frame[:] = (180, 60, 20)
+    for bit in range(12):
+        row, column = divmod(bit, 4)
+        y, x = BLOCK * row + BLOCK // 2, BLOCK * column + BLOCK
+        frame[y:y + BLOCK, x:x + BLOCK] = 255 * (number >> bit & 1)
+    return frame
+
+
+def number_of(frame):
+    """The number that is painted in a frame of any size."""
+    frame = cv2.resize(frame, (6 * BLOCK, 4 * BLOCK), interpolation=cv2.INTER_AREA).astype(int)
+    middles = [(BLOCK * (bit // 4) + BLOCK, BLOCK * (bit % 4) + 3 * BLOCK // 2)
+               for bit in range(12)]
+    return sum((frame[y - 3:y + 3, x - 3:x + 3].mean() > 127) << bit
+               for bit, (y, x) in enumerate(middles))
+
+
+X264 = ["-c:v", "libx264", "-crf", "16", "-g", "12", "-pix_fmt", "yuv420p"]
+SOUND = ["-f", "lavfi", "-i", "sine=d=6"]
+FILMS = {
+    "Alien: Romulus.mp4": ([], X264),
+    "ntsc.mkv": ([], ["-vf", "settb=1/24000,setpts=N*1001", "-fps_mode", "passthrough", *X264]),
+    "dropped.mkv": ([], ["-vf", "select='lt(n,60)+not(mod(n,2))'", "-fps_mode", "vfr", *X264]),
+    "slow, then fast.mp4": ([], ["-vf", "settb=1/1000,setpts='if(lt(N,50),N*40,1500+N*10)'",
+                                 "-fps_mode", "passthrough", *X264]),
+    "late.mkv": ([], ["-output_ts_offset", "7.3", *X264]),
+    "sound is longer.ts": (SOUND, [*X264, "-c:a", "ac3"]),
+    "xvid.avi": ([], ["-c:v", "mpeg4", "-vtag", "XVID", "-bf", "2", "-q:v", "2"]),
+    "film.mpg": (SOUND, ["-c:v", "mpeg2video", "-bf", "2", "-q:v", "2", "-c:a", "mp2"]),
+    "ten bits.mkv": ([], ["-c:v", "libx265", "-x265-params", "log-level=none",
+                          "-pix_fmt", "yuv420p10le"]),
+}
+
+
+@pytest.mark.parametrize("name", FILMS)
+def test_the_vlm_and_the_clip_show_the_same_frames(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = Path(name)
+    inputs, options = FILMS[name]
+    pixels = np.stack([paint(k) for k in range(N)])
+    subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-f", "rawvideo", "-pix_fmt",
+                    "rgb24", "-s", f"{6 * BLOCK}x{4 * BLOCK}", "-r", "25", "-i", "-", *inputs,
+                    *options, tmp_path / name], input=pixels.tobytes(), check=True)
+    painted = [number_of(frame) for frame in video.frames(path)]
+    assert painted == [k for k in range(N) if k < 60 or k % 2 == 0 or name != "dropped.mkv"]
+    shots, frames, fps = film.find_shots(path)
+    assert frames == len(painted)                        # (blocks that turn may look like a cut, too)
+    assert 50 in [painted[first] for first, _ in shots]
+    clips = [(3, 40), (53, len(painted) - 4)]
+    outs = [Path("0.mp4"), Path("1.mp4")]
+    film.write_clips(path, clips, fps, outs)
+    for (a, b), seen, out in zip(clips, film.read_clips(path, clips, k=5), outs):
+        written = [number_of(frame) for frame in video.frames(out)]
+        assert written == painted[a:b]                   # the clip has its frames, all of them
+        shown = [number_of(frame) for frame in seen]     # and the VLM sees some of the same
+        assert shown == [written[k] for k in film.middles(0, b - a, 5)]
+        assert [number_of(frame) for frame in film.read_frames(out, k=5)] == shown
+
+
+def test_a_film_that_is_another_one_now(movies, tmp_path):
+    path = tmp_path / "short.mp4"
+    write_video(path, torch.zeros(20, 3, 32, 32))
+    with pytest.raises(BadInput, match="short.mp4: frame 40 cannot be read; is it the file whose"):
+        film.write_clips(path, [(5, 10), (40, 50)], 24, [tmp_path / "a.mp4", tmp_path / "b.mp4"])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.mp4", "short.mp4"]
+
+
+# --------------------------------------------------------------------------------------- dissolves
+
+def blend(a, b, n):
+    """Two shots (F, 3, H, W), the last n frames of one blended into the first n of the other."""
+    weight = torch.linspace(0, 1, n + 2)[1:-1].view(-1, 1, 1, 1)
+    both = a[-n:] * (1 - weight) + b[:n] * weight
+    return torch.cat([a[:-n], both, b[n:]])
+
+
+@pytest.mark.parametrize("n", [6, 12, 18])
+def test_dissolves_are_found(n, tmp_path):
+    triplets = [world.make_triplet(index, "icvg", "train") for index in range(2, 6)]
+    a, b, c, d = [tiny_films.film_shot(triplet.before, 5) for triplet in triplets]
+    clip = torch.cat([blend(a, b, n), blend(c, d, n)])   # and a hard cut between the two
+    write_video(tmp_path / "film.mp4", clip, 24, 4)
+    shots, frames, _ = film.find_shots(tmp_path / "film.mp4")
+    assert frames == len(clip) and len(shots) == 4
+    half = len(clip) // 2
+    for at, ((_, past), (first, _)) in zip((45 - n / 2, half, half + 45 - n / 2),
+                                           zip(shots, shots[1:])):
+        assert past - 1 <= at <= first + 1, (shots, at)
+        assert (past < at - n / 2 + 1 and first > at + n / 2 - 1) or at == half
+
+
+def test_motion_and_light_are_no_dissolves():
+    rng = np.random.default_rng(0)
+    picture = cv2.resize(rng.integers(0, 256, (9, 40, 3), np.uint8), (1280, 288))
+    pans = [[picture[:, x:x + 512] for x in range(0, 768, step)] for step in (6, 12, 24)]
+    dark = [np.clip(picture[:, :512] * (.3 + .02 * k), 0, 255).astype(np.uint8) for k in range(60)]
+    cut = [picture[:, :512]] * 40 + [picture[:, 700:1212]] * 40
+    for frames in (*pans, dark, cut):
+        detector = film.DissolveDetector(25)
+        for frame in frames:
+            detector.add(frame)
+        assert detector.transitions() == []

@@ -3,10 +3,12 @@
 import json
 from collections import Counter
 
+import numpy as np
 import pytest
 
 from curation import VERBS, answer
-from rvedata.instructions import EXAMPLES, read_examples, why_unusable, write_instruction
+from rvedata.instructions import (EXAMPLES, print_check_counts, read_examples, why_refused,
+                                  why_unusable, write_instruction)
 from rvedata.stages import Rejected
 from tiny import world
 
@@ -43,13 +45,21 @@ def test_our_examples_pass_the_check():
 
 def test_an_answer_is_sent_back_once_with_the_reason():
     replies, heard = [answer("remove the dog"), answer("it has run after a cat")], []
+    checked = []
 
     def ask(system, parts, schema):
+        if "fits" in schema["properties"]:
+            says = parts[-1].removeprefix("The instruction: ")
+            checked.append(says)
+            verdict = "yes" if says == "remove the dog" else "no"
+            return {"states_operation": verdict, "fits": "yes", "reason": "it is so"}
         heard.append(parts)
         assert "Temporal Reasoning" in system and all(json.dumps(e) in system for e in examples["rave"])
         return replies[len(heard) - 1]
     examples = read_examples(EXAMPLES)
-    assert write_instruction(ask, ["Literal: erase the dog"], "erase the dog", "rave", examples, .5) == replies[1]
+    found = write_instruction(ask, ["Literal: erase the dog"], "erase the dog", "rave", examples, .5)
+    assert found == replies[1] | {"sent_back": "it states an operation: remove"}
+    assert checked == ["remove the dog", "it has run after a cat"]
     assert len(heard) == 2 and heard[0] == ["Literal: erase the dog"]
     assert "it states an operation: remove" in heard[1][-1]
     heard.clear()
@@ -57,3 +67,39 @@ def test_an_answer_is_sent_back_once_with_the_reason():
     with pytest.raises(Rejected, match="it states an operation: erase .*erase that dog now"):
         write_instruction(ask, ["Literal: erase the dog"], "erase the dog", "rave", examples, .5)
     assert len(heard) == 2
+
+
+@pytest.mark.parametrize("literal, text, states, fits, reason", [
+    ("Add a hat", "Put something on his head against the sun", "yes", "yes",
+     "the second question: it states the operation"),
+    ("Darken the sky", "The weather is about to change", "no", "yes", ""),
+    ("Darken the sky", "Now change the heavens to black", "yes", "yes",
+     "it states an operation: change"),
+    ("Add a hat", "He has been fishing all night", "no", "no",
+     "the second question: it does not fit both videos: because"),
+    ("Add a hat", "The noon sun beats down", "no", "yes", ""),
+    ("Add a hat", "The noon sun beats down", None, "perhaps", "no verdict came back"),
+])
+def test_the_second_question(literal, text, states, fits, reason):
+    frames = [np.full((4, 4, 3), k, np.uint8) for k in range(8)]
+    parts = ["Source:", *frames[:4], "Edited:", *frames[4:], f"Literal: {literal}"]
+    asked = []
+
+    def ask(system, shown, schema):
+        asked.append(shown)
+        return {"states_operation": states, "fits": fits, "reason": "because"}
+    found = why_refused(ask, parts, answer(text), literal, world.TYPES["rave"], VERBS, .5)
+    assert (reason in found) if reason else found == ""
+    (source, target, *texts), = asked                    # one frame of each video: it is cheap
+    assert source is frames[2] and target is frames[6] and literal in texts[0] and text in texts[1]
+
+
+def test_both_checks_are_counted(tmp_path, capsys):
+    lines = [{"id": "a", "sent_back": "it states an operation: remove"},
+             {"id": "b", "rejected": "it repeats the literal words: dog ('...')"},
+             {"id": "c", "rejected": "the second question: it states the operation: x ('...')"},
+             {"id": "d", "sent_back": "the instruction must have 3 to 60 words"}, {"id": "e"}]
+    path = tmp_path / "rewrites.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    print_check_counts(path)
+    assert "2 by their words, 1 by the second question" in capsys.readouterr().out

@@ -1,12 +1,14 @@
 """Files of JSON lines: any order, interrupted writes, streams."""
 
 import json
+import os
+import subprocess
 
 import pytest
 
 from common.files import BadInput
 from curation import read
-from rvedata.stages import read_grouped, run_stage
+from rvedata.stages import read_accepted, read_grouped, remove_leftovers, run_stage
 
 
 def test_grouped_reads_any_order(tmp_path):
@@ -31,3 +33,37 @@ def test_stage_streams(tmp_path):
             yield {"id": k}
     run_stage(tmp_path / "x.jsonl", items(), lambda item: done.append(item["id"]) or {"square": item["id"] ** 2}, workers=4)
     assert sorted(r["square"] for r in read(tmp_path / "x.jsonl")) == [k * k for k in range(200)]
+
+
+@pytest.mark.parametrize("line, words", [
+    ("[1]", "x.jsonl:1: is no record of ours"), ('{"shots": []}', "x.jsonl:1: is no record of ours"),
+    ('{"id": 7}', "has no id of type str"), ('{"id": "a"}', "has no shots of type list"),
+    ('{"id": "a", "shots": "all", "fps": 24}', "has no shots of type list"),
+    ('{"id": "a", "shots": [], "fps": "fast"}', "has no fps of type float"),
+    ('{"id": "a", "shots": [], "fps": NaN}', "x.jsonl:1: is no record of ours"),
+])
+def test_what_is_read_back_is_checked(line, words, tmp_path):
+    (tmp_path / "x.jsonl").write_text(line + "\n")
+    with pytest.raises(BadInput, match=words):
+        list(read_accepted(tmp_path / "x.jsonl", shots=list, fps=float))
+
+
+def test_what_a_killed_run_left_is_removed(tmp_path):
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    (tmp_path / "clips").mkdir()
+    stale, running, other = (tmp_path / "clips" / name for name in (
+        f"a.tmp{dead.pid}.mp4", f"a.tmp{os.getpid()}.mp4", "a.tmpl.mp4"))
+    for path in (stale, running, other):
+        path.write_bytes(b"x")
+    remove_leftovers(tmp_path)
+    assert not stale.exists() and running.exists() and other.exists()
+
+
+def test_one_run_at_a_time(tmp_path):
+    def items():
+        with pytest.raises(BadInput, match="another run is writing it"):
+            run_stage(tmp_path / "x.jsonl", [{"id": "b"}], dict)
+        yield {"id": "a"}
+    run_stage(tmp_path / "x.jsonl", items(), dict)
+    assert read(tmp_path / "x.jsonl") == [{"id": "a"}]

@@ -16,7 +16,7 @@ from rvedata.vlm import LocalVLM
 from tiny import world
 
 
-def test_the_LocalVLM(tiny, monkeypatch):
+def test_the_local_vlm(tiny, monkeypatch):
     ask, rows = LocalVLM(tiny, 8), []
     frames = [np.zeros((32, 32, 3), np.uint8)] * 4
     with pytest.raises(Rejected, match="the VLM's answer is not JSON"):
@@ -44,7 +44,12 @@ def test_a_service_over_http(movies, tmp_path, monkeypatch, capsys):
         schema, content = body["response_format"]["json_schema"]["schema"], body["messages"][1]["content"]
         pictures = [c["image_url"]["url"] for c in content if c["type"] == "image_url"]
         texts = [c["text"] for c in content if c["type"] == "text"]
+        if "fits" in schema["properties"]:
+            assert len(pictures) == 2 and body["model"] == "m"
+            states = "yes" if "remove the ball" in texts[-1] else "no"
+            return json.dumps({"states_operation": states, "fits": "yes", "reason": "so it is"})
         assert len(pictures) == (4 if "caption" in schema["properties"] else 8)
+        assert body["model"] == ("seer" if "caption" in schema["properties"] else "m")
         if "caption" in schema["properties"]:
             if ill[0] and len(server.requests) > 12:
                 return 503, {"error": {"message": "overloaded"}}
@@ -61,7 +66,7 @@ def test_a_service_over_http(movies, tmp_path, monkeypatch, capsys):
         return {"type": types[0], "rationale": "so it is", "instruction": "its hour has come at last"}
     with Endpoint(answer) as server:
         flags = ["--movies", movies.folder, "--least", 9, "--workers", 2, "--base-url", server.url, "--model", "m",
-                 "--price-in", 10, "--price-out", 100]
+                 "--price-in", 10, "--price-out", 100, "--caption-model", "seer"]
         with pytest.raises(BadInput, match="captions: the VLM gave no answer: error 503"):
             go("icvg", tmp_path, *flags, ask=None)
         ill[0] = False
@@ -69,9 +74,9 @@ def test_a_service_over_http(movies, tmp_path, monkeypatch, capsys):
         paid = len(server.requests)
         go("icvg", tmp_path, *flags, ask=None)
         assert len(server.requests) == paid              # all of it is in the file
-    replies = read(tmp_path / "replies.jsonl")
+    replies = read(tmp_path / "replies.jsonl") + read(tmp_path / "replies-captions.jsonl")
     good = [r["key"] for r in replies if r["reply"] and r["reply"].startswith("{")]
-    assert len(good) == len(set(good)) == 17 + 2 * len(read(tmp_path / "triplets.jsonl"))  # and nothing was paid twice
+    assert len(good) == len(set(good)) == 17 + 4 * len(read(tmp_path / "triplets.jsonl"))  # and nothing was paid twice
     captions = read(tmp_path / "captions.jsonl")
     assert [r["rejected"] for r in captions if "rejected" in r] == ["the VLM gave no answer: refused: not such a film"]
     assert len(captions) == 18
