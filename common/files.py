@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Callable, Iterator
 
@@ -32,6 +33,18 @@ def run_script(main: Callable,
     except KeyboardInterrupt:
         print(f"\n{name}: {stopped}", file=sys.stderr)
         sys.exit(130)
+
+
+def require_packages(folder: str, *modules: str) -> None:
+    """For the __init__.py of a folder that needs more than requirements.txt.
+
+    Ends the command with one line and exit code 2 where one of these modules is not installed.
+    """
+    missing = [module for module in modules if find_spec(module) is None]
+    if missing:
+        print(f"{folder} needs {', '.join(missing)}: pip install -r requirements-dev.txt",
+              file=sys.stderr)
+        sys.exit(2)
 
 
 class FlagHelp(argparse.ArgumentDefaultsHelpFormatter):

@@ -28,94 +28,20 @@ from common.files import BadInput, Parser, atomic_write, between, positive, run_
 from rvedata import pages
 from rvedata.clusters import find_clusters
 from rvedata.embed import embed_clips, load_embedder
-from rvedata.film import find_shots, read_clips, read_frames, write_clips
+from rvedata.film import read_frames, write_clips
 from rvedata.flags import (add_caption_flags, add_siglip_flag, add_vlm_flags, add_work_flags, price,
                            ratio)
 from rvedata.instructions import (CAPTION, print_check_counts, read_examples, text_schema,
                                   write_instruction)
 from rvedata.manifest import VIDEO_FIELDS, write_triplets
 from rvedata.pairs import select_pairs
+from rvedata.shots import (clips_of, find_all_shots, movie_names, raise_if_error, read_movies,
+                           with_frames)
 from rvedata.stages import (Rejected, finished_ids, my_shard, read_accepted, read_grouped,
                             read_records, remove_leftovers, run_stage, short_hash)
 from rvedata.vlm import cost_of, make_captioner, make_vlm
 
 CHUNK = 64                                               # shots whose embeddings share a file
-MOVIES = (".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v", ".mpg", ".mpeg", ".ts")
-
-
-def movie_names(folder: Path) -> list[str]:
-    """Films of a folder and its subfolders, as paths relative to it. Raises BadInput if none."""
-    films = [path for path in folder.rglob("*") if path.suffix.lower() in MOVIES]
-    if not films:
-        raise BadInput(f"--movies {folder}: holds no film ({', '.join(MOVIES)}); "
-                       f"give the folder of your films")
-    return sorted(path.relative_to(folder).as_posix() for path in films)
-
-
-# ---------------------------------------------------------------------------------- shots and clips
-
-def find_all_shots(args: Namespace) -> None:
-    """shots.jsonl: a line a movie, {id, fps, frames, shots: [[first, past the last], ...]}."""
-    def work(item: dict) -> dict:
-        name = item["id"]
-        shots, frames, fps = find_shots(args.movies / name)
-        if len(shots) < 2:
-            raise BadInput(f"{name}: is a movie without cuts, of which no pair can be made; "
-                           f"take it away")
-        if len(shots) > args.max_shots:
-            raise BadInput(f"{name}: has {len(shots)} shots, more than --max-shots "
-                           f"{args.max_shots}: does it flicker? raise the flag, or take it away")
-        return {"fps": fps, "frames": frames, "shots": shots}
-
-    names = [name for name in movie_names(args.movies) if my_shard(name, args.shard)]
-    items = [{"id": name} for name in names]
-    run_stage(args.out / "shots.jsonl", items, work, args.skip_bad, total=len(items))
-
-
-def read_movies(args: Namespace) -> Iterator[dict]:
-    """The lines of shots.jsonl that belong to this shard."""
-    for movie in read_accepted(args.out / "shots.jsonl", fps=float, shots=list):
-        if my_shard(movie["id"], args.shard):
-            yield movie
-
-
-def clips_of(movie: dict, seconds: float, least: int) -> Iterator[dict]:
-    """Of each shot the middle 80 %, so that no fade shows, and at most `seconds` of them.
-
-    Yields {id, movie, index, clip: [first, past the last], fps}; shots with fewer than `least`
-    usable frames have no clip.
-    """
-    for index, (first, past) in enumerate(movie["shots"]):
-        margin = (past - first) // 10
-        frames = min(past - first - 2 * margin, round(seconds * movie["fps"]))
-        begin = first + (past - first - frames) // 2
-        if frames >= least:
-            yield {"id": f"{movie['id']}#{index:05d}", "movie": movie["id"], "index": index,
-                   "clip": [begin, begin + frames], "fps": movie["fps"]}
-
-
-def with_frames(args: Namespace, clips: list[dict]) -> Iterator[tuple[dict, list | BadInput]]:
-    """(clip, its frames) of clips of one movie, in temporal order, in one pass through the movie.
-
-    Where the movie cannot be read: the error, for the item that needs the frames to raise.
-    """
-    done = 0
-    try:
-        if clips:
-            movie = args.movies / clips[0]["movie"]
-            for frames in read_clips(movie, [clip["clip"] for clip in clips]):
-                yield clips[done], frames
-                done += 1
-    except BadInput as error:
-        for clip in clips[done:]:
-            yield clip, error
-
-
-def raise_if_error(frames: list | BadInput) -> list:
-    """The frames, unless they are the error that reading them ended with."""
-    if isinstance(frames, BadInput):
-        raise frames
-    return frames
 
 
 # ------------------------------------------------------------------------- captions and embeddings

@@ -39,6 +39,17 @@ def test_bad_flags(flags, words, tmp_path, monkeypatch, capsys):
     assert error.count("\n") == 1 and error.startswith(f"{command}.py: ") and words in error, error
 
 
+def test_a_missing_package_is_one_line():
+    code = """
+import importlib.util, runpy
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name: None if name == "scenedetect" else find(name)
+runpy.run_module("rvedata.rave", run_name="__main__")"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    line = "rvedata needs scenedetect: pip install -r requirements-dev.txt\n"
+    assert (run.returncode, run.stderr) == (2, line)
+
+
 def test_the_demo(tiny_dir, tmp_path):
     run = subprocess.run([sys.executable, "-m", "rvedata.demo", "--out", tmp_path / "demo", "--movies", "1",
                           "--steps", "1", "--weights", tiny_dir], capture_output=True, text=True,

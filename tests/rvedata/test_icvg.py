@@ -11,9 +11,10 @@ from common.files import BadInput
 from curation import PLAN, go, knows, read
 from data import manifest_items
 from model import PRESETS
-from rvedata import icvg as icvg_command
+
 from rvedata import merge
 from rvedata.clusters import load_vectors
+from rvedata.shots import clips_of
 from rvedata.stages import Rejected, my_shard
 
 
@@ -115,8 +116,8 @@ def test_shards_are_merged_into_the_same(icvg, movies, tmp_path, capsys):
 
 def test_clips_of_shots():
     movie = {"id": "m", "fps": 10., "shots": [[0, 100], [100, 120], [120, 130], [130, 137]]}
-    assert [r["clip"] for r in icvg_command.clips_of(movie, 5., 7)] == [[25, 75], [102, 118], [121, 129], [130, 137]]
-    assert [r["index"] for r in icvg_command.clips_of(movie, 5., 9)] == [0, 1]
+    assert [r["clip"] for r in clips_of(movie, 5., 7)] == [[25, 75], [102, 118], [121, 129], [130, 137]]
+    assert [r["index"] for r in clips_of(movie, 5., 9)] == [0, 1]
 
 
 def test_a_vlm_that_is_of_no_use(movies, tmp_path):
