@@ -57,7 +57,7 @@ def find_shots(path: Path) -> tuple[list[tuple[int, int]], int, float]:
 
 def _shots_between(cuts: list[int], fades: list[int], dissolves: list[tuple[int, int]],
                    frames: int) -> list[tuple[int, int]]:
-    """The shots that transitions leave. What is seen twice counts once: as a fade, else a dissolve."""
+    """The shots between transitions. What is seen twice counts once: as a fade, else a dissolve."""
     transitions = [(fade, fade) for fade in fades]
     transitions += _apart_from(transitions, dissolves)
     transitions += _apart_from(transitions, [(cut, cut) for cut in cuts])
@@ -75,7 +75,7 @@ def _shots_between(cuts: list[int], fades: list[int], dissolves: list[tuple[int,
 
 def _apart_from(known: list[tuple[int, int]],
                 others: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Those of the other transitions that are more than SHORTEST frames away from all known ones."""
+    """The other transitions that are more than SHORTEST frames away from all known ones."""
     return [(a, b) for a, b in others
             if all(b < first - SHORTEST or a > past + SHORTEST for first, past in known)]
 
@@ -87,7 +87,7 @@ class DissolveDetector:
     different things. Motion breaks the first, a change of light the second.
     """
     SIZE = (32, 18)                                      # of the grey thumbnails, W H
-    CHANGE = 12.0                                        # mean grey levels between the ends, at least
+    CHANGE = 12.0                                        # grey levels between the ends, at least
     RESIDUAL = 0.2                                       # of the middle from their mean, in changes
     CORRELATION = 0.7                                    # between the ends, at most
 

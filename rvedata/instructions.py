@@ -33,12 +33,12 @@ perspective that leads from one to the other, and write an instruction from whic
 out the later clip; do not describe that clip. Answer as JSON: type, rationale (one sentence),
 instruction."""
 PROMPT = {"rave": REWRITE, "icvg": SYNTHESIZE}
-CHECK = """You see one frame of a source video and one of the video that it should become, a plain
-description of that change or of the second video, and an instruction. Two questions, each to be
-answered with yes or no. states_operation: does the instruction say which edit to make, or what is to
-be seen afterwards, in whatever words, instead of a cause from which one has to reason it out? fits:
-can one reason from the first video and the instruction to the second, and does nothing in them
-contradict it? Answer as JSON, with a reason of one sentence."""
+CHECK = """You see one frame of a source video and one of the video that it should become, a
+plain description of that change or of the second video, and an instruction. Two questions, each
+to be answered with yes or no. states_operation: does the instruction say which edit to make, or
+what is to be seen afterwards, in whatever words, instead of a cause from which one has to
+reason it out? fits: can one reason from the first video and the instruction to the second, and
+does nothing in them contradict it? Answer as JSON, with a reason of one sentence."""
 
 STATES, REPEATS = "it states an operation", "it repeats the literal words"
 ASKED = "the second question"                            # how its reasons begin

@@ -107,7 +107,8 @@ def measure(n: int) -> dict:
 
 def parse(argv: list[str] | None = None) -> Namespace:
     parser = Parser(prog="python -m rvedata.speed", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--shots", type=positive, default=1_000_000, help="synthetic shots to cluster")
+    parser.add_argument("--shots", type=positive, default=1_000_000,
+                        help="synthetic shots to cluster")
     parser.add_argument("--out", type=Path, default=Path("out/speed"), help="folder of the result")
     return parser.parse_args(argv)
 

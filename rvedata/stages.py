@@ -47,7 +47,7 @@ def my_shard(name: str, shard: tuple[int, int]) -> bool:
 # ---------------------------------------------------------------------------------- reading a stage
 
 def read_records(path: Path) -> Iterator[tuple[int, dict]]:
-    """(offset in the file, record) of each line. Raises BadInput for a line that is none of ours."""
+    """(offset in the file, record) of each line. Raises BadInput for a line that is not ours."""
     for offset, record in read_rows(path, "record", ("id",)):
         _check_fields(record, {"id": str}, path, offset)
         yield offset, record
@@ -64,7 +64,7 @@ def finished_ids(path: Path) -> set[str]:
 
 
 def read_accepted(path: Path, **fields: type) -> Iterator[dict]:
-    """The records of what was done. Raises BadInput if one lacks a field, or it is of another type."""
+    """The records of what was done. Raises BadInput if one lacks a field of this type."""
     for offset, record in read_records(path):
         if is_accepted(record):
             _check_fields(record, fields, path, offset)

@@ -38,7 +38,7 @@ class EndpointVLM:
             raise StopRun(str(error)) from error
         if not isinstance(value, Missing):
             return value
-        kind = BadInput if value.unanswered else Rejected                # a reply in the file is final
+        kind = BadInput if value.unanswered else Rejected  # a reply is final
         raise kind(f"the VLM gave no answer: {value.reason}")
 
     def cost(self, done: int, left: int | None) -> str:

@@ -4,7 +4,7 @@ from collections import Counter
 
 import numpy as np
 
-from rvedata.holdout import find_duplicates, find_leaks, split, take_groups, quota_of_types
+from rvedata.holdout import find_leaks, split, take_groups, quota_of_types
 
 
 def test_leaks_of_every_kind():
