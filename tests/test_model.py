@@ -9,8 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import model as m
 from tiny import world
+from tiny.tokenizer import SPECIAL_TOKENS
 from model import FROZEN, GENERATE, LIBRARY, OURS, PRESETS, TRAINED, DownsampleProjector, UnifiedModel, add_noise, chat, sample_timesteps, velocity_target
 
 TINY = PRESETS["tiny"]
@@ -216,27 +216,22 @@ def test_frames_of_another_size_are_resized(tiny, seeded):
     assert torch.allclose(tiny.vlm.patches(big), tiny.vlm.patches(small), atol=1e-6)
 
 
-def test_look(tiny_dir, tmp_path, clips):
-    """Other frames, coarser tokens; both are kept in the folder."""
+def test_set_vlm_frames(tiny_dir, tmp_path, clips):
+    """Other frames, which are kept in the folder."""
     model = UnifiedModel.from_pretrained(tiny_dir)
     per_frame = (TINY.siglip["image_size"] // TINY.siglip["patch_size"] // 2) ** 2         # 4x4
-    whole = model.vlm.see(clips[:1])
-    assert whole.shape == (1, TINY.vlm_frames * per_frame, TINY.llama["hidden_size"])
-    model.look(pool=2)
-    grid = whole.view(TINY.vlm_frames, 4, 4, -1)
-    means = [grid[k, i:i + 2, j:j + 2].mean((0, 1)) for k in range(TINY.vlm_frames) for i in (0, 2) for j in (0, 2)]
-    assert torch.allclose(model.vlm.see(clips[:1])[0], torch.stack(means), atol=1e-5)
-    model.look(frames=5, pool=3)                         # 3 does not divide 4: the rest is averaged alone
-    assert model.vlm.see(clips[:1]).shape == (1, 5 * 4, TINY.llama["hidden_size"])
-    assert len(model.vlm.pick(clips)[0]) == 5
+    width = TINY.llama["hidden_size"]
+    assert model.vlm.see(clips[:1]).shape == (1, TINY.vlm_frames * per_frame, width)
+    model.set_vlm_frames(5)
+    assert model.vlm.see(clips[:1]).shape == (1, 5 * per_frame, width) and len(model.vlm.pick(clips)[0]) == 5
     model.save_pretrained(tmp_path / "m", frozen=tiny_dir)
     again = UnifiedModel.from_pretrained(tmp_path / "m")
     assert again.preset == model.preset and torch.equal(again.vlm.see(clips), model.vlm.see(clips))
-    model.look()
-    assert (model.preset.vlm_frames, model.preset.vlm_pool) == (5, 3)
-    for wrong in (dict(frames=10), dict(frames=-1), dict(pool=-1)):
+    model.set_vlm_frames(None)
+    assert model.preset.vlm_frames == 5
+    for wrong in (10, -1):
         with pytest.raises(ValueError, match="the VLM can look at 1 to 9 frames"):
-            model.look(**wrong)
+            model.set_vlm_frames(wrong)
 
 
 def test_without(tiny_dir, tmp_path, clips):
@@ -267,7 +262,7 @@ def test_join_pads_on_the_left(tiny):
 
 
 def test_special_tokens_are_one_token_each(tiny):
-    for word in m.SPECIAL_TOKENS:
+    for word in SPECIAL_TOKENS:
         assert len(tiny.vlm.tokenizer(word, add_special_tokens=False).input_ids) == 1
 
 
@@ -352,7 +347,7 @@ def test_round_trip_in_float32_is_exact(tiny, tiny_dir, clips):
     assert again.vlm.tokenizer.get_vocab() == tiny.vlm.tokenizer.get_vocab()
     assert torch.equal(again.sample(clips[:1], [SHORT], steps=1), tiny.sample(clips[:1], [SHORT], steps=1))
     assert json.loads((tiny_dir / "model.json").read_text()) == {"preset": "tiny", "frozen": None, "vlm_frames": 3,
-                                                                   "vlm_pool": 1, "without": []}
+                                                                 "without": []}
 
 
 def test_round_trip_in_float16_is_close_and_leaves_the_model_alone(tiny, tiny_dir, tmp_path):
@@ -406,8 +401,12 @@ def test_what_is_missing_is_named(tiny_dir, tmp_path):
         UnifiedModel.from_preset("huge")
     with pytest.raises(ValueError, match="holds preset 'tiny', not 'wan1.3b': pass --preset tiny"):
         UnifiedModel.from_preset("wan1.3b", tiny_dir)
-    (tmp_path / "model.json").write_text('{"preset": "huge", "frozen": null}')
-    with pytest.raises(ValueError, match="names preset 'huge'"):
+    for text in ('{"preset": "huge", "frozen": null}', '{"frozen": null}', '[]'):
+        (tmp_path / "model.json").write_text(text)
+        with pytest.raises(ValueError, match="names none of the presets tiny, wan1.3b"):
+            UnifiedModel.from_pretrained(tmp_path)
+    (tmp_path / "model.json").write_text('{"preset": "tiny", "frozen": 3}')
+    with pytest.raises(ValueError, match='"frozen" is no path'):
         UnifiedModel.from_pretrained(tmp_path)
 
 
