@@ -468,12 +468,14 @@ class UnifiedModel(nn.Module):
     def set_boundary(self, tokens: dict[str, torch.Tensor]) -> None:
         """The boundary tokens of the context, each (D,), or (rows, D) as the released ones.
 
-        Raises ValueError where their names are others.
+        Raises ValueError where their names or widths are others.
         """
         if set(tokens) != set(BOUNDARY):
             raise ValueError(f"the boundary tokens are {', '.join(BOUNDARY)}, "
                              f"not {', '.join(tokens)}")
         for name, token in tokens.items():
+            if token.ndim > 2 or token.shape[-1] != self.preset.dit["text_dim"]:
+                raise ValueError(f"boundary token {name} has shape {tuple(token.shape)}")
             self.boundary[name] = nn.Parameter(token)
 
     def freeze(self) -> list[nn.Parameter]:
