@@ -371,6 +371,11 @@ class Client:
             return Missing(problems[-1])
         return None
 
+    def worth(self) -> float:
+        """Dollars, at these prices, of all replies in the file, whoever paid them."""
+        rows = [row for found in self.replies.values() for row in found]
+        return sum(price * n for row in rows for price, n in zip(self.prices, row["tokens"]))
+
     # ---- one call
 
     def _create(self, question: Question, dialect: Dialect) -> str:

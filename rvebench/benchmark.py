@@ -5,18 +5,21 @@ A manifest has one JSON object on each line: data.py's record with an `id`, and 
     {"id": "7", "subset": "rave", "source_video_path": "a.mp4", "target_video_path": "b.mp4",
      "instruction": "it is getting dark", "type": "Temporal Reasoning"}
 
-A method is a folder of <id>.mp4.
+A method is a folder of <id>.mp4. Two methods need no folder, `--references`: "do nothing", whose video is
+the source, and "reference", whose video is the target.
 """
 
 import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from common.files import BadInput
 from data import FIELDS, SUBSET_OF, manifest_lines, manifest_record
 
 SCORES = ("EA", "PC", "GN", "GR")
+REFERENCES = {"do nothing": "source", "reference": "target"}             # which of a sample's videos it is
 FILE_NAME = re.compile(r"[^./\\\0][^/\\\0]{0,199}")      # what an id must look like
 
 
@@ -87,9 +90,31 @@ def read_methods(flags: list[str]) -> dict[str, Path]:
         name, _, folder = flag.partition("=")
         if not (name.strip() and folder) or "/" in name or name.startswith("."):
             raise BadInput(f"--videos {flag}: must be NAME=DIR, such as ours=out/ours")
+        if name in REFERENCES:
+            raise BadInput(f"--videos {flag}: {name!r} is what --references calls the {REFERENCES[name]}; rename "
+                           f"the method")
         if name in methods:
             raise BadInput(f"--videos {flag}: there are two methods named {name}; rename one")
         if not Path(folder).is_dir():
             raise BadInput(f"--videos {flag}: there is no such folder; correct the path")
         methods[name] = Path(folder)
     return methods
+
+
+class Edit(NamedTuple):
+    """What is scored: the video of one method of one sample."""
+    sample: Sample
+    method: str
+    path: Path
+
+
+def all_edits(samples: list[Sample], methods: dict[str, Path], references: bool) -> list[Edit]:
+    """Every method's video of every sample, whether it is there or not; with REFERENCES if asked for."""
+    edits = []
+    for sample in samples:
+        for name, folder in methods.items():
+            edits.append(Edit(sample, name, folder / f"{sample.id}.mp4"))
+        if references:
+            for name, field in REFERENCES.items():
+                edits.append(Edit(sample, name, getattr(sample, field)))
+    return edits

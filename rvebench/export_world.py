@@ -1,7 +1,7 @@
 """The tiny world as a benchmark, to try a method or a judge where the right answer is known.
 
     python -m rvebench.export_world --n 40 --out out/world      # bench.jsonl, source/ and target/
-    python -m rvebench.score --manifest out/world/bench.jsonl --videos source=out/world/source --judge oracle
+    python -m rvebench.score --manifest out/world/bench.jsonl --references --judge oracle
 """
 
 import argparse

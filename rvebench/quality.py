@@ -1,24 +1,30 @@
 """Is the video a good video? VBench's measures, and what they look through (Sec. 5.2).
 
-    python evaluate.py --manifest bench.jsonl --videos ours=out/ours --dino facebook/dino-vitb16 \\
+    python -m rvebench.score --manifest bench.jsonl --videos ours=out/ours --dino facebook/dino-vitb16 \\
         --clip openai/clip-vit-base-patch32
 
-    TF        temporal flickering       pixels alone                                        temporal_flickering
-    SC, BC    subject and background consistency, on features of DINO and of CLIP           feature_consistency
-    OC        overall consistency       ViCLIP's cosine of text and 8 frames, VBench's way  text_consistency
-    ViCLIP-T  the same cosine, the frames chosen and prepared as in ViCLIP's demonstration (the paper does not say)
-    MS        motion smoothness         a network guesses each second frame                 motion_smoothness
+    TF        temporal flickering       pixels alone                                temporal_flickering
+    SC, BC    subject and background consistency, on features of DINO and of CLIP   feature_consistency
+    OC        overall consistency       ViCLIP's cosine of text and 8 frames        text_consistency
+    ViCLIP-T  the same cosine, the frames chosen and prepared as in ViCLIP's demonstration
+              (the paper does not say)
+    MS        motion smoothness         a network guesses each second frame         motion_smoothness
 
-Each is a short function on frames or features; what extracts the features is passed in. Real extractors come from
-transformers, by id or local folder. There is no AMT-S in transformers: motion smoothness, and any of the others, is
-taken from what the `vbench` package wrote in an environment of its own (`vbench_folder`, `vbench_results`). Left out:
-DINO's own resizing of position embeddings: transformers' differs in the last digits where a clip is not square.
+Each is a short function on frames or features; what extracts the features is passed in. Real extractors
+come from transformers, by id or local folder. Frames are resized as VBench does it, without antialiasing:
+the inputs of DINO and CLIP are the same numbers. There is no AMT-S in transformers: motion smoothness, and
+any of the others, is taken from what the `vbench` package wrote in an environment of its own
+(`vbench_folder`, `vbench_results`). Left out: DINO's own resizing of position embeddings: transformers'
+differs in the last digits where a clip is not square.
 
 Axis letters: F frames, H W pixels, D width of a feature. Pixels are (F, 3, H, W), uint8.
 """
 
 import json
+import math
 import os
+import shlex
+import sys
 from pathlib import Path
 from typing import Callable
 
@@ -26,65 +32,82 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModel
 
+from common.distributed import device
 from common.files import BadInput, atomic_write
+from common.jsonl import to_json
 from common.video import to_bytes
 
 COLUMNS = ("TF", "SC", "BC", "OC", "ViCLIP-T", "MS")
-VBENCH = {"temporal_flickering": "TF", "subject_consistency": "SC", "background_consistency": "BC",
-          "overall_consistency": "OC", "motion_smoothness": "MS"}
+DIMENSIONS = {
+    "temporal_flickering": "TF", "subject_consistency": "SC", "background_consistency": "BC",
+    "overall_consistency": "OC", "motion_smoothness": "MS"}
 IMAGENET = (.485, .456, .406), (.229, .224, .225)        # mean, standard deviation
 CLIP = (.48145466, .4578275, .40821073), (.26862954, .26130258, .27577711)
 BATCH = 16                                               # frames that an extractor sees at a time
+VERSION = 2                                              # of the preparation: part of a measured value's key
 
 
-# ------------------------------------------------------------------------------------------------------- formulas
+# ------------------------------------------------------------------------------------------------ formulas
 
 def _bytes(video: torch.Tensor) -> torch.Tensor:
     return video if video.dtype == torch.uint8 else to_bytes(video)
 
 
-def _difference(a: torch.Tensor, b: torch.Tensor) -> float:
+def _mean_difference(a: torch.Tensor, b: torch.Tensor) -> float:
     """mean |a - b| of 8-bit values: exact, in whole numbers."""
-    return (torch.maximum(a, b) - torch.minimum(a, b)).sum(dtype=torch.int64).item() / a.numel()
+    difference = torch.maximum(a, b) - torch.minimum(a, b)
+    return difference.sum(dtype=torch.int64).item() / a.numel()
 
 
 def temporal_flickering(video: torch.Tensor) -> float:
     """VBench's TF in 0..1: (255 - mean |I_t - I_{t+1}|) / 255 on 8-bit values; 1 is a still picture.
 
-    video: (F, 3, H, W) in [-1, 1], or uint8, of full size. Raises ValueError for fewer than two frames.
+    video: (F, 3, H, W) in [-1, 1], or uint8, of full size. Raises ValueError below two frames.
     """
     if len(video) < 2:
         raise ValueError(f"temporal flickering needs two frames, not {len(video)}")
     x = _bytes(video)
-    return (255 - _difference(x[1:], x[:-1])) / 255
+    return (255 - _mean_difference(x[1:], x[:-1])) / 255
 
 
 def feature_consistency(features: torch.Tensor) -> float:
-    """VBench's consistency in 0..1: the mean over t >= 1 of (max(0, cos(f_{t-1}, f_t)) + max(0, cos(f_0, f_t))) / 2.
+    """VBench's consistency in 0..1: the mean over t >= 1 of
+    (max(0, cos(f_{t-1}, f_t)) + max(0, cos(f_0, f_t))) / 2.
 
-    features: (F, D), one a frame: of DINO for the subject (SC), of CLIP for the background (BC). Raises ValueError for
-    fewer than two frames, or features that are not finite.
+    features: (F, D), one a frame: of DINO for the subject (SC), of CLIP for the background (BC).
+    Raises ValueError below two frames, or where a feature is not finite.
     """
     if len(features) < 2 or not features.isfinite().all():
-        raise ValueError(f"consistency needs finite features of two frames or more, not {tuple(features.shape)}")
+        raise ValueError(f"consistency needs finite features of two frames or more, "
+                         f"not {tuple(features.shape)}")
     f = F.normalize(features.double(), dim=-1)
-    before, first = (f[1:] * f[:-1]).sum(-1), (f[1:] * f[0]).sum(-1)                       # (F - 1,)
-    return float((before.clamp_min(0) + first.clamp_min(0)).mean() / 2)
+    to_previous = (f[1:] * f[:-1]).sum(-1)               # (F - 1,)
+    to_first = (f[1:] * f[0]).sum(-1)
+    return float((to_previous.clamp_min(0) + to_first.clamp_min(0)).mean() / 2)
+
+
+def weighted_by_frames(clips: list[tuple[float, int]]) -> float:
+    """VBench's dataset value of SC and BC: the mean over all pairs of frames, whichever clip they are of.
+
+    clips: (consistency, number of frames) of each; the tables' own mean has each clip count once.
+    """
+    pairs = sum(frames - 1 for _, frames in clips)
+    return sum(value * (frames - 1) for value, frames in clips) / pairs
 
 
 def motion_smoothness(video: torch.Tensor, interpolate: Callable) -> float:
-    """VBench's MS in 0..1: (255 - mean |guess - frame|) / 255 over the odd frames, guessed from the even ones.
+    """VBench's MS in 0..1: (255 - mean |guess - frame|) / 255 over odd frames, guessed from the even ones.
 
-    video: (F, 3, H, W) in [-1, 1], or uint8. interpolate(before, after) -> the frames between, all (N, 3, H, W) in
-    [-1, 1]; VBench's is AMT-S. An odd frame at the end has none after it and is left out. Raises ValueError for fewer
-    than three frames.
+    video: (F, 3, H, W) in [-1, 1], or uint8. interpolate(before, after) -> the frames between, all
+    (N, 3, H, W) in [-1, 1]; VBench's is AMT-S. An odd frame at the end has none after it and is left
+    out. Raises ValueError below three frames.
     """
     if len(video) < 3:
         raise ValueError(f"motion smoothness needs three frames, not {len(video)}")
     x = _bytes(video)
-    even = x[::2].float() / 127.5 - 1
+    even, odd = x[::2].float() / 127.5 - 1, x[1::2]
     guess = _bytes(interpolate(even[:-1], even[1:]))
-    return (255 - _difference(guess, x[1::2][:len(guess)])) / 255
+    return (255 - _mean_difference(guess, odd[:len(guess)])) / 255
 
 
 def text_consistency(clip: torch.Tensor, text: torch.Tensor) -> float:
@@ -93,23 +116,32 @@ def text_consistency(clip: torch.Tensor, text: torch.Tensor) -> float:
 
 
 def middle_frames(n: int, k: int = 8) -> list[int]:
-    """The middles of k equal parts of n frames; of fewer than k frames each, and then the last one again."""
-    ends = [n * i // min(k, n) for i in range(min(k, n) + 1)]
-    found = [(a + b - 1) // 2 for a, b in zip(ends, ends[1:])]
-    return found + found[-1:] * (k - len(found))
+    """The middles of k equal parts of n frames; of fewer than k frames each, and then the last again."""
+    parts = min(k, n)
+    ends = [n * i // parts for i in range(parts + 1)]
+    middles = [(start + end - 1) // 2 for start, end in zip(ends, ends[1:])]
+    return middles + middles[-1:] * (k - parts)
 
 
-# ----------------------------------------------------------------------------------------------------- extractors
+# ---------------------------------------------------------------------------------------------- extractors
 
-def _fit(pixels: torch.Tensor, side: int, mode: str, crop: bool, mean_std) -> torch.Tensor:
-    """Short side to `side`, perhaps the middle square of it, normalised: (F, 3, H, W) uint8 -> (F, 3, h, w) float."""
-    h, w = pixels.shape[-2:]
-    size = [side * h // min(h, w), side * w // min(h, w)]
-    x = F.interpolate(pixels.float(), size, mode=mode, antialias=True, align_corners=False) / 255
+def prepare(pixels: torch.Tensor, side: int, mode: str, crop: bool, mean_std) -> torch.Tensor:
+    """VBench's frames for DINO and CLIP: (F, 3, H, W) uint8 -> (F, 3, h, w) float.
+
+    The short side becomes `side`, without antialiasing; perhaps the middle square of it; normalised.
+    """
+    height, width = pixels.shape[-2:]
+    short = min(height, width)
+    size = [side * height // short, side * width // short]
+    x = F.interpolate(pixels.float(), size, mode=mode, align_corners=False, antialias=False) / 255
     if crop:
         top, left = round((size[0] - side) / 2), round((size[1] - side) / 2)
         x = x[..., top:top + side, left:left + side]
-    mean, std = (torch.tensor(v, device=x.device).view(3, 1, 1) for v in mean_std)
+    return _normalize(x, mean_std)
+
+
+def _normalize(x: torch.Tensor, mean_std) -> torch.Tensor:
+    mean, std = [torch.tensor(values, device=x.device).view(3, 1, 1) for values in mean_std]
     return (x - mean) / std
 
 
@@ -118,25 +150,34 @@ def _load(flag: str, name: str, **more):
     try:
         model = AutoModel.from_pretrained(name, dtype=torch.float32, **more)
     except Exception as error:                           # the hub, safetensors and foreign code raise what they like
-        raise BadInput(f"{flag} {name}: cannot be loaded ({' '.join(str(error).split())[:200]}); give an id or a local "
-                       f"folder") from error
-    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+        reason = " ".join(str(error).split())[:200]
+        raise BadInput(f"{flag} {name}: cannot be loaded ({reason}); give an id or a local folder") from error
+    return model.eval().to(device())
 
 
-def _batches(extract: Callable, pixels: torch.Tensor, device) -> torch.Tensor:
+def _in_batches(extract: Callable, pixels: torch.Tensor, where: torch.device) -> torch.Tensor:
     with torch.no_grad():
-        return torch.cat([extract(some.to(device)).float().cpu() for some in pixels.split(BATCH)])
+        features = [extract(part.to(where)).float().cpu() for part in pixels.split(BATCH)]
+    return torch.cat(features)
 
 
 def dino(name: str) -> Callable:
-    """features(pixels) -> (F, D): the class token of a DINO ViT, the short side at its own size. Raises BadInput."""
+    """features(pixels) -> (F, D): the class token of a DINO ViT, the short side at its own size.
+
+    Raises BadInput.
+    """
     model = _load("--dino", name)
     side = getattr(model.config, "image_size", None)
     if not isinstance(side, int):
         raise BadInput(f"--dino {name}: is no ViT; facebook/dino-vitb16 is VBench's")
-    extract = lambda x: model(_fit(x, side, "bilinear", False, IMAGENET),
-                              interpolate_pos_encoding=True).last_hidden_state[:, 0]
-    return lambda pixels: _batches(extract, pixels, model.device)
+
+    def extract(pixels):
+        x = prepare(pixels, side, "bilinear", False, IMAGENET)
+        return model(x, interpolate_pos_encoding=True).last_hidden_state[:, 0]
+
+    def features(pixels):
+        return _in_batches(extract, pixels, model.device)
+    return features
 
 
 def clip(name: str) -> Callable:
@@ -145,91 +186,115 @@ def clip(name: str) -> Callable:
     if not hasattr(model, "get_image_features") or not hasattr(model.config, "vision_config"):
         raise BadInput(f"--clip {name}: is no CLIP; openai/clip-vit-base-patch32 is VBench's")
     side = model.config.vision_config.image_size
-    extract = lambda x: model.get_image_features(pixel_values=_fit(x, side, "bicubic", True, CLIP)).pooler_output
-    return lambda pixels: _batches(extract, pixels, model.device)
+
+    def extract(pixels):
+        x = prepare(pixels, side, "bicubic", True, CLIP)
+        return model.get_image_features(pixel_values=x).pooler_output
+
+    def features(pixels):
+        return _in_batches(extract, pixels, model.device)
+    return features
 
 
 def own_tower(model) -> Callable:
-    """features(pixels) -> (F, D): the mean of the patch features of a UnifiedModel's own frozen vision tower."""
-    def extract(x):
+    """features(pixels) -> (F, D): the mean patch feature of a UnifiedModel's own frozen vision tower."""
+
+    def extract(pixels):
         with model.precision():
-            return model.vlm.patches(x.float() / 127.5 - 1).mean(1)
-    return lambda pixels: _batches(extract, pixels, model.device)
+            return model.vlm.patches(pixels.float() / 127.5 - 1).mean(1)
+
+    def features(pixels):
+        return _in_batches(extract, pixels, model.device)
+    return features
 
 
 def viclip(name: str, trust_remote_code: bool) -> Callable:
     """cosines(pixels, text) -> {"OC", "ViCLIP-T"}. ViCLIP is code that comes with its weights: only run if trusted.
 
-    It needs `encode_vision(frames (B, T, 3, 224, 224), test=True)` and `encode_text(text)`, as the authors' class has
-    them; texts are cut at its own 32 tokens. Raises BadInput.
+    It needs `encode_vision(frames (B, T, 3, 224, 224), test=True)` and `encode_text(text)`, as the
+    authors' class has them; texts are cut at its own 32 tokens. Raises BadInput.
     """
     if not trust_remote_code:
-        raise BadInput(f"--viclip {name}: runs code that comes with the model; read it, then pass --trust-remote-code")
+        raise BadInput(f"--viclip {name}: runs code that comes with the model; read it, then pass "
+                       f"--trust-remote-code")
     model = _load("--viclip", name, trust_remote_code=True)
     for method in ("encode_vision", "encode_text"):
         if not hasattr(model, method):
             raise BadInput(f"--viclip {name}: has no {method}(); OpenGVLab/ViCLIP-L-14-hf is the paper's")
 
+    def as_vbench(pixels):
+        return prepare(pixels[middle_frames(len(pixels))], 224, "bicubic", True, CLIP)
+
+    def as_demonstrated(pixels):
+        frames = pixels[::max(1, len(pixels) // 8)][:8]
+        square = F.interpolate(frames.float(), (224, 224), mode="bilinear", align_corners=False) / 255
+        return _normalize(square, IMAGENET)
+
     def cosines(pixels, text):
+        where = next(model.parameters()).device
+        found = {}
         with torch.no_grad():
-            device = next(model.parameters()).device
             words = model.encode_text(text).float().cpu().reshape(-1)
-            oc = _fit(pixels[middle_frames(len(pixels))].to(device), 224, "bicubic", True, CLIP)
-            every = pixels[::max(1, len(pixels) // 8)][:8].to(device)                      # ViCLIP's demonstration
-            square = F.interpolate(every.float(), (224, 224), mode="bilinear", align_corners=False) / 255
-            mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in IMAGENET)
-            ways = {"OC": oc, "ViCLIP-T": (square - mean) / std}
-            return {column: text_consistency(model.encode_vision(x[None], test=True).float().cpu().reshape(-1), words)
-                    for column, x in ways.items() if len(x) == 8}
+            for column, frames in (("OC", as_vbench(pixels)), ("ViCLIP-T", as_demonstrated(pixels))):
+                if len(frames) == 8:
+                    seen = model.encode_vision(frames.to(where)[None], test=True)
+                    found[column] = text_consistency(seen.float().cpu().reshape(-1), words)
+        return found
     return cosines
 
 
 class Measures:
     """Which columns can be measured, with what, and why the others cannot.
 
-    labels: {column: how it is headed}. why: {column: reason} of the empty ones. stamp: names all that is looked through.
+    labels: {column: how it is headed}. why: {column: reason} of the empty ones. stamp: names all that is
+    looked through. model, own: a UnifiedModel whose tower stands in for DINO, and its fingerprint.
     """
 
-    def __init__(self, dino_name=None, clip_name=None, viclip_name=None, trust_remote_code=False, model=None, own=""):
+    def __init__(self, dino_name=None, clip_name=None, viclip_name=None, trust_remote_code=False,
+                 model=None, own=""):
         self.labels = {column: column for column in COLUMNS}
-        self.why = {"SC": "give --dino", "BC": "give --clip", "OC": "give --viclip", "ViCLIP-T": "give --viclip",
-                    "MS": "give --vbench-results"}
-        self.stamp = f"{dino_name} {clip_name} {viclip_name} {own}"
-        self._dino, self._clip, self._viclip = None, None, None
+        self.why = {"SC": "give --dino", "BC": "give --clip", "OC": "give --viclip",
+                    "ViCLIP-T": "give --viclip", "MS": "give --vbench-results"}
+        self.stamp = f"{VERSION} {dino_name} {clip_name} {viclip_name} {own}"
+        self._subject, self._background, self._cosines = None, None, None
         if dino_name:
-            self._dino = dino(dino_name)
+            self._subject = dino(dino_name)
         elif model is not None:
-            self._dino = own_tower(model)
+            self._subject = own_tower(model)
             self.labels["SC"] = f"SC ({model.preset.name}'s own vision tower, not DINO)"
             self.why["BC"] = "the own tower has one feature, which is in SC: give --clip"
-            self.why |= dict.fromkeys(("OC", "ViCLIP-T"), "the own tower reads no text: give --viclip")
+            self.why["OC"] = "the own tower reads no text: give --viclip"
+            self.why["ViCLIP-T"] = self.why["OC"]
         if clip_name:
-            self._clip = clip(clip_name)
+            self._background = clip(clip_name)
         if viclip_name:
-            self._viclip = viclip(viclip_name, trust_remote_code)
-        for column, there in (("SC", self._dino), ("BC", self._clip), ("OC", self._viclip), ("ViCLIP-T", self._viclip)):
-            if there:
-                self.why.pop(column, None)
+            self._cosines = viclip(viclip_name, trust_remote_code)
+        for column, extractor in (("SC", self._subject), ("BC", self._background),
+                                  ("OC", self._cosines), ("ViCLIP-T", self._cosines)):
+            if extractor:
+                del self.why[column]
 
     def __call__(self, pixels: torch.Tensor, text: str) -> dict[str, float]:
         """{column: value} of a clip (F, 3, H, W), uint8, and its instruction."""
         found = {"TF": temporal_flickering(pixels)}
-        if self._dino:
-            found["SC"] = feature_consistency(self._dino(pixels))
-        if self._clip:
-            found["BC"] = feature_consistency(self._clip(pixels))
-        return found | (self._viclip(pixels, text) if self._viclip else {})
+        if self._subject:
+            found["SC"] = feature_consistency(self._subject(pixels))
+        if self._background:
+            found["BC"] = feature_consistency(self._background(pixels))
+        if self._cosines:
+            found |= self._cosines(pixels, text)
+        return found
 
 
-# --------------------------------------------------------------------------------------------- the vbench package
+# -------------------------------------------------------------------------------------- the vbench package
 
 def vbench_folder(folder: Path, name: str, videos: dict[str, Path], texts: dict[str, str]) -> str:
-    """Make what `vbench evaluate --mode=custom_input` wants of a method, and return the command.
+    """Make what `vbench evaluate --mode=custom_input` wants of a method; returns the command.
 
-    videos, texts: by id. folder/name holds links to the videos and nothing else, folder/name.json maps file to prompt.
-    Raises BadInput where something else lies there.
+    videos, texts: by id. folder/name holds links to the videos and nothing else, folder/name.json maps
+    file to prompt. Raises BadInput where something else lies there.
     """
-    here = folder / name
+    here, prompts = folder / name, folder / f"{name}.json"
     here.mkdir(parents=True, exist_ok=True)
     for old in here.iterdir():
         if not old.is_symlink():
@@ -237,25 +302,40 @@ def vbench_folder(folder: Path, name: str, videos: dict[str, Path], texts: dict[
         old.unlink()
     for key, path in videos.items():
         os.symlink(os.path.abspath(path), here / f"{key}.mp4")
-    atomic_write(folder / f"{name}.json", json.dumps({f"{key}.mp4": texts[key] for key in videos}, indent=1) + "\n")
-    return (f"vbench evaluate --mode=custom_input --videos_path {here} --prompt_file {folder / name}.json "
-            f"--output_path {folder}/results --dimension motion_smoothness")
+    atomic_write(prompts, to_json({f"{key}.mp4": texts[key] for key in videos}) + "\n")
+    return shlex.join(["vbench", "evaluate", "--mode=custom_input", "--videos_path", str(here), "--prompt_file",
+                       str(prompts), "--output_path", f"{folder}/results", "--dimension", "motion_smoothness"])
 
 
 def vbench_results(folder: str | Path) -> dict[tuple[str, str], dict[str, float]]:
-    """{(method, id): {column: value}} of the *_eval_results.json that vbench wrote; a video's folder is its method.
+    """{(method, id): {column: value}} of the *_eval_results.json that vbench wrote.
 
-    Where there are several files, the later name (they are dates) counts. Raises BadInput where none can be read.
+    A video's folder is its method. Where there are several files, the later name (they are dates)
+    counts. A value that is not finite is left out, and said. Raises BadInput where none can be read.
     """
-    found, files = {}, sorted(Path(folder).rglob("*_eval_results.json"))
+    files = sorted(Path(folder).rglob("*_eval_results.json"))
     if not files:
         raise BadInput(f"--vbench-results {folder}: holds no *_eval_results.json; run vbench first")
+    found = {}
     for file in files:
-        try:
-            for dimension, (_, videos) in json.loads(file.read_text()).items():
-                for video in videos if dimension in VBENCH else []:
-                    path, value = Path(video["video_path"]), float(video["video_results"])
-                    found.setdefault((path.parent.name, path.stem), {})[VBENCH[dimension]] = value
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise BadInput(f"{file}: is no result of vbench ({error}); take it away") from error
+        for path, column, value in _read_vbench(file):
+            values = found.setdefault((path.parent.name, path.stem), {})
+            if math.isfinite(value):
+                values[column] = value
+            else:
+                print(f"{file}: {column} of {path} is {value}: left out", file=sys.stderr)
     return found
+
+
+def _read_vbench(file: Path) -> list[tuple[Path, str, float]]:
+    """(video, column, value) of each value of ours in a results file. Raises BadInput."""
+    rows = []
+    try:
+        for dimension, (_, videos) in json.loads(file.read_text()).items():
+            if dimension in DIMENSIONS:
+                for video in videos:
+                    value = float(video["video_results"])
+                    rows.append((Path(video["video_path"]), DIMENSIONS[dimension], value))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadInput(f"{file}: is no result of vbench ({error}); take it away") from error
+    return rows

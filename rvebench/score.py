@@ -1,59 +1,55 @@
 """How good is any method, on any benchmark? Its videos, a judge, VBench's measures, the tables (Sec. 5).
 
-    python -m rvebench.score --manifest bench.jsonl --videos ours=out/ours --judge openai --out results
+    python -m rvebench.score --manifest bench.jsonl --videos ours=out/ours --references --judge openai --out results
     python -m rvebench.score --manifest bench.jsonl --videos ours=out/ours --judge openai --dry-run \\
         --price-in 2.5 --price-out 10                            # what it would cost; asks nothing
+    python -m rvebench.score --manifest bench.jsonl --videos ours=out/ours --judge openai \\
+        --base-url http://localhost:8000/v1 --judge-model Qwen/Qwen2.5-VL-72B-Instruct      # vLLM and others
     python -m rvebench.score --manifest bench.jsonl --checkpoint out/uso --judge vila   # makes its videos first
     python -m rvebench.score --manifest bench.jsonl --videos ours=out/ours --dino facebook/dino-vitb16 \\
         --clip openai/clip-vit-base-patch32                      # no judge; more of VBench's measures
 
 Writes scores.jsonl (one row a sample and method), about.json, table.md, report.html, and what needs no
-second time: replies.jsonl (ask.py) and kept.jsonl. The same command goes on after a stop. A video that is
-missing, unreadable or too short is listed and counted, never scored.
+second time: replies.jsonl (ask.py) and kept.jsonl. The same command goes on after a stop. Methods that an
+earlier run with the same judge has scored into --out stay. A video that is missing, unreadable or too short
+is listed and counted, never scored. Exit code 1 where nothing was scored.
 
 Axis letters: F frames, H W pixels.
 """
 
 import argparse
-import json
 import os
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Callable, NamedTuple
+from typing import Callable
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from common.distributed import device
-from common.files import BadInput, Parser, at_least_0, atomic_write, between, positive, run_script
+from common.files import BadInput, Parser, at_least_0, atomic_write, between, check_writable, positive, run_script
 from common.intervals import COLUMNS, geometric_mean, overall
-from common.jsonl import Cache, write_rows
-from common.video import hash_video, read_pixels
-from data import fingerprint
+from common.jsonl import Cache, from_json, read_rows, to_json, write_rows
+from common.video import read_pixels
+from data import fingerprint, hash_video
 from evaluate import run_name
 from model import load_model
 from rvebench import judge, quality, report
 from rvebench.ask import Client, Missing
-from rvebench.benchmark import SCORES, Sample, read_manifest, read_methods
+from rvebench.benchmark import SCORES, Edit, Sample, all_edits, read_manifest, read_methods
 from rvebench.generate import generate
 from rvebench.scores import as_markdown
-from rvebench.tables import read_human, tables
+from rvebench.tables import check_human, read_human, tables
 from tiny import world
-
-
-class Edit(NamedTuple):
-    """What is scored: the video of one method of one sample."""
-    sample: Sample
-    method: str
-    path: Path
 
 
 # ----------------------------------------------------------------------------------- measures and judges
 
 def measure_videos(edits: list[Edit], measures: quality.Measures, cache: Cache,
                    workers: int) -> list[tuple[str | None, dict]]:
-    """(why it cannot be scored, {column: value}) of each edit: every video is read to its end.
+    """(why it cannot be scored, {"frames": F, column: value}) of each edit: videos are read to their ends.
 
     One clip is in memory for each of the workers.
     """
@@ -63,7 +59,8 @@ def measure_videos(edits: list[Edit], measures: quality.Measures, cache: Cache,
 
         def find():
             pixels = read_pixels(edit.path, least=2).transpose(0, 3, 1, 2)   # (F, 3, H, W)
-            return measures(torch.from_numpy(np.ascontiguousarray(pixels)), text)
+            clip = torch.from_numpy(np.ascontiguousarray(pixels))
+            return {"frames": len(clip), **measures(clip, text)}
         try:
             if not edit.path.exists():                   # what was seen once may be gone
                 raise BadInput(f"{edit.path}: there is no such video; correct the path")
@@ -90,7 +87,7 @@ def ask_local(edits: list[Edit], ask: Callable[[Sample, Path], dict], stamp: str
 def ask_service(edits: list[Edit], client: Client, args: argparse.Namespace) -> list:
     """The verdicts of a service, a list of --repeat for each edit."""
     jobs = [(edit.sample, edit.path) for edit in edits]
-    service = judge.ServiceJudge(jobs, args.judge_frames, args.repeat)
+    service = judge.ServiceJudge(jobs, args.judge_frames, args.repeat, args.judge_tokens)
     answers = client.ask(service.questions(), service.most, "judge")
     client.close()
     return service.verdicts(answers)
@@ -139,60 +136,26 @@ def score_row(verdicts: list) -> dict:
     return {**row, "missing": missing, "unanswered": unanswered, "repeats": repeats, "reasons": reasons}
 
 
-# ------------------------------------------------------------------------------------------- the command
+# ---------------------------------------------------------------------------------------------- the rows
 
-def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = Parser(prog="python -m rvebench.score", description="Score methods on a benchmark.")
-    add = parser.add_argument_group("what is scored").add_argument
-    add("--manifest", type=Path, required=True, help="the benchmark, JSON lines (see rvebench/benchmark.py)")
-    add("--videos", action="append", default=[], metavar="NAME=DIR", help="a method's folder of <id>.mp4; repeat it")
-    add("--subset", help="only this subset of the manifest")
-    add("--n", type=positive, help="only the first N samples")
-    add("--out", type=Path, help="folder of the results (default: out/eval/<manifest>)")
-    add = parser.add_argument_group("a model as a method").add_argument
-    add("--checkpoint", help="a run's or model's folder: makes its videos first")
-    add("--steps", type=positive, default=12, help="Euler steps from noise to clip")
-    add("--guidance", type=between(0, 1000), default=1.0, help="c + g (c - uncond); 0 is none")
-    add("--batch", type=positive, default=20, help="clips generated at a time")
-    add("--seed", type=at_least_0, default=0, help="of the noise")
-    add = parser.add_argument_group("the judge").add_argument
-    add("--judge", default="none", choices=("none", "oracle", "vila", "openai"), help="who gives the scores")
-    add("--judge-model", help="openai: a model's name (without it: gpt-4o); vila: a model's folder (weights/tiny)")
-    add("--judge-frames", type=positive, default=8, help="openai: frames of source and edit that are shown")
-    add("--base-url", help="openai: another endpoint that speaks its language")
-    add("--price-in", type=between(0, 1e6), default=0., help="openai: dollars a million tokens of questions")
-    add("--price-out", type=between(0, 1e6), default=0., help="openai: dollars a million tokens of answers")
-    add("--repeat", type=positive, default=1, help="openai: judge so many times, for the judge's own variance")
-    add("--dry-run", action="store_true", help="openai: print calls, tokens and dollars, and ask nothing")
-    add("--human", type=Path, help="people's scores, CSV: id, method and columns; for the judge's correlation with them")
-    add = parser.add_argument_group("VBench's measures").add_argument
-    add("--dino", help="subject consistency: facebook/dino-vitb16, or a folder")
-    add("--clip", help="background consistency: openai/clip-vit-base-patch32, or a folder")
-    add("--viclip", help="overall consistency and ViCLIP-T: OpenGVLab/ViCLIP-L-14-hf, or a folder")
-    add("--trust-remote-code", action="store_true", help="run the code that comes with ViCLIP")
-    add("--vbench-results", type=Path, help="folder of what the vbench package wrote: motion smoothness, and the rest")
-    args = parser.parse_args(argv)
-    args.out = args.out or Path("out/eval") / args.manifest.stem
-    if not (args.videos or args.checkpoint):
-        raise BadInput("--manifest: needs a method; give --videos NAME=DIR, or --checkpoint")
-    if args.repeat > 1 and args.judge != "openai":
-        raise BadInput(f"--repeat {args.repeat}: the judge {args.judge} always says the same; pass --judge openai")
-    if args.dry_run and (args.judge != "openai" or args.checkpoint):
-        raise BadInput("--dry-run: counts what --judge openai would be asked about --videos that are there")
-    return args
-
-
-def print_estimate(edits: list[Edit], client: Client, args: argparse.Namespace) -> None:
-    """The dry run: what the judge would cost."""
-    there = [(edit.sample, edit.path) for edit in edits if edit.path.exists()]
-    service = judge.ServiceJudge(there, args.judge_frames, args.repeat)
-    bar = tqdm(service.questions(), desc="count", unit="question", total=service.most)
-    counts = client.count(bar)
-    samples, names = {edit.sample.id for edit in edits}, {edit.method for edit in edits}
-    hint = "" if args.price_in or args.price_out else " (pass --price-in and --price-out)"
-    print(f"{len(samples)} samples, {len(names)} methods, {len(edits) - len(there)} videos missing: "
-          f"{counts['questions']} questions, {counts['calls']} of them not answered yet: about "
-          f"{counts['tokens_in']:,} tokens in, {counts['tokens_out']:,} out, ${counts['cost']:.2f}{hint}")
+def make_rows(edits: list[Edit], measured: list, verdicts: dict[int, list], failed: dict, vbench: dict,
+              out: Path) -> list[dict]:
+    """The rows of scores.jsonl, one for each edit. failed: {(id, method): why}; paths are relative to `out`."""
+    rows = []
+    for k, (sample, method, path) in enumerate(edits):
+        unreadable, values = measured[k]
+        frames = values.get("frames")
+        values = {column: value for column, value in values.items() if column != "frames"}
+        if not unreadable:
+            values |= vbench.get((method, sample.id), {})
+        scores = score_row(verdicts.get(k, []))
+        scores["failed"] = failed.get((sample.id, method)) or unreadable or scores["failed"]
+        row = {"id": sample.id, "subset": sample.subset, "type": sample.type,
+               "instruction": sample.instruction, "method": method}
+        for name, video in (("source", sample.source), ("target", sample.target), ("video", path)):
+            row[name] = os.path.relpath(video, out)
+        rows.append({**row, **scores, "quality": values, "frames": frames})
+    return rows
 
 
 def describe_judge(args: argparse.Namespace, client: Client | None) -> str:
@@ -215,111 +178,211 @@ def describe(args: argparse.Namespace, client: Client | None, methods: list[str]
         why.pop(column, None)
     subset = f", subset {args.subset}" if args.subset else ""
     times = f", {args.repeat} times" if args.repeat > 1 else ""
-    head = (f"{args.manifest.name}{subset}, judged by {describe_judge(args, client)}{times}: "
-            f"means [95 % bootstrap interval].")
+    head = f"{args.manifest.name}{subset}, judged by {describe_judge(args, client)}{times}: means [95 % interval]."
     return {"head": head, "judge": args.judge, "repeat": args.repeat, "methods": methods, "labels": labels,
             "why": why}
 
 
-def make_rows(edits: list[Edit], measured: list, verdicts: dict[int, list], failed: dict, vbench: dict,
-              out: Path) -> list[dict]:
-    """The rows of scores.jsonl, one for each edit. failed: {(id, method): why}; paths are relative to `out`."""
-    rows = []
-    for k, (sample, method, path) in enumerate(edits):
-        unreadable, values = measured[k]
-        scores = score_row(verdicts.get(k, []))
-        scores["failed"] = failed.get((sample.id, method)) or unreadable or scores["failed"]
-        if not unreadable:
-            values = values | vbench.get((method, sample.id), {})
-        row = {"id": sample.id, "subset": sample.subset, "type": sample.type,
-               "instruction": sample.instruction, "method": method}
-        for name, video in (("source", sample.source), ("target", sample.target), ("video", path)):
-            row[name] = os.path.relpath(video, out)
-        rows.append({**row, **scores, "quality": values})
-    return rows
+def keep_other_methods(out: Path, about: dict) -> list[dict]:
+    """The rows that an earlier run has left of other methods than about["methods"], which gets their names.
+
+    Raises BadInput where their scores cannot stand in one table with the new ones: nothing is lost.
+    """
+    try:
+        rows = [row for _, row in read_rows(out / "scores.jsonl", "score", ("id", "method", "quality"))]
+        before = from_json((out / "about.json").read_text()) if rows else {"methods": []}
+        others = [row for row in rows if row["method"] not in about["methods"]]
+        if not others:
+            return []
+        names = list(dict.fromkeys(row["method"] for row in others))
+        if before["head"].partition(": means")[0] != about["head"].partition(": means")[0]:
+            raise BadInput(f"{out}: holds scores of {', '.join(names)[:80]} by another command ({before['head']}); "
+                           f"give those methods too, or another --out")
+        for column in {column for row in others for column in row["quality"]}:
+            old, new = before["labels"][column], about["labels"][column]
+            if column in about["why"]:                   # not measured now
+                about["labels"][column] = old
+                del about["why"][column]
+            elif old != new:
+                raise BadInput(f"{out}: holds {old} of {', '.join(names)[:80]}, and this would be {new}; give those "
+                               f"methods too, or another --out")
+        order = [*before["methods"], *about["methods"]]
+        about["methods"] = list(dict.fromkeys(order))
+        return others
+    except BadInput:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadInput(f"{out}: holds no results of ours ({error!r:.80}); take scores.jsonl and about.json away, or "
+                       f"choose another --out") from error
 
 
-def write_vbench_folders(out: Path, edits: list[Edit], methods: list[str]) -> list[str]:
-    """Links and prompts for the vbench package; returns its commands, one a method."""
+def in_order(rows: list[dict], methods: list[str], samples: list[Sample]) -> list[dict]:
+    """Rows by sample, in the manifest's order, then by method."""
+    ids = dict.fromkeys([sample.id for sample in samples] + [row["id"] for row in rows])
+    place_of = {name: place for place, name in enumerate(ids)}
+    return sorted(rows, key=lambda row: (place_of[row["id"]], methods.index(row["method"])))
+
+
+# ------------------------------------------------------------------------------------------- the command
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = Parser(prog="python -m rvebench.score", description="Score methods on a benchmark.")
+    add = parser.add_argument_group("what is scored").add_argument
+    add("--manifest", type=Path, required=True, help="the benchmark, JSON lines (see rvebench/benchmark.py)")
+    add("--videos", action="append", default=[], metavar="NAME=DIR", help="a method's folder of <id>.mp4; repeat it")
+    add("--references", action="store_true", help="score the sources ('do nothing') and the targets, too")
+    add("--subset", help="only this subset of the manifest")
+    add("--n", type=positive, help="only the first N samples")
+    add("--out", type=Path, help="folder of the results (without it: out/eval/<manifest>)")
+    add = parser.add_argument_group("a model as a method").add_argument
+    add("--checkpoint", help="a run's or model's folder: makes its videos first")
+    add("--steps", type=positive, default=12, help="Euler steps from noise to clip")
+    add("--guidance", type=between(0, 1000), default=1.0, help="c + g (c - uncond); 0 is none")
+    add("--batch", type=positive, default=20, help="clips generated at a time")
+    add("--seed", type=at_least_0, default=0, help="of the noise")
+    add = parser.add_argument_group("the judge").add_argument
+    add("--judge", default="none", choices=("none", "oracle", "vila", "openai"), help="who gives the scores")
+    add("--judge-model", help="openai: a model's name (without it: gpt-4o); vila: a model's folder (weights/tiny)")
+    add("--judge-frames", type=positive, default=8, help="openai: frames of source and edit that are shown")
+    add("--judge-tokens", type=positive, default=judge.TOKENS,
+        help="openai: tokens of a reply at most; a reasoning model needs many more than its answer has")
+    add("--base-url", help="openai: another endpoint that speaks its language")
+    add("--price-in", type=between(0, 1e6), default=0., help="openai: dollars a million tokens of questions")
+    add("--price-out", type=between(0, 1e6), default=0., help="openai: dollars a million tokens of answers")
+    add("--repeat", type=positive, default=1, help="openai: judge so many times, for the judge's own variance")
+    add("--dry-run", action="store_true", help="openai: print calls, tokens and dollars, and ask nothing")
+    add("--ask-again", choices=("failed",), help="openai: ask anew what got no good answer in earlier runs")
+    add("--human", type=Path, help="people's scores, CSV: id, method and columns; for the judge's correlation with them")
+    add = parser.add_argument_group("VBench's measures").add_argument
+    add("--dino", help="subject consistency: facebook/dino-vitb16, or a folder")
+    add("--clip", help="background consistency: openai/clip-vit-base-patch32, or a folder")
+    add("--viclip", help="overall consistency and ViCLIP-T: OpenGVLab/ViCLIP-L-14-hf, or a folder")
+    add("--trust-remote-code", action="store_true", help="run the code that comes with ViCLIP")
+    add("--vbench-results", type=Path, help="folder of what the vbench package wrote: motion smoothness, and the rest")
+    args = parser.parse_args(argv)
+    args.out = args.out or Path("out/eval") / args.manifest.stem
+    if not (args.videos or args.checkpoint or args.references):
+        raise BadInput("--manifest: needs a method; give --videos NAME=DIR, or --checkpoint")
+    if args.repeat > 1 and args.judge != "openai":
+        raise BadInput(f"--repeat {args.repeat}: the judge {args.judge} always says the same; pass --judge openai")
+    if args.dry_run and (args.judge != "openai" or args.checkpoint):
+        raise BadInput("--dry-run: counts what --judge openai would be asked about --videos that are there")
+    return args
+
+
+def make_client(args: argparse.Namespace) -> Client | None:
+    """The endpoint of --judge openai. Raises BadInput where no answer is there yet, and none could be got."""
+    if args.judge != "openai":
+        return None
+    client = Client(args.out / "replies.jsonl", args.judge_model or "gpt-4o", args.base_url, args.price_in,
+                    args.price_out, ask_again=args.ask_again is not None)
+    if not client.replies and not args.dry_run:
+        client.check()
+    return client
+
+
+def print_estimate(edits: list[Edit], client: Client, args: argparse.Namespace) -> None:
+    """The dry run: what the judge would cost."""
+    there = [(edit.sample, edit.path) for edit in edits if edit.path.exists()]
+    service = judge.ServiceJudge(there, args.judge_frames, args.repeat)
+    bar = tqdm(service.questions(), desc="count", unit="question", total=service.most)
+    counts = client.count(bar)
+    samples, names = {edit.sample.id for edit in edits}, {edit.method for edit in edits}
+    hint = "" if args.price_in or args.price_out else " (pass --price-in and --price-out)"
+    print(f"{len(samples)} samples, {len(names)} methods, {len(edits) - len(there)} videos missing: "
+          f"{counts['questions']} questions, {counts['calls']} of them not answered yet ({counts['answered']} are, "
+          f"{counts['same']} are the same as another): about {counts['tokens_in']:,} tokens in, "
+          f"{counts['tokens_out']:,} out, ${counts['cost']:.2f}{hint}")
+
+
+def make_videos(args: argparse.Namespace, samples: list[Sample], methods: dict[str, Path], model) -> dict:
+    """Make the videos of --checkpoint, one more of `methods`; {(id, method): why} of what failed.
+
+    model: that of --checkpoint, or of --judge vila --judge-model.
+    """
+    if not args.checkpoint:
+        return {}
+    name = run_name(args.checkpoint)
+    if name in methods:
+        raise BadInput(f"--videos {name}=...: the checkpoint is called so, too; rename the one")
+    if args.judge == "vila" and args.judge_model:
+        model = load_model(args.checkpoint).to(device())
+    methods[name] = args.out / "videos" / name
+    reasons = generate(model, samples, methods[name], args.steps, args.guidance, args.seed, args.batch)
+    return {(id, name): reason for id, reason in reasons.items()}
+
+
+def write_results(out: Path, rows: list[dict], about: dict) -> None:
+    """scores.jsonl and about.json; then the tables and the page, which are printed."""
+    write_rows(out / "scores.jsonl", rows)
+    atomic_write(out / "about.json", to_json(about) + "\n")
+    human = read_human(out / "human.csv") if (out / "human.csv").exists() else None
+    blocks, charts = tables(rows, about, human)
+    text = as_markdown(blocks)
+    atomic_write(out / "table.md", text)
+    report.report(out, rows, about, blocks, [report.bars(*chart) for chart in charts], human)
+    print(f"{text}\nwrote scores.jsonl, table.md and report.html into {out}")
+
+
+def print_vbench_commands(out: Path, edits: list[Edit]) -> None:
+    """Links and prompts for the vbench package, a folder for each method, and the commands to run there."""
     commands = []
-    for method in methods:
+    for method in dict.fromkeys(edit.method for edit in edits):
         own = [edit for edit in edits if edit.method == method]
         videos = {edit.sample.id: edit.path for edit in own}
         texts = {edit.sample.id: edit.sample.instruction for edit in own}
         commands.append(quality.vbench_folder(out / "vbench", method, videos, texts))
-    return commands
+    print("motion smoothness, from the vbench package in its own environment, and then --vbench-results "
+          f"{out}/vbench/results:\n  " + "\n  ".join(commands))
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
-    out, client = args.out, None
+    out = args.out
     samples = read_manifest(args.manifest, args.subset)[:args.n]
     methods = read_methods(args.videos)
     vbench = quality.vbench_results(args.vbench_results) if args.vbench_results else {}
-    if args.human:
-        read_human(args.human)                           # what can go wrong at the end is found out here
-    if args.judge == "openai":
-        client = Client(out / "replies.jsonl", args.judge_model or "gpt-4o", args.base_url,
-                        args.price_in, args.price_out)
+    human = read_human(args.human) if args.human else None
+    client = make_client(args)
     if args.dry_run:
-        return print_estimate(all_edits(samples, methods), client, args)
+        return print_estimate(all_edits(samples, methods, args.references), client, args)
+    check_writable(out / "scores.jsonl")
 
     # What looks at the videos: the VLM of --judge vila or of --checkpoint, and the extractors.
-    model, failed = None, {}
-    if args.judge == "vila":
-        model = load_model(args.judge_model or args.checkpoint).to(device())
-    elif args.checkpoint:
-        model = load_model(args.checkpoint).to(device())
+    model = None
+    if args.judge == "vila" or args.checkpoint:
+        of_judge = args.judge_model if args.judge == "vila" else None
+        model = load_model(of_judge or args.checkpoint).to(device())
     vision = fingerprint(model, ("vlm",)) if model else ""
     measures = quality.Measures(args.dino, args.clip, args.viclip, args.trust_remote_code, model, vision)
 
-    if args.checkpoint:
-        name = run_name(args.checkpoint)
-        if name in methods:
-            raise BadInput(f"--videos {name}=...: the checkpoint is called so, too; rename the one")
-        has_own_judge = args.judge == "vila" and args.judge_model
-        generator = load_model(args.checkpoint).to(device()) if has_own_judge else model
-        methods[name] = out / "videos" / name
-        reasons = generate(generator, samples, methods[name], args.steps, args.guidance, args.seed, args.batch)
-        failed = {(id, name): reason for id, reason in reasons.items()}
+    cache = Cache(out / "kept.jsonl")                    # from here on no other run may use --out
+    failed = make_videos(args, samples, methods, model)
+    edits = all_edits(samples, methods, args.references)
+    about = describe(args, client, list(dict.fromkeys(edit.method for edit in edits)), measures, vbench)
+    others = keep_other_methods(out, about)
+    if human:
+        known = {(edit.sample.id, edit.method) for edit in edits}
+        check_human(human, known | {(row["id"], row["method"]) for row in others}, args.human)
+        atomic_write(out / "human.csv", args.human.read_bytes())
 
-    cache = Cache(out / "kept.jsonl")
-    edits = all_edits(samples, methods)
     measured = measure_videos(edits, measures, cache, len(os.sched_getaffinity(0)))
     readable = [k for k, (unreadable, _) in enumerate(measured) if not unreadable]
     good = [edits[k] for k in readable]
     verdicts = dict(zip(readable, ask_judge(good, args, client, model, cache)))
     cache.close()
 
-    about = describe(args, client, list(methods), measures, vbench)
     rows = make_rows(edits, measured, verdicts, failed, vbench, out)
-    write_rows(out / "scores.jsonl", rows)
-    atomic_write(out / "about.json", json.dumps(about, indent=1) + "\n")
-    commands = write_vbench_folders(out, good, list(methods))
+    if client:
+        about["spent"] = client.worth()
     if "MS" in about["why"]:
-        print(f"motion smoothness, from the vbench package in its own environment, and then --vbench-results "
-              f"{out}/vbench/results:\n  " + "\n  ".join(commands))
-    if args.human:
-        atomic_write(out / "human.csv", args.human.read_bytes())
-    rebuild(out)
-
-
-def all_edits(samples: list[Sample], methods: dict[str, Path]) -> list[Edit]:
-    """Every method's video of every sample, whether it is there or not."""
-    return [Edit(sample, name, folder / f"{sample.id}.mp4")
-            for sample in samples for name, folder in methods.items()]
-
-
-def rebuild(out: Path) -> None:
-    """Write the tables and the page of what is in `out`, and print the tables."""
-    human = read_human(str(out / "human.csv")) if (out / "human.csv").exists() else None
-    rows = [json.loads(line) for line in (out / "scores.jsonl").read_text().splitlines()]
-    about = json.loads((out / "about.json").read_text())
-    blocks, charts = tables(rows, about, human)
-    text = as_markdown(blocks)
-    atomic_write(out / "table.md", text)
-    report.report(out, rows, about, blocks, [report.bars(*chart) for chart in charts], human)
-    print(f"{text}\nwrote scores.jsonl, table.md and report.html into {out}")
+        print_vbench_commands(out, good)
+    write_results(out, in_order(rows + others, about["methods"], samples), about)
+    if client and client.estimated:
+        print(f"the endpoint reports no usage for {client.estimated} of {client.calls} replies: their tokens and "
+              f"dollars are estimates")
+    if all(row["failed"] for row in rows):
+        sys.exit(f"score.py: nothing was scored: {rows[0]['failed']}")
 
 
 if __name__ == "__main__":

@@ -1,57 +1,113 @@
-"""What is a score worth? Overall, intervals, paired differences, win rates, and how a table tells of them (Sec. 3.2).
-
-Read by evaluate.py (the tiny world), benchmark.py (any videos) and ablate.py (the paper's tables).
-"""
+"""Statistics that the tables and pages share: win rates, the judge against people, the paper's own numbers."""
 
 import json
 import math
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import bootstrap, spearmanr
+from scipy.stats import spearmanr
 
-from common.intervals import interval
 from common.files import markdown
+from common.intervals import FEWEST, interval
 
-def win_rates(rankings: list[dict[str, float]]) -> dict[tuple[str, str], tuple[float, float, float]]:
+DRAWS = 1000                                             # of a bootstrap
+NO_INTERVAL = (math.nan, math.nan, math.nan)
+
+
+def win_rates(rankings: list[dict[str, float]], clusters: list[tuple[str, str]] | None = None,
+              seed: int = 0) -> dict[tuple[str, str], tuple[float, float, float]]:
     """{(a, b): (rate, low, high)}: how often a is ranked before b, with its 95 % interval (Fig. 7).
 
-    rankings: one {method: rank} for each judgement, 1 the best; equal ranks are half a win, and a ranking without one of
-    the two says nothing about them. For each ordered pair that is in some ranking; the two rates of a pair add up to 1.
+    rankings: one {method: rank} for each judgement, 1 the best; equal ranks are half a win, and a
+    ranking without one of the two says nothing about them. There is an entry for each ordered pair
+    that is in some ranking; the two rates of a pair add up to 1.
+    clusters: (rater, sample) of each ranking. What one person says of all samples, and all people of
+    one sample, hangs together: the interval then draws both anew.
     """
-    names = list(dict.fromkeys(name for ranks in rankings for name in ranks))
-    wins = {(a, b): [(np.sign(ranks[b] - ranks[a]) + 1) / 2 for ranks in rankings if a in ranks and b in ranks]
-            for a in names for b in names if a != b}
-    return {pair: interval(won) for pair, won in wins.items() if won}
+    names = dict.fromkeys(name for ranks in rankings for name in ranks)
+    rates = {}
+    for a in names:
+        for b in names:
+            both = [k for k, ranks in enumerate(rankings) if a in ranks and b in ranks]
+            if a == b or not both:
+                continue
+            won = [(1 + np.sign(rankings[k][b] - rankings[k][a])) / 2 for k in both]
+            if clusters is None:
+                rate = interval(won)
+            else:
+                rate = clustered_interval(won, [clusters[k] for k in both], seed)
+            rates[a, b] = tuple(np.clip(rate, 0, 1).tolist())
+    return rates
+
+
+def clustered_interval(values: list[float], clusters: list[tuple[str, str]],
+                       seed: int = 0) -> tuple[float, float, float]:
+    """(mean, low, high) by a bootstrap that draws raters and samples anew, each with replacement.
+
+    clusters: (rater, sample) of each value. A value whose rater is drawn i times and whose sample j
+    times counts i * j times. No interval below 5 samples; of one rater only samples are drawn.
+    """
+    x = np.asarray(values, float)
+    raters, rater_of = np.unique([rater for rater, _ in clusters], return_inverse=True)
+    samples, sample_of = np.unique([sample for _, sample in clusters], return_inverse=True)
+    if len(samples) < FEWEST:
+        return float(x.mean()), math.nan, math.nan
+    rng, draws = np.random.default_rng(seed), []
+    for _ in range(DRAWS):
+        times_rater = _times_drawn(rng, len(raters))
+        times_sample = _times_drawn(rng, len(samples))
+        weights = times_rater[rater_of] * times_sample[sample_of]
+        if weights.any():                                # a sparse study: what was drawn may not meet
+            draws.append(np.average(x, weights=weights))
+    low, high = np.percentile(draws, (2.5, 97.5))
+    return float(x.mean()), float(low), float(high)
+
+
+def _times_drawn(rng: np.random.Generator, n: int) -> np.ndarray:
+    """How often each of n is drawn, n times with replacement."""
+    return np.bincount(rng.integers(n, size=n), minlength=n)
 
 
 def correlation(a, b, seed: int = 0) -> tuple[float, float, float]:
-    """Spearman's rho of two lists and its 95 % interval, by the bootstrap over pairs; NaN where there is none."""
+    """Spearman's rho of two lists and its 95 % interval, by the bootstrap over pairs.
+
+    NaN where there is none: fewer than 3 pairs, or all values of a list the same.
+    """
     a, b = np.asarray(a, float), np.asarray(b, float)
     if len(a) < 3 or len(set(a)) < 2 or len(set(b)) < 2:
-        return math.nan, math.nan, math.nan
+        return NO_INTERVAL
     rng, draws = np.random.default_rng(seed), []
-    for _ in range(1000):
+    for _ in range(DRAWS):
         i = rng.integers(len(a), size=len(a))
         if len(set(a[i])) > 1 and len(set(b[i])) > 1:
             draws.append(spearmanr(a[i], b[i]).statistic)
-    return float(spearmanr(a, b).statistic), *map(float, np.percentile(draws, (2.5, 97.5)))
+    low, high = np.percentile(draws, (2.5, 97.5))
+    return float(spearmanr(a, b).statistic), float(low), float(high)
 
 
-# ------------------------------------------------------------------------------------------------------- in tables
+# ------------------------------------------------------------------------------------------------ in tables
 
 def paper_table(name: str, columns) -> list:
-    """[a line that says what it is, table] of a table of paper_results.json: of these columns those that it has."""
-    theirs = json.loads((Path(__file__).parent / "paper_results.json").read_text())[name]
-    both = [c for c in columns if any(row.get(c) is not None for row in theirs.values())]
-    cell = lambda x: "-" if x is None else f"{x:g}"
-    return [f"The paper's {' '.join(name.split()[:2])}, for comparison only: another judge (GPT-4o of its day, by the "
-            f"authors' prompts) on other data:\n",
-            [["paper", *both], *([row, *[cell(values.get(c)) for c in both]] for row, values in theirs.items())]]
+    """[a line that says what it is, table] of a table of paper_results.json, of these columns."""
+    results = json.loads((Path(__file__).parent / "paper_results.json").read_text())[name]
+    known = [column for column in columns
+             if any(row.get(column) is not None for row in results.values())]
+    lines = [["paper", *known]]
+    for method, row in results.items():
+        values = [row.get(column) for column in known]
+        lines.append([method, *["-" if value is None else f"{value:g}" for value in values]])
+    table = " ".join(name.split()[:2])
+    return [f"The paper's {table}, for comparison only: another judge (GPT-4o of its day, by the authors' "
+            f"prompts) on other data:\n", lines]
 
 
 def as_markdown(blocks: list) -> str:
     """The blocks of `tables` as table.md has them; a bar within a cell would end it."""
-    return "\n".join(block if isinstance(block, str) else
-                     markdown([[" ".join(cell.replace("|", "/").split()) for cell in line] for line in block])
-                     for block in blocks)
+    texts = []
+    for block in blocks:
+        if isinstance(block, str):
+            texts.append(block)
+        else:
+            cells = [[" ".join(cell.replace("|", "/").split()) for cell in line] for line in block]
+            texts.append(markdown(cells))
+    return "\n".join(texts)

@@ -3,121 +3,262 @@
 import csv
 import math
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 
-from rvebench import quality
 from common.files import BadInput
-from common.intervals import COLUMNS, format_interval, interval, paired_difference
-from rvebench.scores import correlation, paper_table, win_rates
-
-
-def judge_variance(rows: list[dict], column: str) -> float:
-    """The mean over edits of the variance of `column` between the judge's repeats; NaN where none was judged twice."""
-    several = [[r[column] for r in row["repeats"] if column in r] for row in rows]
-    variances = [np.var(x, ddof=1) for x in several if len(x) > 1]
-    return float(np.mean(variances)) if variances else math.nan
-
-
-def read_human(path: str) -> dict[str, dict[tuple[str, str], float]]:
-    """{column: {(id, method): mean rating}} of a CSV with the columns id, method and some of the scores' names.
-
-    A line is one person's rating; empty cells are none. Raises BadInput.
-    """
-    found = {}
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            lines = csv.DictReader(file)
-            rated = [c for c in (*COLUMNS, "Yes") if c in (lines.fieldnames or ())]
-            if not rated or not {"id", "method"} <= set(lines.fieldnames):
-                raise BadInput(f"--human {path}: needs the columns id, method and one of {', '.join(COLUMNS)}")
-            for line in lines:
-                for column in rated:
-                    if (line[column] or "").strip():
-                        value = float(line[column])
-                        if not math.isfinite(value):
-                            raise ValueError(f"{column} is {line[column]}")
-                        found.setdefault(column, {}).setdefault((line["id"], line["method"]), []).append(value)
-    except BadInput:
-        raise
-    except (OSError, ValueError, csv.Error) as error:
-        where = f":{lines.line_num}" if "lines" in locals() else ""
-        raise BadInput(f"--human {path}{where}: cannot be read ({error}); give a CSV of numbers") from error
-    return {column: {key: float(np.mean(x)) for key, x in cells.items()} for column, cells in found.items()}
-
+from common.intervals import COLUMNS, METHOD, format_interval, interval, paired_difference
+from rvebench import quality
+from rvebench.scores import NO_INTERVAL, correlation, paper_table, win_rates
 
 PAPER = {"rave": "Table 1 rave", "icvg": "Table 1 icvg", "literal": "Table 3 Ditto-1M", "cross": "Table 2 VIE-Bench"}
 
 
 def tables(rows: list[dict], about: dict, human: dict | None = None) -> tuple[list, list]:
-    """(blocks, charts) of a benchmark's rows: for each subset scores by method and type, differences, quality.
+    """(blocks, charts): for each subset scores by method and type, differences, quality; then what is missing.
 
-    A block is a text or a table, a list of lines of cells. A chart is what report.bars draws: (groups, title, top).
+    A block is a text or a table, a list of lines of cells. human: of `read_human`. A chart is
+    (groups, title, top): groups of (type, [(method, mean, low, high), ...]), `top` ends the scale.
     """
-    columns = {"vila": ["Yes"], "none": []}.get(about["judge"], list(COLUMNS))
-    heads, names = about["labels"], about["methods"]
-    pick = lambda group, column: [r[column] for r in group if not r["failed"] and r[column] is not None]
-    drawn, top = (columns[-2], 10.) if len(columns) > 1 else (columns[0], 10.) if columns else ("TF", 1.)
-    out, charts = [f"{about['head']}\n"], []
-    for subset in dict.fromkeys(r["subset"] for r in rows):
-        here = [r for r in rows if r["subset"] == subset]
-        kinds = [*dict.fromkeys(r["type"] for r in here), "all"]
-        lines, groups = [["method", "type", "N scored", "N failed", *columns]], {}
-        for name in names:
-            for kind in kinds:
-                group = [r for r in here if r["method"] == name and kind in (r["type"], "all")]
-                bad = sum(bool(r["failed"]) for r in group)
-                lines.append([name, kind, str(len(group) - bad), str(bad), *[format_interval(interval(pick(group, c))) for c in columns]])
-                values = pick(group, drawn) if columns else [r["quality"]["TF"] for r in group if r["quality"]]
-                groups.setdefault(kind, []).append((name, *interval(values)))
-        out += [f"## {subset}\n", lines]
-        charts.append((list(groups.items()), f"{subset}: {drawn}", top))
-        by = {name: {r["id"]: r for r in here if r["method"] == name and not r["failed"]} for name in names}
-        lines = [["difference", "N pairs", *columns]]
-        for a, b in combinations(names, 2):
-            both = [key for key in by[a] if key in by[b]]
-            pair = lambda column: [[by[name][key][column] for key in both] for name in (a, b)]
-            lines.append([f"{a} - {b}", str(len(both)), *[format_interval(paired_difference(*pair(c)), "+.2f") for c in columns]])
-        if len(lines) > 1 and columns:
-            out += ["The same samples, method by method:\n", lines]
-        lines = [["method", "N", *[heads[c] for c in quality.COLUMNS]]]
-        for name in names:
-            seen = [r["quality"] for r in here if r["method"] == name and r["quality"]]
-            lines.append([name, str(len(seen)), *[format_interval(interval([q[c] for q in seen if c in q]), ".3f") for c in quality.COLUMNS]])
-        out += ["Video quality, 0 to 1:\n", lines]
+    columns = judged_columns(about)
+    methods = about["methods"]
+    blocks, charts = [f"{about['head']} {METHOD}\n"], []
+    for subset in dict.fromkeys(row["subset"] for row in rows):
+        here = [row for row in rows if row["subset"] == subset]
+        blocks += [f"## {subset}\n", score_table(here, methods, columns)]
+        charts.append(type_chart(here, methods, columns, subset))
+        if len(methods) > 1 and columns:
+            blocks += ["The same samples, method by method:\n", difference_table(here, methods, columns)]
+        blocks += ["Video quality, 0 to 1, each clip counting once:\n",
+                   quality_table(here, methods, about["labels"])]
+        blocks += vbench_weighting(here, methods)
         if subset in PAPER:
-            out += paper_table(PAPER[subset], [*columns, *quality.COLUMNS])
-    if about["why"]:
-        out += ["Empty columns: " + "; ".join(f"{c}: {why}" for c, why in about["why"].items()) + ".\n"]
-    own = {c: judge_variance(rows, c) for c in columns}
-    lines = [f"{c} {v:.3f} (standard deviation {v ** .5:.2f})" for c, v in own.items() if not math.isnan(v)]
-    if lines:
-        out += [f"The judge's own variance, between {about['repeat']} judgements of the same edit: "
-                f"{', '.join(lines)}.\n"]
+            blocks += paper_table(PAPER[subset], [*columns, *quality.COLUMNS])
+    blocks += remarks(rows, about, columns)
     if human:
-        lines = [["judge and people", "N", "Spearman"]]
-        for column, ratings in human.items():
-            pairs = [(r[column], ratings[r["id"], r["method"]]) for r in rows
-                     if r[column] is not None and not r["failed"] and (r["id"], r["method"]) in ratings]
-            lines.append([column, str(len(pairs)), format_interval(correlation(*zip(*pairs)) if pairs else (math.nan,) * 3)])
-        out += [lines]
-    part = sum(len(r["missing"]) for r in rows)
-    if part:
-        out += [f"{part} judgements are missing: refused, cut off, malformed or out of range after the last try.\n"]
-    for name in names:
-        bad = [r for r in rows if r["method"] == name and r["failed"]]
-        if bad:
-            out += [f"{name}: {len(bad)} of {sum(r['method'] == name for r in rows)} failed and are not scored:\n",
-                    "".join(f"- {r['id']}: {' '.join(r['failed'].split())}\n" for r in bad)]
-    return out, charts
+        blocks.append(human_table(rows, human))
+    return blocks + missing_answers(rows) + failures(rows, methods), charts
 
 
-def study_table(rankings: dict[str, list]) -> list[list[str]]:
-    """Win rates of each criterion's rankings, a line for each ordered pair of methods."""
+def judged_columns(about: dict) -> list[str]:
+    """The columns that the judge gives."""
+    if about["judge"] == "none":
+        return []
+    return ["Yes"] if about["judge"] == "vila" else list(COLUMNS)
+
+
+def values_of(rows: list[dict], column: str) -> list[float]:
+    """A column of the rows that have it."""
+    return [row[column] for row in rows if not row["failed"] and row[column] is not None]
+
+
+def score_table(rows: list[dict], methods: list[str], columns: list[str]) -> list[list[str]]:
+    """A line for each method and type, and one for all of a method: mean [95 % interval] of each column."""
+    lines = [["method", "type", "N scored", "N failed", *columns]]
+    for method in methods:
+        for kind in [*dict.fromkeys(row["type"] for row in rows), "all"]:
+            group = [row for row in rows if row["method"] == method and kind in (row["type"], "all")]
+            failed = sum(bool(row["failed"]) for row in group)
+            cells = [format_interval(interval(values_of(group, column))) for column in columns]
+            lines.append([method, kind, str(len(group) - failed), str(failed), *cells])
+    return lines
+
+
+def type_chart(rows: list[dict], methods: list[str], columns: list[str], subset: str) -> tuple:
+    """(groups, title, top) of the Overall, the VLM's Yes or the flickering, by type and method."""
+    drawn = "TF"
+    if columns:
+        drawn = "Overall" if "Overall" in columns else columns[0]
+    groups = []
+    for kind in [*dict.fromkeys(row["type"] for row in rows), "all"]:
+        bars = []
+        for method in methods:
+            group = [row for row in rows if row["method"] == method and kind in (row["type"], "all")]
+            if columns:
+                values = values_of(group, drawn)
+            else:
+                values = [row["quality"]["TF"] for row in group if row["quality"]]
+            bars.append((method, *interval(values)))
+        groups.append((kind, bars))
+    return groups, f"{subset}: {drawn}", 10. if columns else 1.
+
+
+def difference_table(rows: list[dict], methods: list[str], columns: list[str]) -> list[list[str]]:
+    """a - b of each two methods, over the samples that both have."""
+    scored = {method: {row["id"]: row for row in rows if row["method"] == method and not row["failed"]}
+              for method in methods}
+    lines = [["difference", "N pairs", *columns]]
+    for a, b in combinations(methods, 2):
+        both = [name for name in scored[a] if name in scored[b]]
+        cells = []
+        for column in columns:
+            pair = [[scored[method][name][column] for name in both] for method in (a, b)]
+            cells.append(format_interval(paired_difference(*pair), "+.2f"))
+        lines.append([f"{a} - {b}", str(len(both)), *cells])
+    return lines
+
+
+def quality_table(rows: list[dict], methods: list[str], labels: dict[str, str]) -> list[list[str]]:
+    """VBench's measures, mean [95 % interval] over clips."""
+    lines = [["method", "N", *[labels[column] for column in quality.COLUMNS]]]
+    for method in methods:
+        measured = [row["quality"] for row in rows if row["method"] == method and row["quality"]]
+        cells = []
+        for column in quality.COLUMNS:
+            values = [values[column] for values in measured if column in values]
+            cells.append(format_interval(interval(values), ".3f"))
+        lines.append([method, str(len(measured)), *cells])
+    return lines
+
+
+def vbench_weighting(rows: list[dict], methods: list[str]) -> list:
+    """SC and BC as VBench's dataset value has them, each clip weighted by its frames; none if that is the same."""
+    lengths = {row.get("frames") for row in rows if row["quality"]}
+    columns = [column for column in ("SC", "BC") if any(column in row["quality"] for row in rows)]
+    if not columns or len(lengths) < 2 or None in lengths:
+        return []
+    lines = [["method", *columns]]
+    for method in methods:
+        cells = []
+        for column in columns:
+            clips = [(row["quality"][column], row["frames"]) for row in rows
+                     if row["method"] == method and column in row["quality"]]
+            cells.append(f"{quality.weighted_by_frames(clips):.3f}" if clips else "-")
+        lines.append([method, *cells])
+    return ["Clips differ in length. VBench's own dataset value weights them by frames:\n", lines]
+
+
+def judge_variance(rows: list[dict], column: str) -> float:
+    """The mean over edits of the variance of `column` between the judge's repeats; NaN where there is none."""
+    variances = []
+    for row in rows:
+        values = [repeat[column] for repeat in row["repeats"] if column in repeat]
+        if len(values) > 1:
+            variances.append(np.var(values, ddof=1))
+    return float(np.mean(variances)) if variances else math.nan
+
+
+def remarks(rows: list[dict], about: dict, columns: list[str]) -> list[str]:
+    """Which columns are empty and why, what PC cannot say, how much the judge varies."""
+    found = []
+    if about["why"]:
+        reasons = [f"{column}: {why}" for column, why in about["why"].items()]
+        found.append(f"Empty columns: {'; '.join(reasons)}.\n")
+    if "PC" in columns and not any(row["video"] == row["source"] for row in rows):
+        found.append("PC gives a video in which nothing was changed 10 by construction: --references adds what "
+                     "doing nothing gets.\n")
+    spreads = []
+    for column in columns:
+        variance = judge_variance(rows, column)
+        if not math.isnan(variance):
+            spreads.append(f"{column} {variance:.3f} (standard deviation {variance ** .5:.2f})")
+    if spreads:
+        found.append(f"The judge's own variance, between {about['repeat']} judgements of the same edit: "
+                     f"{', '.join(spreads)}.\n")
+    return found
+
+
+def missing_answers(rows: list[dict]) -> list[str]:
+    """How many judgements are missing, in whole or in part, and what can be done about it."""
+    unanswered = sum(row.get("unanswered", 0) for row in rows)
+    refused = sum(len(row["missing"]) for row in rows) - unanswered
+    in_part = sum(bool(row["missing"]) and not row["failed"] for row in rows)
+    found = []
+    if refused:
+        found.append(f"{refused} judgements are missing: refused, cut off, malformed or out of range after the "
+                     f"last try. --ask-again failed asks anew, --judge-tokens leaves a reasoning model more room.\n")
+    if unanswered:
+        found.append(f"{unanswered} judgements are missing, for the endpoint did not answer: the same command "
+                     f"asks again.\n")
+    if in_part:
+        found.append(f"{in_part} edits are judged in part: they count in the columns that they have.\n")
+    return found
+
+
+def failures(rows: list[dict], methods: list[str]) -> list[str]:
+    """What is not scored, and why."""
+    found = []
+    for method in methods:
+        own = [row for row in rows if row["method"] == method]
+        failed = [row for row in own if row["failed"]]
+        if failed:
+            lines = [f"- {row['id']}: {' '.join(row['failed'].split())}\n" for row in failed]
+            found += [f"{method}: {len(failed)} of {len(own)} failed and are not scored:\n", "".join(lines)]
+    return found
+
+
+# ------------------------------------------------------------------------------------------------- people
+
+def read_human(path: str | Path) -> dict[str, dict[tuple[str, str], float]]:
+    """{column: {(id, method): mean rating}} of a CSV with the columns id, method and some of the scores'.
+
+    A line is one person's rating; empty cells are none. Raises BadInput, naming file:line.
+    """
+    ratings, lines = {}, None
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            lines = csv.DictReader(file)
+            names = lines.fieldnames or ()
+            columns = [column for column in (*COLUMNS, "Yes") if column in names]
+            if not columns or not {"id", "method"} <= set(names):
+                raise BadInput(f"--human {path}: needs the columns id, method and one of {', '.join(COLUMNS)}")
+            for line in lines:
+                for column in columns:
+                    rating = _rating(line[column], column)
+                    if rating is not None:
+                        key = line["id"], line["method"]
+                        ratings.setdefault(column, {}).setdefault(key, []).append(rating)
+    except BadInput:
+        raise
+    except (OSError, ValueError, csv.Error) as error:
+        where = f":{lines.line_num}" if lines else ""
+        raise BadInput(f"--human {path}{where}: cannot be read ({error}); give a CSV of numbers") from error
+    return {column: {key: float(np.mean(x)) for key, x in cells.items()} for column, cells in ratings.items()}
+
+
+def _rating(cell: str | None, column: str) -> float | None:
+    if not (cell or "").strip():
+        return None
+    rating = float(cell)
+    if not math.isfinite(rating):
+        raise ValueError(f"{column} is {cell}")
+    return rating
+
+
+def check_human(ratings: dict[str, dict], edits: set[tuple[str, str]], path: str | Path) -> None:
+    """Raises BadInput where people rated none of these edits, each (id, method)."""
+    rated = {key for cells in ratings.values() for key in cells}
+    if rated & edits:
+        return
+    theirs = ", ".join(sorted({method for _, method in rated}))[:80] or "nothing"
+    ours = ", ".join(sorted({method for _, method in edits}))[:80]
+    raise BadInput(f"--human {path}: rates {theirs}, and no edit that is scored here; the methods are {ours}: "
+                   f"correct the columns id and method")
+
+
+def human_table(rows: list[dict], human: dict) -> list[list[str]]:
+    """How well the judge agrees with people."""
+    lines = [["judge and people", "N", "Spearman"]]
+    for column, ratings in human.items():
+        pairs = [(row[column], ratings[row["id"], row["method"]]) for row in rows
+                 if row[column] is not None and not row["failed"] and (row["id"], row["method"]) in ratings]
+        rho = correlation(*zip(*pairs)) if pairs else NO_INTERVAL
+        lines.append([column, str(len(pairs)), format_interval(rho)])
+    return lines
+
+
+def study_table(rankings: dict[str, list], clusters: dict[str, list] | None = None) -> list[list[str]]:
+    """Win rates of each criterion's rankings, a line for each ordered pair of methods.
+
+    clusters: (rater, sample) of each ranking, by criterion, for intervals that draw both anew.
+    """
     lines = [["wins over", "N", *rankings]]
-    rates = {criterion: win_rates(some) for criterion, some in rankings.items()}
-    for pair in dict.fromkeys(pair for some in rates.values() for pair in some):
-        n = max(sum(set(pair) <= set(ranks) for ranks in some) for some in rankings.values())
-        cells = [format_interval(some.get(pair, (math.nan,) * 3), ".0%") for some in rates.values()]
-        lines.append([f"{pair[0]} over {pair[1]}", str(n), *cells])
+    rates = {}
+    for criterion, some in rankings.items():
+        rates[criterion] = win_rates(some, clusters[criterion] if clusters else None)
+    for pair in dict.fromkeys(pair for found in rates.values() for pair in found):
+        counts = [sum(set(pair) <= set(ranks) for ranks in some) for some in rankings.values()]
+        cells = [format_interval(found.get(pair, NO_INTERVAL), ".0%") for found in rates.values()]
+        lines.append([f"{pair[0]} over {pair[1]}", str(max(counts)), *cells])
     return lines

@@ -319,3 +319,142 @@ def test_kill_9_in_the_middle(tmp_path):
         assert again.returncode == 0 and json.loads(out) == [i % 11 for i in range(30)]
         assert len(server.requests) - before == 23 and rows(cache)[:7] == kept and len(rows(cache)) == 30
         assert len({row["key"] for row in rows(cache)}) == 30
+
+
+# ------------------------------------------------------------------------------------- endpoints as they are
+
+@pytest.mark.parametrize("refuses, status, dialect", [
+    ({"max_completion_tokens"}, 400, ("max_tokens", "json_schema")),
+    ({"json_schema"}, 422, ("max_completion_tokens", "json_object")),
+    ({"max_completion_tokens", "json_schema", "json_object"}, 400, ("max_tokens", None))])
+def test_an_endpoint_that_knows_less_is_asked_more_plainly(refuses, status, dialect, tmp_path):
+    def form_of(body):
+        return body.get("response_format", {}).get("type")
+
+    def answer(body, n):
+        if refuses & {*body, form_of(body)}:
+            return status, {"error": {"message": "unsupported"}}
+        return '{"n": 3}'
+    with Endpoint(answer) as server:
+        client = Client(tmp_path / "r.jsonl", "m", server.url, workers=2)
+        assert client.ask([question(str(i)) for i in range(12)]) == [3] * 12
+        good = server.requests[-10:]                     # found once, then remembered
+        assert all(dialect[0] in body and form_of(body) == dialect[1] for body in good)
+        assert len(server.requests) <= 12 + 6 and all("temperature" not in body for body in server.requests)
+        assert "schema" in good[0]["messages"][0]["content"]             # the prompt itself asks for JSON
+
+
+@pytest.mark.parametrize("said, words", [
+    ((400, {"error": {"message": "no pictures here"}}), "no pictures here"),
+    ((422, {"error": {"message": "no pictures here"}}), "no pictures here"),
+    (b"<html><h1>Welcome</h1> to a web page</html>", "Welcome to a web page"),
+    (b'{"error": {"message": "quota of the day"}}', "quota of the day")])
+def test_the_first_questions_all_fail(said, words, tmp_path):
+    with Endpoint(lambda body, n: said) as server:
+        client = Client(tmp_path / "r.jsonl", "m", server.url, workers=1, tries=2, pause=.001)
+        with pytest.raises(BadInput, match=f"first {ask.HANDFUL} questions all failed.*{words}.*--base-url"):
+            client.ask([question(str(i)) for i in range(50)])
+        assert len({text_of(body) for body in server.requests}) <= ask.HANDFUL + 1
+    assert rows(tmp_path / "r.jsonl") == []              # an error is never kept
+
+
+def test_an_error_with_status_200_is_no_reply(tmp_path, monkeypatch):
+    pauses, broken = [], True
+    monkeypatch.setattr(ask.time, "sleep", pauses.append)
+
+    def answer(body, n):
+        return b'{"error": {"message": "overloaded"}}' if broken and text_of(body) == "bad" else '{"n": 4}'
+    with Endpoint(answer) as server:
+        cache = tmp_path / "r.jsonl"
+        client = Client(cache, "m", server.url, workers=1)
+        good, bad = client.ask([question("good"), question("bad")])
+        client.close()
+        assert good == 4 and bad.unanswered and "overloaded" in bad.reason and len(rows(cache)) == 1
+        assert pauses == [.5, 1, 2] and len(server.requests) == 5        # four tries, not at once
+        broken = False
+        assert Client(cache, "m", server.url).ask([question("good"), question("bad")]) == [4, 4]
+        assert len(server.requests) == 6                 # the mended endpoint is asked what it did not answer
+        assert Client(cache, "m", f"{server.url}/other").recall(question("good"), "") is None
+
+
+def test_the_endpoint_is_part_of_the_key(tmp_path):
+    with Endpoint(lambda body, n: '{"n": 1}') as first, Endpoint(lambda body, n: '{"n": 2}') as second:
+        for server, value in ((first, 1), (second, 2), (first, 1)):
+            client = Client(tmp_path / "r.jsonl", "m", server.url)
+            assert client.ask([question("a")]) == [value]
+            client.close()
+        assert len(first.requests) == len(second.requests) == 1
+
+
+def test_one_connection_that_always_breaks(tmp_path):
+    def answer(body, n):
+        if text_of(body) == "evil":
+            raise ConnectionResetError                   # the connection is closed without a word
+        return '{"n": 1}'
+    with Endpoint(answer) as server:
+        client = Client(tmp_path / "r.jsonl", "m", server.url, workers=1, tries=2)
+        evil, *others = client.ask([question("evil"), *[question(str(i)) for i in range(9)]])
+        assert others == [1] * 9 and evil.unanswered and "connection broke" in evil.reason
+
+
+def test_a_reasoning_model_that_uses_up_its_tokens(tmp_path):
+    def answer(body, n):
+        if body["max_completion_tokens"] < 5000:
+            return {"finish_reason": "length", "message": {"role": "assistant", "content": ""}}
+        return '<think>two and two {"n": 5}</think> {"n": 4}'
+    with Endpoint(answer) as server:
+        client = Client(tmp_path / "r.jsonl", "m", server.url)
+        value, = client.ask([question("a")])
+        assert re.search("truncated at 2048 tokens with nothing answered.*higher limit", value.reason)
+        assert not value.unanswered and client.calls == 2                # not paid for four times
+        assert client.ask([question("a")]) == [value] and client.calls == 2
+        assert client.ask([question("a", max_tokens=8000)]) == [4] and client.calls == 3
+
+
+def test_what_failed_is_asked_again_where_that_is_wanted(tmp_path):
+    mended = False
+    with Endpoint(lambda body, n: '{"n": 4}' if mended or text_of(body) == "good" else "no") as server:
+        def run(**more):
+            client = Client(tmp_path / "r.jsonl", "m", server.url, tries=2, **more)
+            values = client.ask([question("good"), question("bad")])
+            client.close()
+            return values, client.calls
+        (good, bad), calls = run()
+        assert good == 4 and "not JSON" in bad.reason and calls == 3
+        assert run() == ([good, bad], 0) and run(ask_again=True) == ([good, bad], 2)
+        mended = True
+        assert run() == ([good, bad], 0) and run(ask_again=True) == ([4, 4], 1) and run() == ([4, 4], 0)
+
+
+@pytest.mark.parametrize("reply", [
+    'Sure! Here it is:\n```json\n{"a": {"b": 1}}\n```\nHope this helps {smile}.', '<think>{"a": 2}</think>{"a": {"b": 1}}',
+    'no {"a": 2} yet</think>\n\n{"a": {"b": 1}}', 'The scores: {"a": {"b": 1}} and again {"a": {"b": 1}}'])
+def test_the_json_is_found(reply):
+    assert parse_json(reply) == {"a": {"b": 1}}
+
+
+@pytest.mark.parametrize("reply", ['{"a": 1} or {"a": 2}', '<think>{"a": 1}', "{a: 1}", "<think>x</think>", '{"a":' * 50_000])
+def test_what_has_no_json(reply):
+    with pytest.raises(ValueError, match="not JSON"):
+        parse_json(reply)
+
+
+def test_an_endpoint_without_usage_is_paid_by_an_estimate(tmp_path):
+    body = json.dumps({"choices": [{"message": {"content": '{"n": 1}'}, "finish_reason": "stop"}]}).encode()
+    with Endpoint(lambda _, n: body) as server:
+        client = Client(tmp_path / "r.jsonl", "m", server.url, price_in=1e6, price_out=1e6)
+        assert client.ask([question("a")]) == [1] and client.estimated == 1
+        assert client.spent == client.worth() == sum(question("a").tokens()) > 0
+
+
+def test_the_bar_ends_where_the_questions_end(tmp_path, capsys):
+    with Endpoint(lambda body, n: '{"n": 1}') as server:
+        Client(tmp_path / "r.jsonl", "m", server.url).ask([question("a"), question("b")], total=5)
+    assert "2/2" in capsys.readouterr().err
+
+
+def test_a_key_that_cannot_be_sent_is_not_shown(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "secret\nof the test")
+    with pytest.raises(BadInput, match="^OPENAI_API_KEY: holds characters") as error:
+        Client(tmp_path / "r.jsonl").ask([question("a")])
+    assert "secret" not in str(error.value)

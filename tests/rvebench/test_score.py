@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 
 from rvebench import judge, score
@@ -24,7 +25,7 @@ from common.files import BadInput
 from common.video import read_pixels, write_video
 from endpoint import Endpoint
 from rvebench.quality import temporal_flickering
-from common.intervals import COLUMNS
+from common.intervals import COLUMNS, interval
 from rvebench.scores import as_markdown, correlation, win_rates
 
 SCRIPT = Path(score.__file__)
@@ -53,7 +54,12 @@ def test_score_row_by_hand():
     assert row["Geometric mean"] == pytest.approx((1296 ** .25 + 144 ** .25) / 2)
     context = score_row([{"EA": 4., "GN": 9., "GR": 10., "reasons": []}])
     assert context["PC"] is None and context["Overall"] == 6
-    lost = score_row([Missing("late"), Missing("cut")])
+    half = score_row([{"GN": 4., "GR": 9., "reasons": ["b"], "missing": ["consistency: late"], "unanswered": True},
+                      one])
+    assert half["GN"] == 4 and half["EA"] == 9 and half["Overall"] == 4 and half["missing"] == ["consistency: late"]
+    assert half["unanswered"] == 1 and half["failed"] is None
+    lost = score_row([Missing("late", unanswered=True), Missing("cut")])
+    assert lost["unanswered"] == 1
     assert lost["failed"] == "judge: cut" and lost["EA"] is lost["Overall"] is None and lost["repeats"] == []
     assert score_row([{"Yes": 7.}])["Yes"] == 7 and score_row([{"Yes": 7.}])["EA"] is None
     assert score_row([])["failed"] is None               # no judge was asked
@@ -85,44 +91,118 @@ def test_ratings_of_people(tmp_path):
             read_human(file)
 
 
+def table_row(id, method, ea=None, failed=None, type="Temporal Reasoning", frames=9, **quality):
+    """A row of scores.jsonl."""
+    return {"id": id, "method": method, "subset": "rave", "type": type, "failed": failed, "missing": [],
+            "repeats": [], "source": f"source/{id}.mp4", "video": f"{method}/{id}.mp4", "quality": quality,
+            "frames": frames, **dict.fromkeys((*COLUMNS, "Yes")), "EA": ea, "Overall": ea}
+
+
+ABOUT = {"head": "h", "judge": "openai", "repeat": 1, "methods": ["a", "b"], "why": {"MS": "give it"},
+         "labels": {column: column for column in ("TF", "SC", "BC", "OC", "ViCLIP-T", "MS")}}
+
+
 def test_tables_by_hand():
-    row = lambda id, method, ea=None, failed=None, type="Temporal Reasoning", **q: {
-        "id": id, "method": method, "subset": "rave", "type": type, "failed": failed, "missing": [], "repeats": [],
-        "quality": q, **dict.fromkeys((*COLUMNS, "Yes")), "EA": ea, "Overall": ea}
-    rows = [row("1", "a", 6, TF=.5), row("2", "a", 8, TF=.7), row("1", "b", 5, TF=.1), row("2", "b", failed="gone <x>"),
-            row("3", "a", 1, type="Spatial Reasoning"), row("3", "b", 3, type="Spatial Reasoning")]
-    about = {"head": "h", "judge": "openai", "repeat": 1, "methods": ["a", "b"], "why": {"MS": "give it"},
-             "labels": {c: c for c in ("TF", "SC", "BC", "OC", "ViCLIP-T", "MS")}}
-    blocks, charts = tables(rows, about, {"EA": {("1", "a"): 3, ("2", "a"): 4, ("3", "a"): 1, ("9", "a"): 1}})
+    rows = [table_row("1", "a", 6, TF=.5), table_row("2", "a", 8, TF=.7), table_row("1", "b", 5, TF=.1),
+            table_row("2", "b", failed="gone <x>"), table_row("3", "a", 1, type="Spatial Reasoning"),
+            table_row("3", "b", 3, type="Spatial Reasoning")]
+    blocks, charts = tables(rows, ABOUT, {"EA": {("1", "a"): 3, ("2", "a"): 4, ("3", "a"): 1, ("9", "a"): 1}})
     text = as_markdown(blocks)
     assert [c[1:5] for c in cells(text, "a")][:3] == [
-        ["Temporal Reasoning", "2", "0", "7.00 [6.00, 8.00]"], ["Spatial Reasoning", "1", "0", "1.00"],
-        ["all", "3", "0", "5.00 [1.00, 8.00]"]]
+        ["Temporal Reasoning", "2", "0", "7.00"], ["Spatial Reasoning", "1", "0", "1.00"], ["all", "3", "0", "5.00"]]
     assert [c[1:5] for c in cells(text, "b")][:3] == [
-        ["Temporal Reasoning", "1", "1", "5.00"], ["Spatial Reasoning", "1", "0", "3.00"],
-        ["all", "2", "1", "4.00 [3.00, 5.00]"]]
-    assert cells(text, "a - b")[0][:4] == ["a - b", "2", "-0.50 [-2.00, +1.00]", "-"]      # over the samples of both
-    assert cells(text, "a")[3] == ["a", "2", "0.600 [0.500, 0.700]"] + ["-"] * 5           # quality
+        ["Temporal Reasoning", "1", "1", "5.00"], ["Spatial Reasoning", "1", "0", "3.00"], ["all", "2", "1", "4.00"]]
+    assert cells(text, "a - b")[0][:4] == ["a - b", "2", "-0.50", "-"]                     # over the samples of both
+    assert cells(text, "a")[3] == ["a", "2", "0.600"] + ["-"] * 5                          # quality
+    assert "none below 5" in text                        # why so few samples have no interval
     assert "Empty columns: MS: give it." in text and "b: 1 of 3 failed and are not scored:\n\n- 2: gone <x>\n" in text
     (groups, title, top), = charts
-    assert (title, top) == ("rave: Overall", 10) and dict(groups)["all"][0] == ("a", 5, 1, 8)
+    assert (title, top) == ("rave: Overall", 10) and dict(groups)["all"][0][:2] == ("a", 5)
     assert cells(text, "EA") == [["EA", "3", "1.00 [1.00, 1.00]"]]                         # judge and people
     assert cells(text, "ReViSE")[0][:6] == ["ReViSE", "6.1605", "5.4086", "6.6185", "7.3123", "4.6689"]
     assert "another judge" in text and "other data" in text
-    other = as_markdown(tables([{**r, "subset": "mine"} for r in rows], about)[0])
+    other = as_markdown(tables([{**r, "subset": "mine"} for r in rows], ABOUT)[0])
     assert "| ReViSE" not in other                       # the paper has no such subset
+
+
+def test_intervals_of_few_samples():
+    """Five to 29 samples: Student's t, as scipy's own; a 95 % interval covers the truth about 95 times of 100."""
+    for n in (0, 1, 4):
+        assert all(map(math.isnan, interval(range(n))[1:]))
+    x = [3., 5, 4, 7, 9]
+    low, high = scipy.stats.ttest_1samp(x, 0).confidence_interval(.95)
+    assert interval(x) == pytest.approx((5.6, low, high))
+    rng = np.random.default_rng(0)
+    for n in (5, 10, 29, 30):
+        covered = [low <= 1 <= high for _, low, high in (interval(rng.normal(1, 2, n)) for _ in range(400))]
+        assert .92 <= np.mean(covered) <= .98, n
+    rows = [table_row(str(k), "a", v) for k, v in enumerate(x)]
+    line, = [c for c in cells(as_markdown(tables(rows, {**ABOUT, "methods": ["a"]})[0]), "a") if c[1] == "all"]
+    assert line[4] == f"5.60 [{low:.2f}, {high:.2f}]"
+
+
+def test_clips_of_different_lengths_are_weighted_as_vbench_does():
+    """VBench's loop: it adds up the similarities of all clips' frames, and divides by their number."""
+    clips = {"short": [0.9, 0.1], "long": [0.05] * 10}   # similarities of frames 1, 2, ... of each clip
+    similarity, count = 0., 0
+    for values in clips.values():
+        for value in values:
+            similarity, count = similarity + value, count + 1
+    rows = [table_row(name, "a", 5, frames=len(values) + 1, SC=float(np.mean(values)), TF=1.)
+            for name, values in clips.items()]
+    text = as_markdown(tables(rows, {**ABOUT, "methods": ["a"]})[0])
+    assert f"{similarity / count:.3f}" == "0.125" and ["a", "0.125"] in cells(text, "a")
+    assert ["a", "2", "1.000", "0.275"] in [c[:4] for c in cells(text, "a")]               # each clip once
+    same = as_markdown(tables([{**row, "frames": 9} for row in rows], {**ABOUT, "methods": ["a"]})[0])
+    assert "weights them by frames" in text and "weights them by frames" not in same
+
+
+def test_what_is_missing_is_told_apart():
+    late = {**table_row("1", "a", failed="judge: error 503"), "missing": ["error 503", "error 503"], "unanswered": 2}
+    cut = {**table_row("2", "a", 5), "missing": ["quality: truncated"], "unanswered": 0}
+    text = as_markdown(tables([late, cut], ABOUT)[0])
+    assert re.search("1 judgements are missing: refused, cut off.*--judge-tokens", text)
+    assert "2 judgements are missing, for the endpoint did not answer" in text
+    assert "1 edits are judged in part" in text
+    assert "--references" in text                        # PC of a video in which nothing was changed
+    idle = as_markdown(tables([{**cut, "video": cut["source"]}], ABOUT)[0])
+    assert "by construction" not in idle
 
 
 def test_win_rates_by_hand():
     ranks = [dict(a=1, b=2, c=3), dict(a=1, b=3, c=2), dict(a=2, b=1), dict(a=1, b=1, c=3)]
     rates = win_rates(ranks)
     assert rates["a", "b"][0] == (1 + 1 + 0 + .5) / 4 and rates["b", "a"][0] == 1 - rates["a", "b"][0]
-    assert rates["b", "c"][0] == pytest.approx(2 / 3) and rates["a", "c"] == (1, 1, 1) and len(rates) == 6
+    assert rates["b", "c"][0] == pytest.approx(2 / 3) and rates["a", "c"][0] == 1 and len(rates) == 6
+    assert math.isnan(rates["a", "c"][1])                # of three
     mean, low, high = win_rates([dict(a=1, b=2)] * 50 + [dict(a=2, b=1)] * 50)["a", "b"]
     assert mean == .5 and low == pytest.approx(.4, abs=.011) and high == pytest.approx(.6, abs=.011)   # binomial
     assert win_rates([]) == {}
     lines = study_table({"X": ranks[:1], "Y": []})
     assert lines[0] == ["wins over", "N", "X", "Y"] and ["c over a", "1", "0%", "-"] in lines
+
+
+def test_rankings_of_the_same_people_and_samples_hang_together():
+    """Ten people say the same of each of 20 samples: that is as sure as 20 rankings, not as 200."""
+    first, second = dict(a=1, b=2), dict(a=2, b=1)
+    rankings, clusters = [], []
+    for sample in range(20):
+        for rater in range(10):
+            rankings.append(first if sample % 2 else second)
+            clusters.append((f"r{rater}", f"s{sample}"))
+    mean, low, high = win_rates(rankings, clusters)["a", "b"]
+    half = 1.96 * (.25 / 20) ** .5                       # binomial, of 20
+    assert mean == .5 and (low, high) == pytest.approx((.5 - half, .5 + half), abs=.04)
+    naive = win_rates(rankings)["a", "b"]
+    assert high - low > 2.5 * (naive[2] - naive[1])
+    alike = [first if int(rater[1:]) % 2 else second for rater, _ in clusters]             # and people who differ
+    mean, low, high = win_rates(alike, clusters)["a", "b"]
+    half = 1.96 * (.25 / 10) ** .5
+    assert mean == .5 and (low, high) == pytest.approx((.5 - half, .5 + half), abs=.05)
+    few = win_rates(rankings[:40], clusters[:40])["a", "b"]
+    assert few[0] == .5 and math.isnan(few[1])           # four samples
+    lines = study_table({"X": rankings}, {"X": clusters})
+    assert re.fullmatch(r"50% \[\d\d%, \d\d%\]", lines[1][2])
 
 
 # ---------------------------------------------------------------------------------------------------- the command
@@ -171,7 +251,7 @@ def test_the_oracle_judges_three_methods(bench, tmp_path, capsys, monkeypatch):
     run(bench / "bench.jsonl", *methods, "--judge", "oracle", "--out", tmp_path, "--vbench-results", tmp_path / "vbench")
     vbench = (tmp_path / "table.md").read_text()
     assert "MS (vbench)" in vbench and "MS: give" not in vbench and "MS: give --vbench-results" in text
-    assert cells(vbench, "target")[3][-1] == "0.900 [0.900, 0.900]"
+    assert cells(vbench, "target")[3][-1] == "0.900"
 
     monkeypatch.setattr(judge, "read_video", None)       # a rerun looks at nothing again, and nor does --report
     monkeypatch.setattr(score, "load_model", None)
