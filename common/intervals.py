@@ -6,22 +6,22 @@ import numpy as np
 from scipy.stats import bootstrap, t
 
 COLUMNS = ("EA", "PC", "GN", "GR", "Overall", "Geometric mean")
-FEWEST, FEW = 5, 30                                      # no interval below FEWEST values, Student's t below FEW
+FEWEST, FEW = 5, 30                         # no interval below FEWEST values, Student's t below FEW
 METHOD = f"Intervals: bootstrap from {FEW} samples on, Student's t below, none below {FEWEST}."
 
 
 def overall(ea, pc, gn, gr):
     """A sample's Overall in 0..10: sqrt(SC * PQ), SC = min(EA, PC), PQ = min(GN, GR) (Sec. 3.2).
 
-    This reads the paper's sentence as VIEScore does. Numbers or arrays in 0..10. pc is None on ICVG,
-    which has no Preservation Consistency: then SC = EA.
+    This reads the paper's sentence as VIEScore does. Numbers or arrays in 0..10. pc is None on
+    ICVG, which has no Preservation Consistency: then SC = EA.
     """
     sc = ea if pc is None else np.minimum(ea, pc)
     return np.sqrt(sc * np.minimum(gn, gr))
 
 
 def geometric_mean(ea, pc, gn, gr):
-    """The geometric mean of all four scores, of three where pc is None: the sentence's other reading."""
+    """The geometric mean of all four scores, three where pc is None: the other reading."""
     if pc is None:
         return np.cbrt(ea * gn * gr)
     return np.sqrt(np.sqrt(ea * pc * gn * gr))
@@ -30,8 +30,9 @@ def geometric_mean(ea, pc, gn, gr):
 def interval(values, seed: int = 0) -> tuple[float, float, float]:
     """(mean, low, high): the mean of `values` and its 95 % interval.
 
-    From 30 values on by the percentile bootstrap; below, where that is too narrow (at n = 5 it covers
-    82 %), by Student's t; below 5 values low and high are NaN. Of an empty list the mean is NaN, too.
+    From 30 values on by the percentile bootstrap; below, where that is too narrow (at n = 5 it
+    covers 82 %), by Student's t; below 5 values low and high are NaN. Of an empty list the mean is
+    NaN, too.
     """
     x = np.asarray(values, float)
     if len(x) == 0:
@@ -50,8 +51,8 @@ def interval(values, seed: int = 0) -> tuple[float, float, float]:
 def paired_difference(a, b) -> tuple[float, float, float]:
     """(mean, low, high) of a - b over the same samples: what one method gains on another.
 
-    Pairs in which either is None (a failed sample) are left out. Raises ValueError where the lengths
-    differ.
+    Pairs in which either is None (a failed sample) are left out. Raises ValueError where the
+    lengths differ.
     """
     pairs = zip(a, b, strict=True)
     return interval([x - y for x, y in pairs if x is not None and y is not None])

@@ -1,7 +1,8 @@
-"""Append-only files of JSON lines: what was paid for, or took long, is on disk as soon as it is known.
+"""Append-only files of JSON lines: what was paid for, or took long, is on disk at once.
 
 A row is one line, written at once. So after a crash all rows are there but the one that was being
-written, and half a line at the end of a file is not a row. JSON has no NaN: writing one raises ValueError.
+written, and half a line at the end of a file is not a row. JSON has no NaN: writing one raises
+ValueError.
 """
 
 import fcntl
@@ -23,7 +24,7 @@ def to_json(value) -> str:
 
 
 def from_json(text: str | bytes):
-    """The value of a JSON text. Raises ValueError for anything else, NaN and infinity among them."""
+    """The value of a JSON text. Raises ValueError for all else, NaN and infinity included."""
 
     def refuse(constant):
         raise ValueError(f"{constant} is no JSON")
@@ -37,7 +38,8 @@ def read_rows(path: str | Path, what: str = "row",
               fields: tuple[str, ...] = ()) -> Iterator[tuple[int, dict]]:
     """(offset in bytes, row) of each whole line; no rows where there is no file.
 
-    Raises BadInput, naming file:line, for a line that is no JSON object with these fields: no `what`.
+    Raises BadInput, naming file:line, for a line that is no JSON object with these fields: no
+    `what`.
     """
     path = Path(path)
     if not path.exists():
@@ -52,8 +54,8 @@ def read_rows(path: str | Path, what: str = "row",
                 if not isinstance(row, dict) or not row.keys() >= set(fields):
                     raise ValueError(f"it has not the fields {', '.join(fields)}")
             except ValueError as error:
-                raise BadInput(f"{path}:{number}: is no {what} of ours ({error}); delete this line") \
-                    from error
+                raise BadInput(f"{path}:{number}: is no {what} of ours ({error}); delete this "
+                               f"line") from error
             yield offset, row
             offset += len(line)
 
@@ -66,8 +68,8 @@ def write_rows(path: str | Path, rows: Iterable[dict]) -> None:
 class JsonLines:
     """An append-only file, written by one run at a time, from any of its threads.
 
-    Opening it makes its folder and cuts off half a line that a crash has left. Raises BadInput where
-    it cannot be written, or another run is writing it.
+    Opening it makes its folder and cuts off half a line that a crash has left. Raises BadInput
+    where it cannot be written, or another run is writing it.
     """
 
     def __init__(self, path: str | Path):
@@ -78,8 +80,8 @@ class JsonLines:
             self._file = open(self.path, "ab")
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise BadInput(f"{self.path}: another run is writing it; wait for it, or choose another "
-                           f"--out") from error
+            raise BadInput(f"{self.path}: another run is writing it; wait for it, or choose "
+                           f"another --out") from error
         except OSError as error:
             raise BadInput(f"{self.path}: cannot be written ({error.strerror}); choose another "
                            f"--out") from error
@@ -108,7 +110,7 @@ class JsonLines:
 
 
 class Cache:
-    """What took long to find out, by key, in an append-only file: a rerun does not find it out again."""
+    """What took long to find out, by key, in an append-only file: a rerun has it already."""
 
     def __init__(self, path: str | Path):
         self._values = {}

@@ -1,14 +1,15 @@
-"""Ask a vision-language model behind an OpenAI-compatible endpoint, many times, paying for each answer once.
+"""Ask a VLM behind an OpenAI-compatible endpoint, many times, paying for each answer once.
 
     client = Client("out/replies.jsonl", model="gpt-4o", price_in=2.5, price_out=10)
-    question = Question("caption-1", "You describe videos.", ["What changes?", frame], SCHEMA, validate)
-    values = client.ask([question, ...])         # a value of validate() for each, in order, or Missing(reason)
-    client.count([question, ...])                # the dry run: calls, tokens and money, without a call
+    question = Question("caption-1", "You describe videos.", ["What changes?", frame], SCHEMA,
+                        validate)
+    values = client.ask([question, ...])         # a value of validate() for each, or Missing(reason)
+    client.count([question, ...])             # the dry run: calls, tokens and money, without a call
 
-Every reply goes as it came into an append-only file of JSON lines, under a hash of (endpoint, model, prompt
-version, texts, images, schema), before anything is made of it. So a rerun, or a run after a crash, calls
-nobody for what is there. Questions may come from a generator: they are drawn as they are asked, and only
-some of them are in memory.
+Every reply goes as it came into an append-only file of JSON lines, under a hash of (endpoint,
+model, prompt version, texts, images, schema), before anything is made of it. So a rerun, or a run
+after a crash, calls nobody for what is there. Questions may come from a generator: they are drawn
+as they are asked, and only some of them are in memory.
 
 What goes wrong is *missing*, with its reason, and never a made-up value:
 
@@ -19,8 +20,8 @@ What goes wrong is *missing*, with its reason, and never a made-up value:
     400 or 422 before anything was answered
         asked in plainer ways, DIALECTS, until one is understood; that one serves for the whole run
 
-What would go wrong for each question (a refused key, an unknown model, no money, no endpoint, the first
-questions all failing) ends the run: BadInput. No temperature is sent: newer models refuse it.
+What would go wrong for each question (a refused key, an unknown model, no money, no endpoint, the
+first questions all failing) ends the run: BadInput. No temperature is sent: newer models refuse it.
 
 The key comes from the environment variable OPENAI_API_KEY and nowhere else.
 """
@@ -47,12 +48,12 @@ from tqdm import tqdm
 from common.files import BadInput
 from common.jsonl import JsonLines, read_rows
 
-HANDFUL = 5                                              # so many questions fail alike, and none is answered: stop
-USED_UP = 2                                              # so often it thinks until its limit: more of it would not do
-LONGEST_PAUSE = 8.                                       # seconds between two tries
+HANDFUL = 5                               # so many questions fail alike, and none is answered: stop
+USED_UP = 2                            # so often it thinks until its limit: more of it would not do
+LONGEST_PAUSE = 8.              # seconds between two tries
 
 
-# ------------------------------------------------------------------------------------- a question, a reply
+# ------------------------------------------------------------------------------ a question, a reply
 
 @dataclass(frozen=True)
 class Question:
@@ -78,11 +79,11 @@ class Question:
 
     @property
     def instructions(self) -> str:
-        """The system prompt, which asks for the JSON itself: not every endpoint enforces a schema."""
+        """The system prompt. It asks for the JSON itself: not every endpoint enforces a schema."""
         if self.schema is None:
             return self.system
-        return (f"{self.system}\nAnswer with one JSON object that fits this schema, and nothing else: "
-                f"{json.dumps(self.schema)}")
+        return (f"{self.system}\nAnswer with one JSON object that fits this schema, and nothing "
+                f"else: {json.dumps(self.schema)}")
 
     def key(self, model: str, endpoint: str | None = None) -> str:
         """sha256 of all that the answer depends on."""
@@ -105,7 +106,8 @@ class Question:
             else:
                 picture = {"url": data_url(part), "detail": "high"}
                 content.append({"type": "image_url", "image_url": picture})
-        return [{"role": "system", "content": self.instructions}, {"role": "user", "content": content}]
+        return [{"role": "system", "content": self.instructions},
+                {"role": "user", "content": content}]
 
     def tokens(self) -> tuple[int, int]:
         """(in, out), estimated: a token is four letters; a picture is what gpt-4o takes for it."""
@@ -121,7 +123,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Missing:
-    """There is no value, and why. unanswered: the endpoint gave no reply, so another run asks again."""
+    """There is no value, and why. unanswered: no reply came, so another run asks again."""
     reason: str
     unanswered: bool = False
 
@@ -142,7 +144,7 @@ def image_tokens(height: int, width: int) -> int:
 
 
 def data_url(picture: np.ndarray) -> str:
-    """A uint8 (H, W, 3) picture as a data URL: PNG when it is small, where JPEG would smear it, else JPEG."""
+    """A uint8 (H, W, 3) picture as a data URL: JPEG, or PNG if it is small and would be smeared."""
     kind = "png" if max(picture.shape) <= 128 else "jpeg"
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, kind, quality=95)
@@ -189,7 +191,7 @@ def _objects(text: str) -> list[dict]:
     return found
 
 
-# ------------------------------------------------------------------------- what an endpoint understands
+# --------------------------------------------------------------------- what an endpoint understands
 
 @dataclass(frozen=True)
 class Dialect:
@@ -213,7 +215,7 @@ DIALECTS = [Dialect(limit, form) for form in ("json_schema", "json_object", "tex
 
 
 def read_completion(body: str, max_tokens: int) -> dict:
-    """{"reply", "problem", "tokens"} of the body of an answer; "limit", too, where it was truncated.
+    """{"reply", "problem", "tokens"} of the body of an answer; "limit", too, if it was truncated.
 
     problem: what is wrong with the reply, or None. tokens: [in, out], None where there is no usage.
     Raises NoCompletion.
@@ -261,17 +263,18 @@ def _excerpt(body: str) -> str:
     return " ".join(str(text).split())[:200]
 
 
-# ------------------------------------------------------------------------------------------- the client
+# --------------------------------------------------------------------------------------- the client
 
 class Client:
     """Asks `model` at `base_url` (None: OPENAI_BASE_URL, or else OpenAI's).
 
-    cache: the file of replies, held by one run at a time. price_in, price_out: dollars a million tokens.
-    workers: calls at a time. tries: see above. timeout: seconds a call. ask_again: what is final in the
-    file, but for good answers, is asked anew. pause: seconds before the second try, doubled for each other.
+    cache: the file of replies, held by one run at a time. price_in, price_out: dollars a million
+    tokens. workers: calls at a time. tries: see above. timeout: seconds a call. ask_again: what is
+    final in the file, but for good answers, is asked anew. pause: seconds before the second try,
+    doubled for each other.
 
-    spent: dollars paid by this object. calls: replies it got; `estimated` of them came without usage, and
-    `spent` holds an estimate for those.
+    spent: dollars paid by this object. calls: replies it got; `estimated` of them came without
+    usage, and `spent` holds an estimate for those.
     """
 
     def __init__(self, cache: str | Path, model: str = "gpt-4o", base_url: str | None = None,
@@ -284,11 +287,11 @@ class Client:
         self.ask_again, self.pause = ask_again, pause
         self.spent, self.calls, self.estimated = 0., 0, 0
         self.replies: dict[str, list[dict]] = {}         # by key, as they are in the file
-        self._passed: dict[str, int] = {}                # by key: how many of them ask_again disregards
+        self._passed: dict[str, int] = {}            # by key: how many of them ask_again disregards
         self._file: JsonLines | None = None
         self._api: openai.OpenAI | None = None
         self._dialect = DIALECTS[0]
-        self._understood: set[tuple[Dialect, bool]] = set()              # dialect, with a schema or without
+        self._understood: set[tuple[Dialect, bool]] = set()      # dialect, with a schema or without
         self._failures = Counter()
         self._keeping, self._opening, self._finding = Lock(), Lock(), Lock()
         self._read()
@@ -312,11 +315,11 @@ class Client:
             self._passed = {key: len(rows) for key, rows in self.replies.items()}
 
     def check(self) -> None:
-        """Raises BadInput where no call can be made: no key, or one with characters that no key has."""
+        """Raises BadInput where no call can be made: no key, or one that cannot be a key."""
         key = os.environ.get("OPENAI_API_KEY", "").strip()
         if not key and not self.base_url:
-            raise BadInput("OPENAI_API_KEY: is not set; export your key in it, or name a local endpoint "
-                           "with --base-url")
+            raise BadInput("OPENAI_API_KEY: is not set; export your key in it, or name a local "
+                           "endpoint with --base-url")
         if not (key.isascii() and (key.isprintable() or not key)):
             raise BadInput("OPENAI_API_KEY: holds characters that no key has; copy it again")
 
@@ -336,8 +339,9 @@ class Client:
     def _keep(self, question: Question, key: str, found: dict) -> None:
         """What is paid for is in the file before anyone looks at it."""
         tokens = found["tokens"]
-        row = {"key": key, "model": self.model, "prompt": question.prompt, "repeat": question.repeat,
-               "label": question.label, **found, "tokens": tokens or question.tokens()}
+        row = {"key": key, "model": self.model, "prompt": question.prompt,
+               "repeat": question.repeat, "label": question.label, **found,
+               "tokens": tokens or question.tokens()}
         with self._keeping:
             self._file.append(row)
             self.replies.setdefault(key, []).append(row)
@@ -352,7 +356,7 @@ class Client:
             self._file = self._api = None
 
     def recall(self, question: Question, key: str) -> Any:
-        """What the file says: the value, Missing when it was asked in vain, or None: to be asked."""
+        """What the file says: the value, Missing when asked in vain, or None: to be asked."""
         problems, used_up = [], 0
         for k, row in enumerate(self.replies.get(key, [])):
             problem = row["problem"]
@@ -432,11 +436,13 @@ class Client:
             try:
                 self._call(question, key)
             except openai.APITimeoutError:
-                return self._fail("timeout", f"no answer within {self.timeout:g} s, {self.tries} times")
+                reason = f"no answer within {self.timeout:g} s, {self.tries} times"
+                return self._fail("timeout", reason)
             except openai.APIConnectionError as error:
                 reason = str(error.__cause__ or error)[:200]
                 self._check_reachable(reason)
-                return self._fail("connection", f"the connection broke, {self.tries} times: {reason}")
+                reason = f"the connection broke, {self.tries} times: {reason}"
+                return self._fail("connection", reason)
             except openai.APIStatusError as error:
                 return self._fail_with_status(error)
             except NoCompletion as error:
@@ -448,12 +454,12 @@ class Client:
         return value
 
     def _check_reachable(self, reason: str) -> None:
-        """Raises BadInput where nobody is there. A connection that one question breaks is not that."""
+        """Raises BadInput where nobody is there: one question's broken connection is not that."""
         try:
             self._api.with_options(max_retries=0).models.list()
         except openai.APIConnectionError as error:
-            raise BadInput(f"{self.endpoint}: cannot be reached ({reason}); check --base-url and the "
-                           f"network, the same command goes on") from error
+            raise BadInput(f"{self.endpoint}: cannot be reached ({reason}); check --base-url and "
+                           f"the network, the same command goes on") from error
         except openai.OpenAIError:
             pass                                         # an error, too, is an answer
 
@@ -461,8 +467,8 @@ class Client:
         message = f"{error.status_code}: {' '.join(str(error.message).split())[:200]}"
         is_out_of_money = getattr(error, "code", None) == "insufficient_quota"
         if error.status_code in (401, 403, 404) or is_out_of_money:
-            raise BadInput(f"the endpoint refuses: {message}; check OPENAI_API_KEY, --base-url, the "
-                           f"model's name and the account, the same command goes on") from error
+            raise BadInput(f"the endpoint refuses: {message}; check OPENAI_API_KEY, --base-url, "
+                           f"the model's name and the account, the same command goes on") from error
         return self._fail(error.status_code, f"error {message}")
 
     def _fail(self, kind: str | int, reason: str) -> Missing:
@@ -471,14 +477,14 @@ class Client:
             self._failures[kind] += 1
             is_hopeless = not self.calls and self._failures[kind] >= HANDFUL
         if is_hopeless:
-            raise BadInput(f"{self.endpoint}: the first {HANDFUL} questions all failed ({reason}); check "
-                           f"--base-url and the model's name, the same command goes on")
+            raise BadInput(f"{self.endpoint}: the first {HANDFUL} questions all failed ({reason}); "
+                           f"check --base-url and the model's name, the same command goes on")
         return Missing(reason, unanswered=True)
 
     # ---- many questions
 
     def one(self, question: Question) -> Any:
-        """`ask` of one question, from any thread and without a bar: the next may depend on its answer."""
+        """`ask` of one question, from any thread, without a bar: the next may depend on it."""
         key = self.key(question)
         value = self.recall(question, key)
         if value is None:
@@ -486,14 +492,16 @@ class Client:
             value = self._answer(question, key)
         return value
 
-    def ask(self, questions: Iterable[Question], total: int | None = None, desc: str = "ask") -> list[Any]:
+    def ask(self, questions: Iterable[Question], total: int | None = None,
+            desc: str = "ask") -> list[Any]:
         """A value, or Missing, for each question, in order. total: how many at most, for the bar.
 
         The same question twice is one call. Raises BadInput where going on makes no sense; what was
         answered is kept.
         """
         keys, found, running = [], {}, {}                # running: future -> key
-        with ThreadPoolExecutor(self.workers) as pool, tqdm(total=total, desc=desc, unit="question") as bar:
+        bar = tqdm(total=total, desc=desc, unit="question")
+        with ThreadPoolExecutor(self.workers) as pool, bar:
             try:
                 for question in questions:
                     key = self.key(question)
@@ -512,23 +520,25 @@ class Client:
                     _settle(running, found, len(running) - 1)
                     self._show(bar, len(keys), len(running))
             finally:
-                pool.shutdown(cancel_futures=True)       # those under way are paid for: wait for them
+                pool.shutdown(cancel_futures=True)     # those under way are paid for: wait for them
         return [found[key] for key in keys]
 
     def _show(self, bar: tqdm, drawn: int, running: int) -> None:
         left = (bar.total or drawn) - drawn + running
         each = self.spent / max(1, self.calls)
         about = "about " if self.estimated else ""
-        bar.set_postfix_str(f"{about}${self.spent:.4f} spent, about ${each * left:.4f} to go", refresh=False)
+        money = f"{about}${self.spent:.4f} spent, about ${each * left:.4f} to go"
+        bar.set_postfix_str(money, refresh=False)
         bar.update(drawn - running - bar.n)
 
     def count(self, questions: Iterable[Question]) -> dict:
-        """The dry run: `questions`, of these `same` as another, `answered` already and `calls` to make.
+        """The dry run: `questions`, of these `same` as another, `answered`, and `calls` to make.
 
-        `tokens_in`, `tokens_out` and `cost` in dollars are estimates, see `Question.tokens`, for one
-        reply to each call.
+        `tokens_in`, `tokens_out` and `cost` in dollars are estimates, see `Question.tokens`, for
+        one reply to each call.
         """
-        counts = dict.fromkeys(("questions", "same", "answered", "calls", "tokens_in", "tokens_out"), 0)
+        names = ("questions", "same", "answered", "calls", "tokens_in", "tokens_out")
+        counts = dict.fromkeys(names, 0)
         seen = set()
         for question in questions:
             key = self.key(question)
@@ -549,7 +559,7 @@ class Client:
 
 
 def _settle(running: dict[Future, str], found: dict[str, Any], most: int) -> None:
-    """Wait until at most `most` are running, and move what is answered from `running` to `found`."""
+    """Wait until at most `most` are running; what is answered goes from `running` to `found`."""
     while len(running) > most:
         for future in wait(running, return_when=FIRST_COMPLETED).done:
             found[running.pop(future)] = future.result()

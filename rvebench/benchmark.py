@@ -1,12 +1,13 @@
-"""What is a benchmark? Samples, each a source, an instruction and a target; methods, each a video of every sample.
+"""What is a benchmark? Samples: source, instruction and target. Methods: a video of every sample.
 
-A manifest has one JSON object on each line: data.py's record with an `id`, and a `subset` for the tables:
+A manifest has one JSON object on each line: data.py's record with an `id`, and a `subset` for the
+tables:
 
     {"id": "7", "subset": "rave", "source_video_path": "a.mp4", "target_video_path": "b.mp4",
      "instruction": "it is getting dark", "type": "Temporal Reasoning"}
 
-A method is a folder of <id>.mp4. Two methods need no folder, `--references`: "do nothing", whose video is
-the source, and "reference", whose video is the target.
+A method is a folder of <id>.mp4. Two methods need no folder, `--references`: "do nothing", whose
+video is the source, and "reference", whose video is the target.
 """
 
 import json
@@ -19,13 +20,13 @@ from common.files import BadInput
 from data import FIELDS, SUBSET_OF, manifest_lines, manifest_record
 
 SCORES = ("EA", "PC", "GN", "GR")
-REFERENCES = {"do nothing": "source", "reference": "target"}             # which of a sample's videos it is
+REFERENCES = {"do nothing": "source", "reference": "target"}      # which of a sample's videos it is
 FILE_NAME = re.compile(r"[^./\\\0][^/\\\0]{0,199}")      # what an id must look like
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A line of the manifest. subset: a name for the tables; whether there is a PC goes by the type."""
+    """A line of the manifest. subset: a name for the tables; its type decides about PC."""
     id: str
     subset: str
     type: str
@@ -91,8 +92,8 @@ def read_methods(flags: list[str]) -> dict[str, Path]:
         if not (name.strip() and folder) or "/" in name or name.startswith("."):
             raise BadInput(f"--videos {flag}: must be NAME=DIR, such as ours=out/ours")
         if name in REFERENCES:
-            raise BadInput(f"--videos {flag}: {name!r} is what --references calls the {REFERENCES[name]}; rename "
-                           f"the method")
+            raise BadInput(f"--videos {flag}: {name!r} is what --references calls the "
+                           f"{REFERENCES[name]}; rename the method")
         if name in methods:
             raise BadInput(f"--videos {flag}: there are two methods named {name}; rename one")
         if not Path(folder).is_dir():
@@ -109,7 +110,7 @@ class Edit(NamedTuple):
 
 
 def all_edits(samples: list[Sample], methods: dict[str, Path], references: bool) -> list[Edit]:
-    """Every method's video of every sample, whether it is there or not; with REFERENCES if asked for."""
+    """Every method's video of every sample, there or not; with REFERENCES if asked for."""
     edits = []
     for sample in samples:
         for name, folder in methods.items():

@@ -18,7 +18,7 @@ SUBSETS = ("rave", "icvg")
 
 
 def export_world(out: Path, n: int = 40, split: str = "test") -> None:
-    """Write `n` samples, of rave and icvg in turn: videos in source/ and target/, and bench.jsonl."""
+    """Write `n` samples, rave and icvg in turn: videos in source/ and target/, bench.jsonl."""
     rows = []
     for k in tqdm(range(n), desc="export", unit="sample"):
         subset, index = SUBSETS[k % 2], k // 2

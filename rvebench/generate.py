@@ -18,11 +18,11 @@ from rvebench.benchmark import Sample
 
 def generate(model, samples: list[Sample], folder: Path, steps: int, guidance: float, seed: int,
              batch: int) -> dict[str, str]:
-    """Edit the samples into folder/<id>.mp4, those that are not there yet; {id: why} where that fails.
+    """Edit the samples into folder/<id>.mp4, those that are not there; {id: why} where that fails.
 
     The noise of a sample comes from seed + its place in the manifest. Other settings or weights
-    start afresh. Raises BadInput for an instruction that the model cannot take; a source that cannot
-    be read fails alone.
+    start afresh. Raises BadInput for an instruction that the model cannot take; a source that
+    cannot be read fails alone.
     """
     weights = fingerprint(model, (*FROZEN, *TRAINED))
     settings = {"checkpoint": weights, "steps": steps, "guidance": guidance, "seed": seed}
@@ -33,9 +33,10 @@ def generate(model, samples: list[Sample], folder: Path, steps: int, guidance: f
     missing = {sample.index: sample for sample in samples
                if not (folder / f"{sample.id}.mp4").exists()}
     failed = {}
-    bar = tqdm(total=len(samples), initial=len(samples) - len(missing), desc="generate", unit="sample")
+    there = len(samples) - len(missing)
+    bar = tqdm(total=len(samples), initial=there, desc="generate", unit="sample")
     with bar:
-        for indices in consecutive(list(missing), batch):                # row k has the noise seed + k
+        for indices in consecutive(list(missing), batch):             # row k has the noise seed + k
             now = [missing[index] for index in indices]
             sources, unreadable = _read_sources(now, model)
             failed |= unreadable
@@ -56,7 +57,7 @@ def generate(model, samples: list[Sample], folder: Path, steps: int, guidance: f
 
 
 def _read_sources(samples: list[Sample], model) -> tuple[torch.Tensor, dict[str, str]]:
-    """(B, F, 3, H, W) on the model's device, and {id: why} of those that cannot be read: they are 0."""
+    """(B, F, 3, H, W) on the model's device; {id: why} of those that cannot be read: they are 0."""
     size = model.preset.frames, model.preset.height, model.preset.width
     sources, failed = torch.zeros(len(samples), size[0], 3, *size[1:]), {}
     for k, sample in enumerate(samples):

@@ -2,23 +2,24 @@
 
 Three judges, chosen by `python -m rvebench.score --judge`:
 
-    openai   any OpenAI-compatible endpoint (ask.py), asked as VIEScore asks: once with frames of source
-             and edit about semantic consistency (EA, PC), once with frames of the edit alone about
-             perceptual quality (GN, GR)
+    openai   any OpenAI-compatible endpoint (ask.py), asked as VIEScore asks: once with frames of
+             source and edit about semantic consistency (EA, PC), once with frames of the edit
+             alone about perceptual quality (GN, GR)
     oracle   for samples of the tiny world, whose right answer it renders again; it needs no model
     vila     a local VLM's verdict. One question has one answer, so there is one score,
-             "Yes" = 10 sigmoid(z_yes - z_no), and none of EA, PC, GN, GR: four numbers made out of one
-             margin would be invented
+             "Yes" = 10 sigmoid(z_yes - z_no), and none of EA, PC, GN, GR: four numbers made out of
+             one margin would be invented
 
-The scores, each from 0 to 10: EA edit accuracy, PC preservation consistency, GN generation naturalness,
-GR generation realism. In-context generation has no PC. A video in which nothing was changed has PC 10
-by construction; `--references` scores it as a method of its own, and shows what doing nothing gets.
-What a judge does not say is `Missing` with the reason, and never a number.
+The scores, each from 0 to 10: EA edit accuracy, PC preservation consistency, GN generation
+naturalness, GR generation realism. In-context generation has no PC. A video in which nothing was
+changed has PC 10 by construction; `--references` scores it as a method of its own, and shows what
+doing nothing gets. What a judge does not say is `Missing` with the reason, and never a number.
 
 A verdict is {"EA": ..., "PC": ..., "GN": ..., "GR": ...} or {"Yes": ...}; one of a service has its
 "reasons", too, and where half of it is missing "missing", why.
 
-Axis letters: F frames, H W pixels. A clip is (F, H, W, 3), uint8, as common.video.read_pixels gives it.
+Axis letters: F frames, H W pixels. A clip is (F, H, W, 3), uint8, as common.video.read_pixels gives
+it.
 """
 
 import json
@@ -38,32 +39,33 @@ from rvebench.ask import Missing, Question, parse_json
 from rvebench.benchmark import SCORES, Sample
 from tiny import world
 
-SIDE = 512                                               # frames are shown to a service at most this wide and high
-TOKENS = 2048                                            # of a reply, at most; a reasoning model thinks within them
-PROMPT = "judge-2"                                       # part of a reply's key: change it with the wording
+SIDE = 512                                # frames are shown to a service at most this wide and high
+TOKENS = 2048                            # of a reply, at most; a reasoning model thinks within them
+PROMPT = "judge-2"                               # part of a reply's key: change it with the wording
 
 
-# -------------------------------------------------------------------------------- what a service is asked
+# -------------------------------------------------------------------------- what a service is asked
 
 SYSTEM = (
     "You are a strict and fair judge of edited videos. You see a few frames, evenly spaced and in "
-    "order of time. Judge only what can be seen. Give each score as a number from 0 to 10, and first "
-    "the reason for it.")
+    "order of time. Judge only what can be seen. Give each score as a number from 0 to 10, and "
+    "first the reason for it.")
 CRITERIA = {
-    "EA": "EA, edit accuracy: does the edit show what the instruction asks for, with all that follows "
-          "from it in the real world? 0: nothing of it, or something else. 10: all of it.",
-    "PC": "PC, preservation consistency: is everything that the instruction gives no cause to change "
-          "as it was in the source? 0: an unrelated scene. 10: nothing else has changed.",
+    "EA": "EA, edit accuracy: does the edit show what the instruction asks for, with all that "
+          "follows from it in the real world? 0: nothing of it, or something else. 10: all of it.",
+    "PC": "PC, preservation consistency: is everything that the instruction gives no cause to "
+          "change as it was in the source? 0: an unrelated scene. 10: nothing else has changed.",
     "GN": "GN, generation naturalness: do things move and change smoothly and as they would? "
           "0: jumps, flicker or frozen nonsense. 10: like a filmed shot.",
     "GR": "GR, generation realism: is each frame free of artefacts, distortions and unnatural "
           "textures? 0: broken everywhere. 10: none."}
 CONTEXT = {
-    "rave": "The instruction only hints at the edit: infer what the scene should come to look like.",
-    "icvg": "The instruction leads from the source to a later clip of the same story: infer what it "
-            "should show."}
-UNCHANGED = ("An edit can fail so that source and edit look the same. Compare them before you score: "
-             "where nothing was done, EA is 0.")
+    "rave": "The instruction only hints at the edit: infer what the scene should come to look "
+            "like.",
+    "icvg": "The instruction leads from the source to a later clip of the same story: infer what "
+            "it should show."}
+UNCHANGED = ("An edit can fail so that source and edit look the same. Compare them before you "
+             "score: where nothing was done, EA is 0.")
 
 
 def answer_schema(names: Iterable[str]) -> dict:
@@ -98,9 +100,10 @@ def validator(names: Iterable[str]) -> Callable[[str], dict]:
 
 
 def pick_frames(path: Path, frames: int) -> list[np.ndarray]:
-    """`frames` frames (H, W, 3) of a clip, uniformly spaced, first and last among them, within SIDE pixels.
+    """`frames` frames (H, W, 3) of a clip, uniformly spaced, first and last among them.
 
-    Raises BadInput where it is missing, unreadable or shorter.
+    They are shrunk to within SIDE pixels. Raises BadInput where the clip is missing, unreadable or
+    shorter.
     """
     clip = read_pixels(path, frames)                                         # (F, H, W, 3)
     picked = clip[np.linspace(0, len(clip) - 1, frames).round().astype(int)]
@@ -115,10 +118,10 @@ def pick_frames(path: Path, frames: int) -> list[np.ndarray]:
 
 def consistency_question(sample: Sample, source: list[np.ndarray], edited: list[np.ndarray],
                          repeat: int = 0, max_tokens: int = TOKENS) -> Question:
-    """Semantic consistency: source and edit, and how well the edit does what the instruction asks."""
+    """Semantic consistency: does the edit do what the instruction asks, and keep the rest?"""
     names = [name for name in sample.scores if name in ("EA", "PC")]
-    text = "\n".join([CONTEXT[SUBSET_OF[sample.type]], f"Instruction: {sample.instruction}", UNCHANGED,
-                      "Score:", *[CRITERIA[name] for name in names]])
+    text = "\n".join([CONTEXT[SUBSET_OF[sample.type]], f"Instruction: {sample.instruction}",
+                      UNCHANGED, "Score:", *[CRITERIA[name] for name in names]])
     parts = [text, "Frames of the source:", *source, "Frames of the edit:", *edited]
     return Question(f"{PROMPT}-consistency", SYSTEM, parts, answer_schema(names), validator(names),
                     repeat, sample.id, max_tokens)
@@ -145,12 +148,12 @@ class ServiceJudge:
     def __init__(self, jobs: list[tuple[Sample, Path]], frames: int, repeat: int = 1,
                  max_tokens: int = TOKENS):
         self.jobs, self.frames, self.repeat, self.max_tokens = jobs, frames, repeat, max_tokens
-        self.most = 2 * repeat * len(jobs)               # questions; a video that cannot be read has none
+        self.most = 2 * repeat * len(jobs)         # questions; a video that cannot be read has none
         self._asked: list[tuple[int, int]] = []          # (job, repeat) of each question, in order
         self._unseen: dict[int, Missing] = {}            # by job: why it has no questions
 
     def questions(self) -> Iterator[Question]:
-        """Two for each job and repeat, made as they are drawn: one source and one edit are in memory."""
+        """Two for each job and repeat, made as they are drawn: one edit at a time is in memory."""
         source_path, source = None, []
         for k, (sample, path) in enumerate(self.jobs):
             try:
@@ -181,7 +184,7 @@ class ServiceJudge:
 
 
 def join_halves(consistency: dict | Missing, quality: dict | Missing) -> dict | Missing:
-    """One verdict of two answers. Where one is missing the other's scores count; of two there is none."""
+    """One verdict of two answers. Where one is missing, the other's scores count."""
     verdict, reasons, missing, unanswered = {}, [], [], False
     for name, answer in (("consistency", consistency), ("quality", quality)):
         if isinstance(answer, Missing):
@@ -198,7 +201,7 @@ def join_halves(consistency: dict | Missing, quality: dict | Missing) -> dict | 
     return verdict
 
 
-# ------------------------------------------------------------------------------------------- local judges
+# ------------------------------------------------------------------------------------- local judges
 
 WORLD_ID = re.compile(rf"({'|'.join(world.SUBSETS)})-({'|'.join(world.SPLITS)})-(\d{{1,18}})")
 
@@ -211,15 +214,15 @@ def world_triplet(sample: Sample) -> world.Triplet:
         triplet = world.make_triplet(int(index), subset, split)
         if triplet.instruction == sample.instruction:
             return triplet
-    raise BadInput(f"{sample.id[:80]}: is no sample of the tiny world, and the oracle knows no other; "
-                   f"choose another --judge")
+    raise BadInput(f"{sample.id[:80]}: is no sample of the tiny world, and the oracle knows no "
+                   f"other; choose another --judge")
 
 
 def oracle(sample: Sample, path: Path) -> dict:
     """The tiny world's own judge: EA, PC, GN, GR.
 
-    Raises BadInput where it is no sample of that, or cannot be read. The video went through a codec:
-    the target itself gets no full 10.
+    Raises BadInput where it is no sample of that, or cannot be read. The video went through a
+    codec: the target itself gets no full 10.
     """
     triplet = world_triplet(sample)
     frames, _, height, width = triplet.target.shape
@@ -227,7 +230,7 @@ def oracle(sample: Sample, path: Path) -> dict:
 
 
 def vila(model) -> Callable[[Sample, Path], dict]:
-    """judge(sample, path) -> {"Yes": 10 sigmoid(z_yes - z_no)}: the model's own VLM, asked as the critic.
+    """judge(sample, path) -> {"Yes": 10 sigmoid(z_yes - z_no)}: the VLM, asked as the critic.
 
     It raises BadInput where a video cannot be read, or the verdict is not finite.
     """

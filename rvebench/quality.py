@@ -1,21 +1,23 @@
 """Is the video a good video? VBench's measures, and what they look through (Sec. 5.2).
 
-    python -m rvebench.score --manifest bench.jsonl --videos ours=out/ours --dino facebook/dino-vitb16 \\
-        --clip openai/clip-vit-base-patch32
+    python -m rvebench.score --manifest bench.jsonl --videos ours=out/ours \\
+        --dino facebook/dino-vitb16 --clip openai/clip-vit-base-patch32
 
-    TF        temporal flickering       pixels alone                                temporal_flickering
-    SC, BC    subject and background consistency, on features of DINO and of CLIP   feature_consistency
-    OC        overall consistency       ViCLIP's cosine of text and 8 frames        text_consistency
-    ViCLIP-T  the same cosine, the frames chosen and prepared as in ViCLIP's demonstration
-              (the paper does not say)
-    MS        motion smoothness         a network guesses each second frame         motion_smoothness
+    TF        temporal flickering, of pixels alone                       temporal_flickering
+    SC, BC    subject and background consistency, of DINO's and CLIP's
+              features                                                   feature_consistency
+    OC        overall consistency: ViCLIP's cosine of text and 8 frames  text_consistency
+    ViCLIP-T  the same cosine, the frames chosen and prepared as in
+              ViCLIP's demonstration (the paper does not say)
+    MS        motion smoothness: a network guesses each second frame     motion_smoothness
 
-Each is a short function on frames or features; what extracts the features is passed in. Real extractors
-come from transformers, by id or local folder. Frames are resized as VBench does it, without antialiasing:
-the inputs of DINO and CLIP are the same numbers. There is no AMT-S in transformers: motion smoothness, and
-any of the others, is taken from what the `vbench` package wrote in an environment of its own
-(`vbench_folder`, `vbench_results`). Left out: DINO's own resizing of position embeddings: transformers'
-differs in the last digits where a clip is not square.
+Each is a short function on frames or features; what extracts the features is passed in. Real
+extractors come from transformers, by id or local folder. Frames are resized as VBench does it,
+without antialiasing: the inputs of DINO and CLIP are the same numbers. There is no AMT-S in
+transformers: motion smoothness, and any of the others, is taken from what the `vbench` package
+wrote in an environment of its own (`vbench_folder`, `vbench_results`). Left out: DINO's own
+resizing of position embeddings: transformers' differs in the last digits where a clip is not
+square.
 
 Axis letters: F frames, H W pixels, D width of a feature. Pixels are (F, 3, H, W), uint8.
 """
@@ -44,10 +46,10 @@ DIMENSIONS = {
 IMAGENET = (.485, .456, .406), (.229, .224, .225)        # mean, standard deviation
 CLIP = (.48145466, .4578275, .40821073), (.26862954, .26130258, .27577711)
 BATCH = 16                                               # frames that an extractor sees at a time
-VERSION = 2                                              # of the preparation: part of a measured value's key
+VERSION = 2                                     # of the preparation: part of a measured value's key
 
 
-# ------------------------------------------------------------------------------------------------ formulas
+# ----------------------------------------------------------------------------------------- formulas
 
 def _bytes(video: torch.Tensor) -> torch.Tensor:
     return video if video.dtype == torch.uint8 else to_bytes(video)
@@ -60,7 +62,7 @@ def _mean_difference(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def temporal_flickering(video: torch.Tensor) -> float:
-    """VBench's TF in 0..1: (255 - mean |I_t - I_{t+1}|) / 255 on 8-bit values; 1 is a still picture.
+    """VBench's TF in 0..1: (255 - mean |I_t - I_{t+1}|) / 255 on 8-bit values; 1: a still one.
 
     video: (F, 3, H, W) in [-1, 1], or uint8, of full size. Raises ValueError below two frames.
     """
@@ -87,7 +89,7 @@ def feature_consistency(features: torch.Tensor) -> float:
 
 
 def weighted_by_frames(clips: list[tuple[float, int]]) -> float:
-    """VBench's dataset value of SC and BC: the mean over all pairs of frames, whichever clip they are of.
+    """VBench's dataset value of SC and BC: the mean over the pairs of frames of all clips.
 
     clips: (consistency, number of frames) of each; the tables' own mean has each clip count once.
     """
@@ -96,11 +98,11 @@ def weighted_by_frames(clips: list[tuple[float, int]]) -> float:
 
 
 def motion_smoothness(video: torch.Tensor, interpolate: Callable) -> float:
-    """VBench's MS in 0..1: (255 - mean |guess - frame|) / 255 over odd frames, guessed from the even ones.
+    """VBench's MS in 0..1: (255 - mean |guess - frame|) / 255 over odd frames, guessed from even.
 
     video: (F, 3, H, W) in [-1, 1], or uint8. interpolate(before, after) -> the frames between, all
-    (N, 3, H, W) in [-1, 1]; VBench's is AMT-S. An odd frame at the end has none after it and is left
-    out. Raises ValueError below three frames.
+    (N, 3, H, W) in [-1, 1]; VBench's is AMT-S. An odd frame at the end has none after it and is
+    left out. Raises ValueError below three frames.
     """
     if len(video) < 3:
         raise ValueError(f"motion smoothness needs three frames, not {len(video)}")
@@ -116,19 +118,20 @@ def text_consistency(clip: torch.Tensor, text: torch.Tensor) -> float:
 
 
 def middle_frames(n: int, k: int = 8) -> list[int]:
-    """The middles of k equal parts of n frames; of fewer than k frames each, and then the last again."""
+    """The middles of k equal parts of n frames; of fewer than k, each, and then the last again."""
     parts = min(k, n)
     ends = [n * i // parts for i in range(parts + 1)]
     middles = [(start + end - 1) // 2 for start, end in zip(ends, ends[1:])]
     return middles + middles[-1:] * (k - parts)
 
 
-# ---------------------------------------------------------------------------------------------- extractors
+# --------------------------------------------------------------------------------------- extractors
 
 def prepare(pixels: torch.Tensor, side: int, mode: str, crop: bool, mean_std) -> torch.Tensor:
     """VBench's frames for DINO and CLIP: (F, 3, H, W) uint8 -> (F, 3, h, w) float.
 
-    The short side becomes `side`, without antialiasing; perhaps the middle square of it; normalised.
+    The short side becomes `side`, without antialiasing; perhaps the middle square of it;
+    normalised.
     """
     height, width = pixels.shape[-2:]
     short = min(height, width)
@@ -149,9 +152,10 @@ def _load(flag: str, name: str, **more):
     """A model of transformers by id or folder. Raises BadInput, naming the flag."""
     try:
         model = AutoModel.from_pretrained(name, dtype=torch.float32, **more)
-    except Exception as error:                           # the hub, safetensors and foreign code raise what they like
+    except Exception as error:          # the hub, safetensors and foreign code raise what they like
         reason = " ".join(str(error).split())[:200]
-        raise BadInput(f"{flag} {name}: cannot be loaded ({reason}); give an id or a local folder") from error
+        raise BadInput(f"{flag} {name}: cannot be loaded ({reason}); give an id or a local "
+                       f"folder") from error
     return model.eval().to(device())
 
 
@@ -197,7 +201,7 @@ def clip(name: str) -> Callable:
 
 
 def own_tower(model) -> Callable:
-    """features(pixels) -> (F, D): the mean patch feature of a UnifiedModel's own frozen vision tower."""
+    """features(pixels) -> (F, D): the mean patch feature of a UnifiedModel's vision tower."""
 
     def extract(pixels):
         with model.precision():
@@ -209,10 +213,11 @@ def own_tower(model) -> Callable:
 
 
 def viclip(name: str, trust_remote_code: bool) -> Callable:
-    """cosines(pixels, text) -> {"OC", "ViCLIP-T"}. ViCLIP is code that comes with its weights: only run if trusted.
+    """cosines(pixels, text) -> {"OC", "ViCLIP-T"}.
 
-    It needs `encode_vision(frames (B, T, 3, 224, 224), test=True)` and `encode_text(text)`, as the
-    authors' class has them; texts are cut at its own 32 tokens. Raises BadInput.
+    ViCLIP is code that comes with its weights: it is only run if trusted. It needs
+    `encode_vision(frames (B, T, 3, 224, 224), test=True)` and `encode_text(text)`, as the authors'
+    class has them; texts are cut at its own 32 tokens. Raises BadInput.
     """
     if not trust_remote_code:
         raise BadInput(f"--viclip {name}: runs code that comes with the model; read it, then pass "
@@ -220,22 +225,24 @@ def viclip(name: str, trust_remote_code: bool) -> Callable:
     model = _load("--viclip", name, trust_remote_code=True)
     for method in ("encode_vision", "encode_text"):
         if not hasattr(model, method):
-            raise BadInput(f"--viclip {name}: has no {method}(); OpenGVLab/ViCLIP-L-14-hf is the paper's")
+            raise BadInput(f"--viclip {name}: has no {method}(); OpenGVLab/ViCLIP-L-14-hf is the "
+                           f"paper's")
 
     def as_vbench(pixels):
         return prepare(pixels[middle_frames(len(pixels))], 224, "bicubic", True, CLIP)
 
     def as_demonstrated(pixels):
         frames = pixels[::max(1, len(pixels) // 8)][:8]
-        square = F.interpolate(frames.float(), (224, 224), mode="bilinear", align_corners=False) / 255
-        return _normalize(square, IMAGENET)
+        square = F.interpolate(frames.float(), (224, 224), mode="bilinear", align_corners=False)
+        return _normalize(square / 255, IMAGENET)
 
     def cosines(pixels, text):
         where = next(model.parameters()).device
         found = {}
         with torch.no_grad():
             words = model.encode_text(text).float().cpu().reshape(-1)
-            for column, frames in (("OC", as_vbench(pixels)), ("ViCLIP-T", as_demonstrated(pixels))):
+            for column, pick in (("OC", as_vbench), ("ViCLIP-T", as_demonstrated)):
+                frames = pick(pixels)                   # (8, 3, 224, 224), or fewer of a short clip
                 if len(frames) == 8:
                     seen = model.encode_vision(frames.to(where)[None], test=True)
                     found[column] = text_consistency(seen.float().cpu().reshape(-1), words)
@@ -246,8 +253,9 @@ def viclip(name: str, trust_remote_code: bool) -> Callable:
 class Measures:
     """Which columns can be measured, with what, and why the others cannot.
 
-    labels: {column: how it is headed}. why: {column: reason} of the empty ones. stamp: names all that is
-    looked through. model, own: a UnifiedModel whose tower stands in for DINO, and its fingerprint.
+    labels: {column: how it is headed}. why: {column: reason} of the empty ones. stamp: names all
+    that is looked through. model, own: a UnifiedModel whose tower stands in for DINO, and its
+    fingerprint.
     """
 
     def __init__(self, dino_name=None, clip_name=None, viclip_name=None, trust_remote_code=False,
@@ -286,13 +294,13 @@ class Measures:
         return found
 
 
-# -------------------------------------------------------------------------------------- the vbench package
+# ------------------------------------------------------------------------------- the vbench package
 
 def vbench_folder(folder: Path, name: str, videos: dict[str, Path], texts: dict[str, str]) -> str:
     """Make what `vbench evaluate --mode=custom_input` wants of a method; returns the command.
 
-    videos, texts: by id. folder/name holds links to the videos and nothing else, folder/name.json maps
-    file to prompt. Raises BadInput where something else lies there.
+    videos, texts: by id. folder/name holds links to the videos and nothing else, folder/name.json
+    maps file to prompt. Raises BadInput where something else lies there.
     """
     here, prompts = folder / name, folder / f"{name}.json"
     here.mkdir(parents=True, exist_ok=True)
@@ -303,15 +311,17 @@ def vbench_folder(folder: Path, name: str, videos: dict[str, Path], texts: dict[
     for key, path in videos.items():
         os.symlink(os.path.abspath(path), here / f"{key}.mp4")
     atomic_write(prompts, to_json({f"{key}.mp4": texts[key] for key in videos}) + "\n")
-    return shlex.join(["vbench", "evaluate", "--mode=custom_input", "--videos_path", str(here), "--prompt_file",
-                       str(prompts), "--output_path", f"{folder}/results", "--dimension", "motion_smoothness"])
+    return shlex.join(["vbench", "evaluate", "--mode=custom_input", "--videos_path", str(here),
+                       "--prompt_file", str(prompts), "--output_path", f"{folder}/results",
+                       "--dimension", "motion_smoothness"])
 
 
 def vbench_results(folder: str | Path) -> dict[tuple[str, str], dict[str, float]]:
     """{(method, id): {column: value}} of the *_eval_results.json that vbench wrote.
 
     A video's folder is its method. Where there are several files, the later name (they are dates)
-    counts. A value that is not finite is left out, and said. Raises BadInput where none can be read.
+    counts. A value that is not finite is left out, and said. Raises BadInput where none can be
+    read.
     """
     files = sorted(Path(folder).rglob("*_eval_results.json"))
     if not files:

@@ -1,18 +1,16 @@
-"""How good is any method, on any benchmark? Its videos, a judge, VBench's measures, the tables (Sec. 5).
+"""How good is any method, on any benchmark? A judge's scores, VBench's measures, tables (Sec. 5).
 
-    python -m rvebench.score --manifest bench.jsonl --videos ours=out/ours --references --judge openai --out results
-    python -m rvebench.score --manifest bench.jsonl --videos ours=out/ours --judge openai --dry-run \\
-        --price-in 2.5 --price-out 10                            # what it would cost; asks nothing
-    python -m rvebench.score --manifest bench.jsonl --videos ours=out/ours --judge openai \\
-        --base-url http://localhost:8000/v1 --judge-model Qwen/Qwen2.5-VL-72B-Instruct      # vLLM and others
-    python -m rvebench.score --manifest bench.jsonl --checkpoint out/uso --judge vila   # makes its videos first
-    python -m rvebench.score --manifest bench.jsonl --videos ours=out/ours --dino facebook/dino-vitb16 \\
-        --clip openai/clip-vit-base-patch32                      # no judge; more of VBench's measures
+    python -m rvebench.score --manifest bench.jsonl --videos ours=out/ours --references \\
+        --judge openai --out results
+    ... --judge openai --dry-run --price-in 2.5 --price-out 10      # what it costs; asks nothing
+    ... --judge openai --base-url http://localhost:8000/v1 --judge-model Qwen/Qwen2.5-VL-72B-Instruct
+    ... --dino facebook/dino-vitb16 --clip openai/clip-vit-base-patch32     # VBench's features
+    ... --checkpoint out/uso --judge vila                           # makes a model's videos first
 
-Writes scores.jsonl (one row a sample and method), about.json, table.md, report.html, and what needs no
-second time: replies.jsonl (ask.py) and kept.jsonl. The same command goes on after a stop. Methods that an
-earlier run with the same judge has scored into --out stay. A video that is missing, unreadable or too short
-is listed and counted, never scored. Exit code 1 where nothing was scored.
+Writes scores.jsonl (one row a sample and method), about.json, table.md, report.html, and what needs
+no second time: replies.jsonl (ask.py) and kept.jsonl. The same command goes on after a stop.
+Methods that an earlier run with the same judge has scored into --out stay. A video that is missing,
+unreadable or too short is listed and counted, never scored. Exit code 1 where nothing was scored.
 
 Axis letters: F frames, H W pixels.
 """
@@ -29,7 +27,8 @@ import torch
 from tqdm import tqdm
 
 from common.distributed import device
-from common.files import BadInput, Parser, at_least_0, atomic_write, between, check_writable, positive, run_script
+from common.files import (BadInput, Parser, at_least_0, atomic_write, between, check_writable,
+                          positive, run_script)
 from common.intervals import COLUMNS, geometric_mean, overall
 from common.jsonl import Cache, from_json, read_rows, to_json, write_rows
 from common.video import read_pixels
@@ -45,13 +44,13 @@ from rvebench.tables import check_human, read_human, tables
 from tiny import world
 
 
-# ----------------------------------------------------------------------------------- measures and judges
+# ------------------------------------------------------------------------------ measures and judges
 
 def measure_videos(edits: list[Edit], measures: quality.Measures, cache: Cache,
                    workers: int) -> list[tuple[str | None, dict]]:
-    """(why it cannot be scored, {"frames": F, column: value}) of each edit: videos are read to their ends.
+    """(why it cannot be scored, {"frames": F, column: value}) of each edit.
 
-    One clip is in memory for each of the workers.
+    Videos are read to their ends; one clip is in memory for each of the workers.
     """
 
     def measure(edit: Edit) -> tuple[str | None, dict]:
@@ -72,11 +71,13 @@ def measure_videos(edits: list[Edit], measures: quality.Measures, cache: Cache,
         return list(tqdm(found, total=len(edits), desc="measure", unit="video"))
 
 
-def ask_local(edits: list[Edit], ask: Callable[[Sample, Path], dict], stamp: str, cache: Cache) -> list:
+def ask_local(edits: list[Edit], ask: Callable[[Sample, Path], dict], stamp: str,
+              cache: Cache) -> list:
     """The verdicts of a local judge, a list of one for each edit: scores or Missing."""
     verdicts = []
     for sample, _, path in tqdm(edits, desc="judge", unit="video"):
-        name = ["judge", stamp, sample.id, sample.instruction, hash_video(sample.source), hash_video(path)]
+        videos = [hash_video(sample.source), hash_video(path)]
+        name = ["judge", stamp, sample.id, sample.instruction, *videos]
         try:
             verdicts.append([cache.get(name, lambda: ask(sample, path))])
         except ValueError as error:
@@ -93,13 +94,14 @@ def ask_service(edits: list[Edit], client: Client, args: argparse.Namespace) -> 
     return service.verdicts(answers)
 
 
-def ask_judge(edits: list[Edit], args: argparse.Namespace, client: Client | None, model, cache: Cache) -> list:
-    """The verdicts of --judge, a list for each edit. Raises BadInput where it knows no such sample."""
+def ask_judge(edits: list[Edit], args: argparse.Namespace, client: Client | None, model,
+              cache: Cache) -> list:
+    """The verdicts of --judge, a list for each edit. Raises BadInput if it knows no such sample."""
     if args.judge == "openai":
         return ask_service(edits, client, args)
     if args.judge == "oracle":
         for sample in dict.fromkeys(edit.sample for edit in edits):
-            judge.world_triplet(sample)                  # of another world: the command is wrong, no video
+            judge.world_triplet(sample)           # of another world: the command is wrong, no video
         return ask_local(edits, judge.oracle, f"oracle {world.VERSION}", cache)
     if args.judge == "vila":
         stamp = f"vila {fingerprint(model, ('vlm',))} {model.preset}"
@@ -108,11 +110,11 @@ def ask_judge(edits: list[Edit], args: argparse.Namespace, client: Client | None
 
 
 def score_row(verdicts: list) -> dict:
-    """What the verdicts (scores or Missing, one a repeat) of one edit come to: for a row of scores.jsonl.
+    """What the verdicts of one edit (scores or Missing, one a repeat) come to, for its row.
 
-    Each column is the mean over the repeats that have it; `repeats` holds those, `missing` why others
-    do not, `unanswered` how many of these another run asks again. Overall needs all of a verdict.
-    failed: why, where no repeat is left.
+    Each column is the mean over the repeats that have it; `repeats` holds those, `missing` why
+    others do not, `unanswered` how many of these another run asks again. Overall needs all of a
+    verdict. failed: why, where no repeat is left.
     """
     missing, repeats, reasons, unanswered = [], [], [], 0
     for verdict in verdicts:
@@ -133,14 +135,18 @@ def score_row(verdicts: list) -> dict:
     for column in (*COLUMNS, "Yes"):
         found = [scores[column] for scores in repeats if column in scores]
         row[column] = float(np.mean(found)) if found else None
-    return {**row, "missing": missing, "unanswered": unanswered, "repeats": repeats, "reasons": reasons}
+    return {**row, "missing": missing, "unanswered": unanswered, "repeats": repeats,
+            "reasons": reasons}
 
 
-# ---------------------------------------------------------------------------------------------- the rows
+# ----------------------------------------------------------------------------------------- the rows
 
-def make_rows(edits: list[Edit], measured: list, verdicts: dict[int, list], failed: dict, vbench: dict,
-              out: Path) -> list[dict]:
-    """The rows of scores.jsonl, one for each edit. failed: {(id, method): why}; paths are relative to `out`."""
+def make_rows(edits: list[Edit], measured: list, verdicts: dict[int, list], failed: dict,
+              vbench: dict, out: Path) -> list[dict]:
+    """The rows of scores.jsonl, one for each edit, with paths relative to `out`.
+
+    verdicts: by place in `edits`. failed: {(id, method): why}. vbench: of `vbench_results`.
+    """
     rows = []
     for k, (sample, method, path) in enumerate(edits):
         unreadable, values = measured[k]
@@ -178,42 +184,44 @@ def describe(args: argparse.Namespace, client: Client | None, methods: list[str]
         why.pop(column, None)
     subset = f", subset {args.subset}" if args.subset else ""
     times = f", {args.repeat} times" if args.repeat > 1 else ""
-    head = f"{args.manifest.name}{subset}, judged by {describe_judge(args, client)}{times}: means [95 % interval]."
-    return {"head": head, "judge": args.judge, "repeat": args.repeat, "methods": methods, "labels": labels,
-            "why": why}
+    head = (f"{args.manifest.name}{subset}, judged by {describe_judge(args, client)}{times}: "
+            f"means [95 % interval].")
+    return {"head": head, "judge": args.judge, "repeat": args.repeat, "methods": methods,
+            "labels": labels, "why": why}
 
 
 def keep_other_methods(out: Path, about: dict) -> list[dict]:
-    """The rows that an earlier run has left of other methods than about["methods"], which gets their names.
+    """The rows that an earlier run has left of methods that are not in `about`, which gets them.
 
     Raises BadInput where their scores cannot stand in one table with the new ones: nothing is lost.
     """
+    fields = "id", "method", "quality"
     try:
-        rows = [row for _, row in read_rows(out / "scores.jsonl", "score", ("id", "method", "quality"))]
+        rows = [row for _, row in read_rows(out / "scores.jsonl", "score", fields)]
         before = from_json((out / "about.json").read_text()) if rows else {"methods": []}
         others = [row for row in rows if row["method"] not in about["methods"]]
         if not others:
             return []
-        names = list(dict.fromkeys(row["method"] for row in others))
+        names = ", ".join(dict.fromkeys(row["method"] for row in others))[:80]
         if before["head"].partition(": means")[0] != about["head"].partition(": means")[0]:
-            raise BadInput(f"{out}: holds scores of {', '.join(names)[:80]} by another command ({before['head']}); "
-                           f"give those methods too, or another --out")
+            raise BadInput(f"{out}: holds scores of {names} by another command "
+                           f"({before['head']}); give those methods too, or another --out")
         for column in {column for row in others for column in row["quality"]}:
             old, new = before["labels"][column], about["labels"][column]
             if column in about["why"]:                   # not measured now
                 about["labels"][column] = old
                 del about["why"][column]
             elif old != new:
-                raise BadInput(f"{out}: holds {old} of {', '.join(names)[:80]}, and this would be {new}; give those "
-                               f"methods too, or another --out")
+                raise BadInput(f"{out}: holds {old} of {names}, and this would be {new}; give "
+                               f"those methods too, or another --out")
         order = [*before["methods"], *about["methods"]]
         about["methods"] = list(dict.fromkeys(order))
         return others
     except BadInput:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BadInput(f"{out}: holds no results of ours ({error!r:.80}); take scores.jsonl and about.json away, or "
-                       f"choose another --out") from error
+        raise BadInput(f"{out}: holds no results of ours ({error!r:.80}); take scores.jsonl and "
+                       f"about.json away, or choose another --out") from error
 
 
 def in_order(rows: list[dict], methods: list[str], samples: list[Sample]) -> list[dict]:
@@ -223,14 +231,16 @@ def in_order(rows: list[dict], methods: list[str], samples: list[Sample]) -> lis
     return sorted(rows, key=lambda row: (place_of[row["id"]], methods.index(row["method"])))
 
 
-# ------------------------------------------------------------------------------------------- the command
+# -------------------------------------------------------------------------------------- the command
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(prog="python -m rvebench.score", description="Score methods on a benchmark.")
     add = parser.add_argument_group("what is scored").add_argument
-    add("--manifest", type=Path, required=True, help="the benchmark, JSON lines (see rvebench/benchmark.py)")
-    add("--videos", action="append", default=[], metavar="NAME=DIR", help="a method's folder of <id>.mp4; repeat it")
-    add("--references", action="store_true", help="score the sources ('do nothing') and the targets, too")
+    add("--manifest", type=Path, required=True, help="the benchmark: see rvebench/benchmark.py")
+    add("--videos", action="append", default=[], metavar="NAME=DIR",
+        help="a method's folder of <id>.mp4; repeat it")
+    add("--references", action="store_true",
+        help="score the sources ('do nothing') and the targets, too")
     add("--subset", help="only this subset of the manifest")
     add("--n", type=positive, help="only the first N samples")
     add("--out", type=Path, help="folder of the results (without it: out/eval/<manifest>)")
@@ -241,41 +251,54 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--batch", type=positive, default=20, help="clips generated at a time")
     add("--seed", type=at_least_0, default=0, help="of the noise")
     add = parser.add_argument_group("the judge").add_argument
-    add("--judge", default="none", choices=("none", "oracle", "vila", "openai"), help="who gives the scores")
-    add("--judge-model", help="openai: a model's name (without it: gpt-4o); vila: a model's folder (weights/tiny)")
-    add("--judge-frames", type=positive, default=8, help="openai: frames of source and edit that are shown")
+    add("--judge", default="none", choices=("none", "oracle", "vila", "openai"),
+        help="who gives the scores")
+    add("--judge-model",
+        help="openai: a name (without it: gpt-4o); vila: a model's folder (weights/tiny)")
+    add("--judge-frames", type=positive, default=8,
+        help="openai: frames of source and edit that are shown")
     add("--judge-tokens", type=positive, default=judge.TOKENS,
-        help="openai: tokens of a reply at most; a reasoning model needs many more than its answer has")
+        help="openai: a reply's tokens at most; a reasoning model needs more than its answer has")
     add("--base-url", help="openai: another endpoint that speaks its language")
-    add("--price-in", type=between(0, 1e6), default=0., help="openai: dollars a million tokens of questions")
-    add("--price-out", type=between(0, 1e6), default=0., help="openai: dollars a million tokens of answers")
-    add("--repeat", type=positive, default=1, help="openai: judge so many times, for the judge's own variance")
-    add("--dry-run", action="store_true", help="openai: print calls, tokens and dollars, and ask nothing")
-    add("--ask-again", choices=("failed",), help="openai: ask anew what got no good answer in earlier runs")
-    add("--human", type=Path, help="people's scores, CSV: id, method and columns; for the judge's correlation with them")
+    add("--price-in", type=between(0, 1e6), default=0.,
+        help="openai: dollars a million tokens of questions")
+    add("--price-out", type=between(0, 1e6), default=0.,
+        help="openai: dollars a million tokens of answers")
+    add("--repeat", type=positive, default=1,
+        help="openai: judge so many times, for the judge's own variance")
+    add("--dry-run", action="store_true",
+        help="openai: print calls, tokens and dollars, and ask nothing")
+    add("--ask-again", choices=("failed",),
+        help="openai: ask anew what got no good answer in earlier runs")
+    add("--human", type=Path,
+        help="people's scores, CSV: id, method and columns; for the judge's correlation with them")
     add = parser.add_argument_group("VBench's measures").add_argument
     add("--dino", help="subject consistency: facebook/dino-vitb16, or a folder")
     add("--clip", help="background consistency: openai/clip-vit-base-patch32, or a folder")
-    add("--viclip", help="overall consistency and ViCLIP-T: OpenGVLab/ViCLIP-L-14-hf, or a folder")
+    add("--viclip",
+        help="overall consistency and ViCLIP-T: OpenGVLab/ViCLIP-L-14-hf, or a folder")
     add("--trust-remote-code", action="store_true", help="run the code that comes with ViCLIP")
-    add("--vbench-results", type=Path, help="folder of what the vbench package wrote: motion smoothness, and the rest")
+    add("--vbench-results", type=Path,
+        help="folder of what the vbench package wrote: motion smoothness, and the rest")
     args = parser.parse_args(argv)
     args.out = args.out or Path("out/eval") / args.manifest.stem
     if not (args.videos or args.checkpoint or args.references):
         raise BadInput("--manifest: needs a method; give --videos NAME=DIR, or --checkpoint")
     if args.repeat > 1 and args.judge != "openai":
-        raise BadInput(f"--repeat {args.repeat}: the judge {args.judge} always says the same; pass --judge openai")
+        raise BadInput(f"--repeat {args.repeat}: the judge {args.judge} always says the same; "
+                       f"pass --judge openai")
     if args.dry_run and (args.judge != "openai" or args.checkpoint):
-        raise BadInput("--dry-run: counts what --judge openai would be asked about --videos that are there")
+        raise BadInput("--dry-run: counts what --judge openai would be asked about --videos that "
+                       "are there")
     return args
 
 
 def make_client(args: argparse.Namespace) -> Client | None:
-    """The endpoint of --judge openai. Raises BadInput where no answer is there yet, and none could be got."""
+    """The endpoint of --judge openai. Raises BadInput if no answer is there or can be got."""
     if args.judge != "openai":
         return None
-    client = Client(args.out / "replies.jsonl", args.judge_model or "gpt-4o", args.base_url, args.price_in,
-                    args.price_out, ask_again=args.ask_again is not None)
+    client = Client(args.out / "replies.jsonl", args.judge_model or "gpt-4o", args.base_url,
+                    args.price_in, args.price_out, ask_again=args.ask_again is not None)
     if not client.replies and not args.dry_run:
         client.check()
     return client
@@ -289,13 +312,16 @@ def print_estimate(edits: list[Edit], client: Client, args: argparse.Namespace) 
     counts = client.count(bar)
     samples, names = {edit.sample.id for edit in edits}, {edit.method for edit in edits}
     hint = "" if args.price_in or args.price_out else " (pass --price-in and --price-out)"
-    print(f"{len(samples)} samples, {len(names)} methods, {len(edits) - len(there)} videos missing: "
-          f"{counts['questions']} questions, {counts['calls']} of them not answered yet ({counts['answered']} are, "
-          f"{counts['same']} are the same as another): about {counts['tokens_in']:,} tokens in, "
-          f"{counts['tokens_out']:,} out, ${counts['cost']:.2f}{hint}")
+    missing = len(edits) - len(there)
+    print(f"{len(samples)} samples, {len(names)} methods, {missing} videos missing: "
+          f"{counts['questions']} questions, {counts['calls']} of them not answered yet "
+          f"({counts['answered']} are, {counts['same']} are the same as another): about "
+          f"{counts['tokens_in']:,} tokens in, {counts['tokens_out']:,} out, "
+          f"${counts['cost']:.2f}{hint}")
 
 
-def make_videos(args: argparse.Namespace, samples: list[Sample], methods: dict[str, Path], model) -> dict:
+def make_videos(args: argparse.Namespace, samples: list[Sample], methods: dict[str, Path],
+                model) -> dict:
     """Make the videos of --checkpoint, one more of `methods`; {(id, method): why} of what failed.
 
     model: that of --checkpoint, or of --judge vila --judge-model.
@@ -308,7 +334,8 @@ def make_videos(args: argparse.Namespace, samples: list[Sample], methods: dict[s
     if args.judge == "vila" and args.judge_model:
         model = load_model(args.checkpoint).to(device())
     methods[name] = args.out / "videos" / name
-    reasons = generate(model, samples, methods[name], args.steps, args.guidance, args.seed, args.batch)
+    reasons = generate(model, samples, methods[name], args.steps, args.guidance, args.seed,
+                       args.batch)
     return {(id, name): reason for id, reason in reasons.items()}
 
 
@@ -325,15 +352,17 @@ def write_results(out: Path, rows: list[dict], about: dict) -> None:
 
 
 def print_vbench_commands(out: Path, edits: list[Edit]) -> None:
-    """Links and prompts for the vbench package, a folder for each method, and the commands to run there."""
+    """Links and prompts for the vbench package, a folder a method, and the commands to run."""
     commands = []
     for method in dict.fromkeys(edit.method for edit in edits):
         own = [edit for edit in edits if edit.method == method]
         videos = {edit.sample.id: edit.path for edit in own}
         texts = {edit.sample.id: edit.sample.instruction for edit in own}
         commands.append(quality.vbench_folder(out / "vbench", method, videos, texts))
-    print("motion smoothness, from the vbench package in its own environment, and then --vbench-results "
-          f"{out}/vbench/results:\n  " + "\n  ".join(commands))
+    print(f"motion smoothness, from the vbench package in its own environment, and then "
+          f"--vbench-results {out}/vbench/results:")
+    for command in commands:
+        print(f"  {command}")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -354,12 +383,14 @@ def main(argv: list[str] | None = None) -> None:
         of_judge = args.judge_model if args.judge == "vila" else None
         model = load_model(of_judge or args.checkpoint).to(device())
     vision = fingerprint(model, ("vlm",)) if model else ""
-    measures = quality.Measures(args.dino, args.clip, args.viclip, args.trust_remote_code, model, vision)
+    measures = quality.Measures(args.dino, args.clip, args.viclip, args.trust_remote_code, model,
+                                vision)
 
     cache = Cache(out / "kept.jsonl")                    # from here on no other run may use --out
     failed = make_videos(args, samples, methods, model)
     edits = all_edits(samples, methods, args.references)
-    about = describe(args, client, list(dict.fromkeys(edit.method for edit in edits)), measures, vbench)
+    names = list(dict.fromkeys(edit.method for edit in edits))
+    about = describe(args, client, names, measures, vbench)
     others = keep_other_methods(out, about)
     if human:
         known = {(edit.sample.id, edit.method) for edit in edits}
@@ -379,8 +410,8 @@ def main(argv: list[str] | None = None) -> None:
         print_vbench_commands(out, good)
     write_results(out, in_order(rows + others, about["methods"], samples), about)
     if client and client.estimated:
-        print(f"the endpoint reports no usage for {client.estimated} of {client.calls} replies: their tokens and "
-              f"dollars are estimates")
+        print(f"the endpoint reports no usage for {client.estimated} of {client.calls} replies: "
+              f"their tokens and dollars are estimates")
     if all(row["failed"] for row in rows):
         sys.exit(f"score.py: nothing was scored: {rows[0]['failed']}")
 

@@ -1,4 +1,4 @@
-"""Statistics that the tables and pages share: win rates, the judge against people, the paper's own numbers."""
+"""Statistics of tables and pages: win rates, the judge against people, the paper's numbers."""
 
 import json
 import math
@@ -20,9 +20,9 @@ def win_rates(rankings: list[dict[str, float]], clusters: list[tuple[str, str]] 
 
     rankings: one {method: rank} for each judgement, 1 the best; equal ranks are half a win, and a
     ranking without one of the two says nothing about them. There is an entry for each ordered pair
-    that is in some ranking; the two rates of a pair add up to 1.
-    clusters: (rater, sample) of each ranking. What one person says of all samples, and all people of
-    one sample, hangs together: the interval then draws both anew.
+    that is in some ranking; the two rates of a pair add up to 1. clusters: (rater, sample) of each
+    ranking. What one person says of all samples, and all people of one sample, hangs together: the
+    interval then draws both anew.
     """
     names = dict.fromkeys(name for ranks in rankings for name in ranks)
     rates = {}
@@ -57,7 +57,7 @@ def clustered_interval(values: list[float], clusters: list[tuple[str, str]],
         times_rater = _times_drawn(rng, len(raters))
         times_sample = _times_drawn(rng, len(samples))
         weights = times_rater[rater_of] * times_sample[sample_of]
-        if weights.any():                                # a sparse study: what was drawn may not meet
+        if weights.any():                              # a sparse study: what was drawn may not meet
             draws.append(np.average(x, weights=weights))
     low, high = np.percentile(draws, (2.5, 97.5))
     return float(x.mean()), float(low), float(high)
@@ -85,7 +85,7 @@ def correlation(a, b, seed: int = 0) -> tuple[float, float, float]:
     return float(spearmanr(a, b).statistic), float(low), float(high)
 
 
-# ------------------------------------------------------------------------------------------------ in tables
+# ---------------------------------------------------------------------------------------- in tables
 
 def paper_table(name: str, columns) -> list:
     """[a line that says what it is, table] of a table of paper_results.json, of these columns."""
@@ -97,8 +97,8 @@ def paper_table(name: str, columns) -> list:
         values = [row.get(column) for column in known]
         lines.append([method, *["-" if value is None else f"{value:g}" for value in values]])
     table = " ".join(name.split()[:2])
-    return [f"The paper's {table}, for comparison only: another judge (GPT-4o of its day, by the authors' "
-            f"prompts) on other data:\n", lines]
+    return [f"The paper's {table}, for comparison only: another judge (GPT-4o of its day, by the "
+            f"authors' prompts) on other data:\n", lines]
 
 
 def as_markdown(blocks: list) -> str:

@@ -1,4 +1,4 @@
-"""The tables of a benchmark, from the rows of scores.jsonl: Markdown and report.html show the same ones (Sec. 5)."""
+"""The tables of a benchmark, from the rows of scores.jsonl; table.md and report.html show them."""
 
 import csv
 import math
@@ -12,11 +12,13 @@ from common.intervals import COLUMNS, METHOD, format_interval, interval, paired_
 from rvebench import quality
 from rvebench.scores import NO_INTERVAL, correlation, paper_table, win_rates
 
-PAPER = {"rave": "Table 1 rave", "icvg": "Table 1 icvg", "literal": "Table 3 Ditto-1M", "cross": "Table 2 VIE-Bench"}
+PAPER = {
+    "rave": "Table 1 rave", "icvg": "Table 1 icvg", "literal": "Table 3 Ditto-1M",
+    "cross": "Table 2 VIE-Bench"}
 
 
 def tables(rows: list[dict], about: dict, human: dict | None = None) -> tuple[list, list]:
-    """(blocks, charts): for each subset scores by method and type, differences, quality; then what is missing.
+    """(blocks, charts): for each subset scores, differences, quality; then what is missing.
 
     A block is a text or a table, a list of lines of cells. human: of `read_human`. A chart is
     (groups, title, top): groups of (type, [(method, mean, low, high), ...]), `top` ends the scale.
@@ -29,7 +31,8 @@ def tables(rows: list[dict], about: dict, human: dict | None = None) -> tuple[li
         blocks += [f"## {subset}\n", score_table(here, methods, columns)]
         charts.append(type_chart(here, methods, columns, subset))
         if len(methods) > 1 and columns:
-            blocks += ["The same samples, method by method:\n", difference_table(here, methods, columns)]
+            blocks += ["The same samples, method by method:\n",
+                       difference_table(here, methods, columns)]
         blocks += ["Video quality, 0 to 1, each clip counting once:\n",
                    quality_table(here, methods, about["labels"])]
         blocks += vbench_weighting(here, methods)
@@ -48,17 +51,22 @@ def judged_columns(about: dict) -> list[str]:
     return ["Yes"] if about["judge"] == "vila" else list(COLUMNS)
 
 
+def of_type(rows: list[dict], method: str, kind: str) -> list[dict]:
+    """The rows of a method and a type, or "all"."""
+    return [row for row in rows if row["method"] == method and kind in (row["type"], "all")]
+
+
 def values_of(rows: list[dict], column: str) -> list[float]:
     """A column of the rows that have it."""
     return [row[column] for row in rows if not row["failed"] and row[column] is not None]
 
 
 def score_table(rows: list[dict], methods: list[str], columns: list[str]) -> list[list[str]]:
-    """A line for each method and type, and one for all of a method: mean [95 % interval] of each column."""
+    """A line for each method and type, and one for all of a method: mean [95 % interval]."""
     lines = [["method", "type", "N scored", "N failed", *columns]]
     for method in methods:
         for kind in [*dict.fromkeys(row["type"] for row in rows), "all"]:
-            group = [row for row in rows if row["method"] == method and kind in (row["type"], "all")]
+            group = of_type(rows, method, kind)
             failed = sum(bool(row["failed"]) for row in group)
             cells = [format_interval(interval(values_of(group, column))) for column in columns]
             lines.append([method, kind, str(len(group) - failed), str(failed), *cells])
@@ -74,7 +82,7 @@ def type_chart(rows: list[dict], methods: list[str], columns: list[str], subset:
     for kind in [*dict.fromkeys(row["type"] for row in rows), "all"]:
         bars = []
         for method in methods:
-            group = [row for row in rows if row["method"] == method and kind in (row["type"], "all")]
+            group = of_type(rows, method, kind)
             if columns:
                 values = values_of(group, drawn)
             else:
@@ -86,8 +94,10 @@ def type_chart(rows: list[dict], methods: list[str], columns: list[str], subset:
 
 def difference_table(rows: list[dict], methods: list[str], columns: list[str]) -> list[list[str]]:
     """a - b of each two methods, over the samples that both have."""
-    scored = {method: {row["id"]: row for row in rows if row["method"] == method and not row["failed"]}
-              for method in methods}
+    scored = {method: {} for method in methods}
+    for row in rows:
+        if not row["failed"]:
+            scored[row["method"]][row["id"]] = row
     lines = [["difference", "N pairs", *columns]]
     for a, b in combinations(methods, 2):
         both = [name for name in scored[a] if name in scored[b]]
@@ -113,7 +123,7 @@ def quality_table(rows: list[dict], methods: list[str], labels: dict[str, str]) 
 
 
 def vbench_weighting(rows: list[dict], methods: list[str]) -> list:
-    """SC and BC as VBench's dataset value has them, each clip weighted by its frames; none if that is the same."""
+    """SC and BC weighted by frames, as VBench's dataset value is; nothing if that is the same."""
     lengths = {row.get("frames") for row in rows if row["quality"]}
     columns = [column for column in ("SC", "BC") if any(column in row["quality"] for row in rows)]
     if not columns or len(lengths) < 2 or None in lengths:
@@ -130,7 +140,7 @@ def vbench_weighting(rows: list[dict], methods: list[str]) -> list:
 
 
 def judge_variance(rows: list[dict], column: str) -> float:
-    """The mean over edits of the variance of `column` between the judge's repeats; NaN where there is none."""
+    """The mean over edits of the variance of `column` between repeats; NaN where there is none."""
     variances = []
     for row in rows:
         values = [repeat[column] for repeat in row["repeats"] if column in repeat]
@@ -146,16 +156,16 @@ def remarks(rows: list[dict], about: dict, columns: list[str]) -> list[str]:
         reasons = [f"{column}: {why}" for column, why in about["why"].items()]
         found.append(f"Empty columns: {'; '.join(reasons)}.\n")
     if "PC" in columns and not any(row["video"] == row["source"] for row in rows):
-        found.append("PC gives a video in which nothing was changed 10 by construction: --references adds what "
-                     "doing nothing gets.\n")
+        found.append("PC gives a video in which nothing was changed 10 by construction: "
+                     "--references adds what doing nothing gets.\n")
     spreads = []
     for column in columns:
         variance = judge_variance(rows, column)
         if not math.isnan(variance):
             spreads.append(f"{column} {variance:.3f} (standard deviation {variance ** .5:.2f})")
     if spreads:
-        found.append(f"The judge's own variance, between {about['repeat']} judgements of the same edit: "
-                     f"{', '.join(spreads)}.\n")
+        found.append(f"The judge's own variance, between {about['repeat']} judgements of the same "
+                     f"edit: {', '.join(spreads)}.\n")
     return found
 
 
@@ -166,13 +176,15 @@ def missing_answers(rows: list[dict]) -> list[str]:
     in_part = sum(bool(row["missing"]) and not row["failed"] for row in rows)
     found = []
     if refused:
-        found.append(f"{refused} judgements are missing: refused, cut off, malformed or out of range after the "
-                     f"last try. --ask-again failed asks anew, --judge-tokens leaves a reasoning model more room.\n")
+        found.append(f"{refused} judgements are missing: refused, cut off, malformed or out of "
+                     f"range after the last try. --ask-again failed asks anew, --judge-tokens "
+                     f"leaves a reasoning model more room.\n")
     if unanswered:
-        found.append(f"{unanswered} judgements are missing, for the endpoint did not answer: the same command "
-                     f"asks again.\n")
+        found.append(f"{unanswered} judgements are missing, for the endpoint did not answer: the "
+                     f"same command asks again.\n")
     if in_part:
-        found.append(f"{in_part} edits are judged in part: they count in the columns that they have.\n")
+        found.append(f"{in_part} edits are judged in part: they count in the columns that they "
+                     f"have.\n")
     return found
 
 
@@ -184,14 +196,15 @@ def failures(rows: list[dict], methods: list[str]) -> list[str]:
         failed = [row for row in own if row["failed"]]
         if failed:
             lines = [f"- {row['id']}: {' '.join(row['failed'].split())}\n" for row in failed]
-            found += [f"{method}: {len(failed)} of {len(own)} failed and are not scored:\n", "".join(lines)]
+            found.append(f"{method}: {len(failed)} of {len(own)} failed and are not scored:\n")
+            found.append("".join(lines))
     return found
 
 
-# ------------------------------------------------------------------------------------------------- people
+# ------------------------------------------------------------------------------------------- people
 
 def read_human(path: str | Path) -> dict[str, dict[tuple[str, str], float]]:
-    """{column: {(id, method): mean rating}} of a CSV with the columns id, method and some of the scores'.
+    """{column: {(id, method): mean rating}} of a CSV: columns id, method and some of the scores'.
 
     A line is one person's rating; empty cells are none. Raises BadInput, naming file:line.
     """
@@ -202,7 +215,8 @@ def read_human(path: str | Path) -> dict[str, dict[tuple[str, str], float]]:
             names = lines.fieldnames or ()
             columns = [column for column in (*COLUMNS, "Yes") if column in names]
             if not columns or not {"id", "method"} <= set(names):
-                raise BadInput(f"--human {path}: needs the columns id, method and one of {', '.join(COLUMNS)}")
+                raise BadInput(f"--human {path}: needs the columns id, method and one of "
+                               f"{', '.join(COLUMNS)}")
             for line in lines:
                 for column in columns:
                     rating = _rating(line[column], column)
@@ -213,8 +227,12 @@ def read_human(path: str | Path) -> dict[str, dict[tuple[str, str], float]]:
         raise
     except (OSError, ValueError, csv.Error) as error:
         where = f":{lines.line_num}" if lines else ""
-        raise BadInput(f"--human {path}{where}: cannot be read ({error}); give a CSV of numbers") from error
-    return {column: {key: float(np.mean(x)) for key, x in cells.items()} for column, cells in ratings.items()}
+        raise BadInput(f"--human {path}{where}: cannot be read ({error}); give a CSV of "
+                       f"numbers") from error
+    for cells in ratings.values():
+        for key, several in cells.items():
+            cells[key] = float(np.mean(several))
+    return ratings
 
 
 def _rating(cell: str | None, column: str) -> float | None:
@@ -233,22 +251,26 @@ def check_human(ratings: dict[str, dict], edits: set[tuple[str, str]], path: str
         return
     theirs = ", ".join(sorted({method for _, method in rated}))[:80] or "nothing"
     ours = ", ".join(sorted({method for _, method in edits}))[:80]
-    raise BadInput(f"--human {path}: rates {theirs}, and no edit that is scored here; the methods are {ours}: "
-                   f"correct the columns id and method")
+    raise BadInput(f"--human {path}: rates {theirs}, and no edit that is scored here; the methods "
+                   f"are {ours}: correct the columns id and method")
 
 
 def human_table(rows: list[dict], human: dict) -> list[list[str]]:
     """How well the judge agrees with people."""
     lines = [["judge and people", "N", "Spearman"]]
     for column, ratings in human.items():
-        pairs = [(row[column], ratings[row["id"], row["method"]]) for row in rows
-                 if row[column] is not None and not row["failed"] and (row["id"], row["method"]) in ratings]
+        pairs = []
+        for row in rows:
+            key = row["id"], row["method"]
+            if key in ratings and row[column] is not None and not row["failed"]:
+                pairs.append((row[column], ratings[key]))
         rho = correlation(*zip(*pairs)) if pairs else NO_INTERVAL
         lines.append([column, str(len(pairs)), format_interval(rho)])
     return lines
 
 
-def study_table(rankings: dict[str, list], clusters: dict[str, list] | None = None) -> list[list[str]]:
+def study_table(rankings: dict[str, list],
+                clusters: dict[str, list] | None = None) -> list[list[str]]:
     """Win rates of each criterion's rankings, a line for each ordered pair of methods.
 
     clusters: (rater, sample) of each ranking, by criterion, for intervals that draw both anew.
