@@ -3,7 +3,7 @@
     client = Client("out/replies.jsonl", model="gpt-4o", price_in=2.5, price_out=10)
     question = Question("caption-1", "You describe videos.", ["What changes?", frame], SCHEMA,
                         validate)
-    values = client.ask([question, ...])         # a value of validate() for each, or Missing(reason)
+    values = client.ask([question, ...])     # a value of validate() for each, or Missing(reason)
     client.count([question, ...])             # the dry run: calls, tokens and money, without a call
 
 Every reply goes as it came into an append-only file of JSON lines, under a hash of (endpoint,

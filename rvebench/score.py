@@ -3,7 +3,7 @@
     python -m rvebench.score --manifest bench.jsonl --videos ours=out/ours --references \\
         --judge openai --out results
     ... --judge openai --dry-run --price-in 2.5 --price-out 10      # what it costs; asks nothing
-    ... --judge openai --base-url http://localhost:8000/v1 --judge-model Qwen/Qwen2.5-VL-72B-Instruct
+    ... --judge openai --base-url http://localhost:8000/v1 --judge-model Qwen/Qwen3-VL-8B-Instruct
     ... --dino facebook/dino-vitb16 --clip openai/clip-vit-base-patch32     # VBench's features
     ... --checkpoint out/uso --judge vila                           # makes a model's videos first
 
