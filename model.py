@@ -658,27 +658,29 @@ class UnifiedModel(nn.Module):
         return torch.float32
 
     def cast(self) -> "UnifiedModel":
-        """Each part in its `dtype_of`. Parameters only: buffers of positions are always float32.
-
-        With bfloat16, what the DiT does outside of its blocks is kept out of autocast. So its
-        residual stream, time embedding and head are in float32, and only the blocks' products are
-        not.
-        """
+        """Each part in its `dtype_of`. Parameters only: buffers of positions are always float32."""
         for name in (*LIBRARY, *OURS):
             for p in self.get_submodule(name).parameters():
                 p.data = p.data.to(self.dtype_of(name))
         if self.preset.bf16:
-            dit, embedder = self.transformer, self.transformer.condition_embedder
-            ends = (dit.patch_embedding, embedder.time_embedder, embedder.time_proj, dit.proj_out)
-            for part in ends:
-                part.forward = partial(in_float32, part.forward)
+            self.keep_ends_in_float32()
         return self
+
+    def keep_ends_in_float32(self) -> None:
+        """Keep what the DiT does outside of its blocks out of autocast.
+
+        So its residual stream, time embedding and head are in float32, as the authors' are, and
+        only the products in its blocks are not.
+        """
+        dit, embedder = self.transformer, self.transformer.condition_embedder
+        for part in (dit.patch_embedding, embedder.time_embedder, embedder.time_proj, dit.proj_out):
+            part.forward = partial(in_float32, part.forward)
 
     def precision(self):
         """Autocast to bfloat16 where the preset says so; else it does nothing.
 
         It is for products: VLM and T5 are in bfloat16 altogether, the VAE in float32; for the DiT
-        see `cast`.
+        see `keep_ends_in_float32`.
         """
         # no cache: a weight cast without gradient would be used again with one
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.preset.bf16,

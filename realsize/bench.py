@@ -1,6 +1,6 @@
 """What does a step cost at the real size? On one GPU, with random weights.
 
-    python -m realsize.bench                             # SFT, USO and the rivals of Wan2.1-1.3B with an 8B VLM
+    python -m realsize.bench             # SFT, USO and the rivals of Wan2.1-1.3B with an 8B VLM
     python -m realsize.bench --repeats 3 --out results
 
 Prints milliseconds, peak memory, USO / SFT, MFU of SFT and what the other ways to use the same
@@ -19,10 +19,11 @@ from transformers.initialization import no_init_weights
 
 import bench
 from common.distributed import device
-from common.files import BadInput, Parser, atomic_write, check_writable, markdown, positive, run_script
+from common.files import (BadInput, Parser, atomic_write, check_writable, markdown, positive,
+                          run_script)
 from critic import SYSTEM
 from model import LIBRARY, OURS, PRESETS, UnifiedModel
-from realsize.cost import PEAK, dit_flops
+from realsize.flops import PEAK, dit_flops
 from realsize.recompute import recompute_activations
 from tiny.tokenizer import make_tokenizer
 
@@ -38,6 +39,7 @@ def random_model(preset: str = "wan1.3b") -> UnifiedModel:
         delattr(model, part)
     fill(model)
     model.to(device())
+    model.keep_ends_in_float32()
     recompute_activations(model)
     tokenizer = make_tokenizer([SYSTEM, *bench.all_phrases()], model.preset.t5["vocab_size"])
     model.vlm.tokenizer = model.text_tokenizer = tokenizer
@@ -83,7 +85,8 @@ def main(argv=None) -> None:
     parser = Parser(description="Measure a training step at the real size.")
     parser.add_argument("--batch", type=positive, default=1, help="samples a step")
     parser.add_argument("--repeats", type=positive, default=3, help="how often each step is timed")
-    parser.add_argument("--out", type=Path, default=Path("out/bench-real"), help="folder of bench.json")
+    parser.add_argument("--out", type=Path, default=Path("out/bench-real"),
+                        help="folder of bench.json")
     args = parser.parse_args(argv)
     check_writable(args.out / "bench.json")
     if not torch.cuda.is_available():
@@ -91,7 +94,8 @@ def main(argv=None) -> None:
     gpu = torch.cuda.get_device_name()
     peaks = [rate for name, rate in PEAK.items() if name in gpu]
     setting = bench.about(torch.get_num_threads()) | {"weights": "random", "batch": args.batch}
-    result = setting | measure(random_model(), args.batch, args.repeats, peaks[0] if peaks else None)
+    peak = peaks[0] if peaks else None
+    result = setting | measure(random_model(), args.batch, args.repeats, peak)
     print(bench.report(result))
     lines = [["MFU of SFT", "-" if result["mfu_of_sft"] is None else f"{result['mfu_of_sft']:.1%}"]]
     print(markdown([["measure", "value"], *lines]))

@@ -1,4 +1,4 @@
-"""Noise levels for many ranks: all ask the critic in the same steps, so that none waits for another."""
+"""Noise levels for many ranks: all ask the critic in the same steps, so that none waits."""
 
 import torch
 
@@ -7,11 +7,11 @@ from model import shifted
 
 def sample_timesteps_together(n: int, ranks: int, tau: float, shift: float = 3.0,
                               generator: torch.Generator | None = None) -> torch.Tensor:
-    """As `model.sample_timesteps`, (n,), but of `ranks` samples in a row, all are below tau or none is.
+    """As `model.sample_timesteps`, (n,), but `ranks` samples in a row are below tau together.
 
-    They share one coin that shows "below" with P(t < tau); then each draws its own t of that part. So each
-    sample's t is distributed as before, and no rank asks the critic, which costs, while the others wait.
-    Raises ValueError for tau outside (0, 1].
+    They share one coin that shows "below" with P(t < tau); then each draws its own t of that part.
+    So each sample's t is distributed as before, and no rank asks the critic, which costs, while the
+    others wait. Raises ValueError for tau outside (0, 1].
     """
     if not 0 < tau <= 1:
         raise ValueError(f"tau must be in (0, 1], not {tau}")

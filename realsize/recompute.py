@@ -17,10 +17,10 @@ def blocks(model: UnifiedModel) -> dict[str, nn.ModuleList]:
 
 
 def recompute_activations(model: UnifiedModel) -> None:
-    """Keep only what goes into each block, and run it again: a third more FLOPs, much less memory.
+    """Keep only what goes into each block, and run it again: a third more FLOPs, less memory.
 
-    Not the libraries' switches: transformers' ignores the key-value cache that the critic's prefix is in, and
-    diffusers has none for this VAE.
+    Not the libraries' switches: transformers' ignores the key-value cache that the critic's prefix
+    is in, and diffusers has none for this VAE.
     """
     for layers in blocks(model).values():
         for block in layers:
@@ -38,8 +38,9 @@ def run_again(forward, *args, **named):
 def decode_recomputed(vae, z: torch.Tensor) -> torch.Tensor:
     """vae.decode with memory for one latent frame: (B, C, f, h, w) -> (B, 3, F, H, W).
 
-    The library's own loop, but its cache of earlier frames, instead of being changed in place, goes into each
-    frame's decoding and comes out of it. So a frame can be run again in the backward pass.
+    The library's own loop, but its cache of earlier frames, instead of being changed in place, goes
+    into each frame's decoding and comes out of it. So a frame can be run again in the backward
+    pass.
     """
     if not (torch.is_grad_enabled() and z.requires_grad):
         return vae.decode(z).sample

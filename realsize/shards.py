@@ -27,7 +27,7 @@ def shard(model: UnifiedModel) -> None:
 
 
 def gathered(model: UnifiedModel) -> UnifiedModel:
-    """A model with the trained parts whole and nothing else, to be saved. All ranks must call it."""
+    """A model with the trained parts whole, and nothing else, to save. All ranks must call it."""
     with torch.device("meta"):
         plain = UnifiedModel(model.preset)
     for name in TRAINED:

@@ -10,8 +10,8 @@ All other flags are train.py's; `python train.py --help` has them. To resume, gi
 with --resume RUN. A checkpoint is of one format, whatever number of ranks wrote it.
 
 Left out: pipeline and tensor parallelism (1.3B needs neither), and overlapping the gradients'
-all-reduce under "ddp" with the backward pass: it is 5.7 GB a step, some hundredths of it between the
-GPUs of one machine.
+all-reduce under "ddp" with the backward pass: it is 5.7 GB a step, some hundredths of a step
+between the GPUs of one machine.
 """
 
 import argparse
@@ -59,7 +59,7 @@ def parse(argv=None) -> tuple[argparse.Namespace, list[str]]:
 
 
 def prepare(args, model, batches):
-    """What `train.main` calls before it makes the optimizer; returns how to make the model whole."""
+    """What `train.main` calls before it makes the optimizer; returns how to make G whole."""
     if args.gate_together:
         batches.timesteps = partial(sample_timesteps_together, ranks=args.gate_together,
                                     tau=batches.tau)

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 import bench
-from realsize import cost
-from realsize.cost import expected_step, gated_counts, step_flops
 from critic import Critic, decode_frames
 from model import PRESETS, UnifiedModel, add_noise
+from realsize import cost, flops
+from realsize.flops import step_flops
+from realsize.gate_cost import expected_step, gated_counts
 
 TINY, WAN = PRESETS["tiny"], PRESETS["wan1.3b"]
 
@@ -29,7 +30,7 @@ def test_flops_are_those_that_torch_counts(tiny_dir, monkeypatch, decode):
     """Each part of a step of the tiny preset, forward and backward."""
     model = UnifiedModel.from_pretrained(tiny_dir)
     model.freeze()
-    data, read = bench.random_data(model, 1), []
+    data, read = bench.random_batch(model, 1), []
     critic, plain = Critic(model), model.vlm.read
     monkeypatch.setattr(model.vlm, "read", lambda e, *rest, **more: read.append(e.shape[1]) or plain(e, *rest, **more))
     critic.margin(data.frames, data.frames, data.instructions, ["a"])
@@ -37,7 +38,7 @@ def test_flops_are_those_that_torch_counts(tiny_dir, monkeypatch, decode):
     t = torch.tensor([.3])
 
     def velocity():
-        return model.velocity(add_noise(data.x0, data.noise, t), t, model.context(data.source, data.bridged, data.text),
+        return model.velocity(add_noise(data.target, data.noise, t), t, model.context(data.source, data.bridged, data.text),
                               data.source)
     x = torch.randn(1, *TINY.latent_shape, requires_grad=True)
     frames = data.frames.clone().requires_grad_()
@@ -64,7 +65,7 @@ def test_flops_of_the_real_size_against_the_rule_of_thumb():
         forward = bench.count_flops(lambda: velocity())
     assert parts["DiT"][0] == pytest.approx(forward, rel=1e-3)
     assert parts["DiT"][1] == pytest.approx(2 * forward, rel=.01)
-    held = cost.step_bytes(WAN, 1748, 1584)
+    held = flops.step_bytes(WAN, 1748, 1584)
     assert held["G: weights, gradients, AdamW"] == pytest.approx(16 * 1.4257e9, rel=1e-3)
     assert held["all-reduced"] == pytest.approx(4 * 1.4257e9, rel=1e-3)
 
@@ -73,8 +74,9 @@ def test_the_page(capsys):
     """Hours by hand from the printed FLOPs."""
     cost.main([])
     printed = capsys.readouterr().out
-    parts = step_flops(WAN, *cost.real_tokens(WAN))
+    parts = step_flops(WAN, *flops.prompt_tokens(WAN))
     whole = sum(sum(x) * (1 if name == "DiT" else .25) for name, x in parts.items())
+    assert flops.prompt_tokens(WAN) == (8 * 196 + 180, 8 * 196 + 16)
     assert f"USO / SFT in FLOPs {whole / sum(parts['DiT']):.2f}" in printed
     hours = 56_000 * 15 * whole / (.45 * 989e12) / 3600
     assert f"{hours:.1f} | {hours / 8:6.1f} |" in printed
