@@ -33,7 +33,7 @@ from transformers import DynamicCache
 from common.distributed import gather_rows, is_first_rank, my_shard
 from common.files import BadInput, Parser, at_least_0, atomic_write, between, replacing, run_script
 from data import Batch, Latents
-from model import UnifiedModel, add_noise, chat, load_model
+from model import SHORT_CHAT, UnifiedModel, add_noise, chat, load_model
 
 SYSTEM = ("Judge the edit : accuracy , it does what the instruction implies ; "
           "preservation , the rest is kept ; naturalness , it moves smoothly ; "
@@ -113,6 +113,8 @@ class Critic:
         self.model, self.vlm, self.think = model, model.vlm, think
         self.how = decode or model.preset.decode
         self.paired = model.preset.paired
+        words = model.preset.chat
+        self.system = SYSTEM if words is SHORT_CHAT else words.system
         self.yes = self.vlm.tokenizer.convert_tokens_to_ids("Yes")
         self.no = self.vlm.tokenizer.convert_tokens_to_ids("No")
 
@@ -163,7 +165,7 @@ class Critic:
         if self.think == "none":
             return [""] * len(instructions)
         seen = self.vlm.see(source)
-        rows = [opening(*row) for row in zip(seen, instructions)]
+        rows = [opening(tokens, text, self.system) for tokens, text in zip(seen, instructions)]
         if self.think == "full":
             rows = [[*row[:-1], EDITED, self.shown(s, e), row[-1]]
                     for row, s, e in zip(rows, seen, self.vlm.see(edited))]
@@ -174,7 +176,7 @@ class Critic:
 
     def prompt_before_edit(self, seen: torch.Tensor, instruction: str, thought: str = "") -> list:
         """The row before the edited frames: the opening, and in "expect" the thought."""
-        row = opening(seen, instruction)
+        row = opening(seen, instruction, self.system)
         if self.think == "expect":
             return [*row, f"{thought} .{USER_TURN}{EDITED}"]
         return [*row[:-1], EDITED]
@@ -191,14 +193,15 @@ class Critic:
         return pairs(source, edited) if self.paired else edited
 
 
-def opening(seen: torch.Tensor, instruction: str) -> list:
-    """How every prompt begins, as a row for `VILA.join`: system sentence, instruction, source
-    tokens (T, D).
+def opening(seen: torch.Tensor, instruction: str, system: str = SYSTEM) -> list:
+    """How every prompt begins, as a row for `VILA.join`: system sentence, instruction, source.
 
-    The source comes last, so that without a thought whatever is edited follows it at the same
-    distance.
+    seen: the source's tokens (T, D). They come last, so that without a thought whatever is edited
+    follows them at the same distance. system: of a VLM that was not taught ours: its own sentence,
+    and what is to be judged begins the user's turn.
     """
-    return chat(SYSTEM, [f"{instruction}\n{SOURCE}", seen])
+    task = "" if system == SYSTEM else f"{SYSTEM}\n"
+    return chat(system, [f"{task}{instruction}\n{SOURCE}", seen])
 
 
 def pairs(source: torch.Tensor, edited: torch.Tensor) -> torch.Tensor:

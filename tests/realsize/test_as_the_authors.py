@@ -7,6 +7,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from critic import SYSTEM, Critic
 from model import PRESETS, DownsampleProjector, UnifiedModel, clean_text, euler, unipc
 from small import SMALL, WAN
 from tiny import world
@@ -245,3 +246,19 @@ def test_products_in_bfloat16_are_nearer_than_all_in_bfloat16(half, original, se
     ours = error(half.transformer)
     everything = error(original.transformer)             # the same weights, autocast around all of it
     assert 0 < ours < .6 * everything
+
+
+# ----------------------------------------------------------------------------- the critic's chat
+
+def test_the_critic_speaks_in_the_chat_of_the_condition(original, tiny, monkeypatch):
+    """VILA's own system sentence; what is to be judged is said by the user. Tiny was taught otherwise."""
+    rows, join = [], original.vlm.join
+    monkeypatch.setattr(original.vlm, "join", lambda these: rows.extend(these) or join(these))
+    clip = torch.rand(1, SMALL.vlm_frames, 3, SMALL.height, SMALL.width) * 2 - 1
+    Critic(original).margin(clip, clip, ["frost came"], ["a thought"])
+    before, after = rows
+    head = f"<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n{VILA_SENTENCE}<|eot_id|>"
+    assert before[0] == head + "<|start_header_id|>user<|end_header_id|>\n\n"
+    assert before[1] == f"{SYSTEM}\nfrost came\nSource :"
+    assert after[1].endswith("assistant<|end_header_id|>\n\nVerdict : ")
+    assert Critic(tiny).system == SYSTEM
