@@ -75,8 +75,8 @@ def world_items(subsets: tuple[str, ...] = ("rave", "icvg"), split: str = "train
 def _world_item(index: int, subset: str, split: str, wrong: float, drift: float) -> Item:
     triplet = world.make_triplet(index, subset, split)
     rng = np.random.default_rng([world.SUBSETS.index(subset), index, 11])
-    miss = world.MISSES[int(rng.integers(len(world.MISSES)))]
     is_wrong = rng.random() < wrong
+    miss = world.MISSES[int(rng.integers(len(world.MISSES)))]
     drifts = np.random.default_rng([world.SUBSETS.index(subset), index, 13]).random() < drift
     key = [world.VERSION, split, subset, index]
     if is_wrong:

@@ -90,12 +90,12 @@ def save(model, args, name: str) -> None:
         model.save_pretrained(args.out / name, frozen=frozen)
 
 
-def main(argv=None, step=uso_step, settings=None, prepare=None) -> None:
+def main(argv=None, step=uso_step, settings=None, prepare=None, change=None) -> None:
     """Train, and say what it did.
 
     step(model, critic, batch, lam) -> loss, log. settings: what tells a run with another step
     apart, its "objective" first. prepare(model, batches) -> gather, called before the optimizer is
-    made: see `train`.
+    made: see `train`. change(model), called once it is loaded: experiments/ switches parts off.
     """
     args = parse(argv)
     start()
@@ -103,6 +103,8 @@ def main(argv=None, step=uso_step, settings=None, prepare=None) -> None:
     check_run(args.out, settings, may_grow="steps" if args.resume else None)
     check_writable(args.out / "run.json")
     model = load(args)
+    if change:
+        change(model)
     latents = encode(model, args)
     critic = reflections = None
     if args.lam > 0:

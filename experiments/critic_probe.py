@@ -28,8 +28,9 @@ from tqdm import tqdm
 
 from common.files import BadInput, Parser, atomic_write, run_script
 from common.intervals import overall
-from critic import THINK, Critic, decode_frames, load_model
+from critic import THINK, Critic, decode_frames
 from evaluate import run_name
+from model import load_model
 from tiny import world
 
 WRONG_BELOW = 6                # the oracle's Overall of a near miss that counts as a wrong answer

@@ -52,6 +52,15 @@ def test_wrong_targets_are_a_share_of_the_items_and_of_nothing_else():
     assert [i.key for i in data.world_items(n=6, wrong=0.)] == [i.key for i in right[:6]]
 
 
+def test_the_same_targets_are_wrong_as_in_the_runs_of_results():
+    wrong = {1: "over-done", 5: "nothing", 8: "wrong effect", 12: "wrong object", 19: "flicker", 22: "flicker",
+             36: "noise"}
+    for k, item in enumerate(data.world_items(n=40, wrong=.3)):
+        subset = ("rave", "icvg")[k % 2]
+        kind = [wrong[k]] if k in wrong else []
+        assert item.key == data.hash_of(world.VERSION, "train", subset, k // 2, *kind), k
+
+
 def test_drift_is_the_same_hand_on_a_share_of_the_targets():
     plain, some, again, all_of_them = (data.world_items(n=40, drift=share) for share in (0., .5, .5, 1.))
     assert [item.key for item in some] == [item.key for item in again]

@@ -9,14 +9,18 @@ from experiments import rivals
 
 
 def point_flow(mu):
-    """The exact velocity of the flow from noise to the one clip mu: x_t = (1 - t) mu + t eps, so v = (x_t - mu) / t."""
+    """The exact velocity of the flow from noise to the one clip mu.
+
+    x_t = (1 - t) mu + t eps, so v = eps - mu = (x_t - mu) / t.
+    """
     def velocity(x, t, c, source):
         return (x - mu) / t.view(-1, 1, 1, 1, 1)
     return types.SimpleNamespace(velocity=velocity, preset=types.SimpleNamespace(shift=3.0))
 
 
 def test_a_rollout_follows_the_flow_and_refl_ends_at_the_clip():
-    mu, eps, t = torch.full((3, 2, 1, 2, 2), 1.5), torch.randn(3, 2, 1, 2, 2), torch.tensor([.1, .3, .9])
+    mu, eps = torch.full((3, 2, 1, 2, 2), 1.5), torch.randn(3, 2, 1, 2, 2)
+    t = torch.tensor([.1, .3, .9])
     model = point_flow(mu)
     x = rivals.rollout(model, eps, t, None, None)
     torch.testing.assert_close(x, (1 - t.view(-1, 1, 1, 1, 1)) * mu + t.view(-1, 1, 1, 1, 1) * eps)
@@ -40,34 +44,41 @@ def test_refl_has_the_gradient_of_its_last_step_only():
 def test_stochastic_steps_keep_the_marginals_of_the_flow():
     g, mu, levels = torch.Generator().manual_seed(0), 2.0, torch.linspace(.95, .2, 400).tolist()
     x = (1 - levels[0]) * mu + levels[0] * torch.randn(20000, generator=g)
-    for t, to in zip(levels[:-1], levels[1:]):
-        mean, deviation = rivals.stochastic_step(x, (x - mu) / t, t, to)
+    for t, then in zip(levels[:-1], levels[1:]):
+        mean, deviation = rivals.stochastic_step(x, (x - mu) / t, t, then)
         x = mean + deviation * torch.randn(20000, generator=g)
-    assert x.mean().item() == pytest.approx(.8 * mu, abs=.01) and x.std().item() == pytest.approx(.2, abs=.01)
+    assert x.mean().item() == pytest.approx(.8 * mu, abs=.01)
+    assert x.std().item() == pytest.approx(.2, abs=.01)
 
 
-def test_the_policy_gradient_is_that_of_its_groups(monkeypatch):
-    """Against score-function gradients of the Gaussian steps, worked out by hand for v = w (a constant)."""
-    monkeypatch.setattr(rivals, "STEPS", 2)
+def test_the_policy_gradient_is_that_of_its_groups():
+    """Against score-function gradients of the Gaussian steps, by hand for v = w (a constant)."""
     w, seen = torch.tensor(.1, requires_grad=True), []
-    model = types.SimpleNamespace(velocity=lambda x, t, c, source: w.expand_as(x),
-                                  preset=types.SimpleNamespace(shift=1.0))
+
+    def velocity(x, t, c, source):
+        return w.expand_as(x)
+    model = types.SimpleNamespace(velocity=velocity, preset=types.SimpleNamespace(shift=1.0))
     rewards = torch.tensor([1., 2., 3., 4., 8., 6., 4., 2.])
 
-    def reward(x0, copies):
+    def reward(x0):
         seen.append(x0)
-        assert copies == rivals.GROUP
+        assert len(x0) == 2 * rivals.GROUP
         return rewards
     source = torch.zeros(2, 1, 1, 1, 1)
-    loss, mean = rivals.group_loss(model, torch.zeros(2, 3, 4), source, reward, seed=5)
+    loss, mean = rivals.group_loss(model, torch.zeros(2, 3, 4), source, reward, seed=5, steps=2)
     loss.sum().backward()
-    assert mean.tolist() == [2.5, 5.0] and loss.detach().abs().max() < 1e-5               # advantages have mean 0
+    assert mean.tolist() == [2.5, 5.0]
+    assert loss.detach().abs().max() < 1e-5              # advantages have mean 0
     g = torch.Generator().manual_seed(5)
-    x, z = torch.randn(8, generator=g), torch.randn(8, generator=g)                        # the start, the step's noise
-    s2 = rivals.NOISE ** 2 / .05                                                           # at t = 1, to = .5
-    mu = lambda w: x + (w + s2 / 2 * x) * -.5                                              # (1 - t) v is 0 there
+    x, z = torch.randn(8, generator=g), torch.randn(8, generator=g)      # start, the step's noise
+    s2 = rivals.NOISE ** 2 / .05                         # at t = 1, then = .5
+
+    def mu(w):
+        return x + (w + s2 / 2 * x) * -.5                # (1 - t) v is 0 there
     sigma = (s2 * .5) ** .5
-    torch.testing.assert_close(seen[0].flatten(), mu(.1) + sigma * z - .5 * .1, atol=1e-5, rtol=1e-5)
+    drawn = mu(.1) + sigma * z
+    torch.testing.assert_close(seen[0].flatten(), drawn - .5 * .1, atol=1e-5, rtol=1e-5)
     advantage = torch.cat([(r - r.mean()) / (r.std() + 1e-4) for r in rewards.view(2, 4)])
-    by_hand = (-advantage * z / sigma * -.5).view(2, 4).mean(1).sum()        # d log p / dw = z / sigma * d mu / dw
+    dlogp_dw = z / sigma * -.5                           # d log p / d mu * d mu / dw
+    by_hand = (-advantage * dlogp_dw).view(2, 4).mean(1).sum()
     assert w.grad.item() == pytest.approx(by_hand.item(), rel=1e-4)

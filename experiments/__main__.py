@@ -1,0 +1,133 @@
+"""Does self-reflection work? The paper's Tables 2 to 6 and Figure 4, and what it does not show.
+
+    python -m experiments --all                    # every run, table and figure
+    python -m experiments --table 4                # 2: cross, 3: literal, 4: objectives, 5: lambda,
+                                                   # 6: tau
+    python -m experiments --figure gamed           # also 4, samples, data, gradient, read, compute,
+                                                   # search
+    python -m experiments --all --list             # only what is left to do, and for how long
+    python -m experiments --all --out results      # how the files in results/ were made
+
+Trains and scores with the scripts that a user would use, one command on each core. What is done is
+skipped: Ctrl-C loses nothing. Runs and their scores per sample stay in out/ablate, in a folder for
+each base; tables (Markdown) and figures (PNG) go to --out.
+
+An interval is 95 % of a bootstrap that draws anew both training seeds and test samples; methods are
+compared on the same seeds and samples. The judge is the tiny world's oracle.
+"""
+
+import hashlib
+import platform
+import shlex
+from pathlib import Path
+
+import torch
+
+from common.files import BadInput, Parser, atomic_write, check_writable, positive, run_script
+from experiments import figures, jobs, tables, train
+from experiments.runs import BASE, Study, needed_scores
+from model import load_model
+from tiny import world
+
+MAKERS = {
+    "table 2": tables.table_2, "table 3": tables.table_3, "table 4": tables.table_4,
+    "table 5": tables.table_5, "table 6": tables.table_6,
+    "figure 4": figures.figure_4, "figure samples": figures.figure_samples,
+    "figure gamed": figures.figure_gamed, "figure gradient": figures.figure_gradient,
+    "figure read": figures.figure_read, "figure data": figures.figure_data,
+    "figure compute": figures.figure_compute, "figure search": figures.figure_search}
+
+
+def parse(argv=None):
+    parser = Parser(prog="python -m experiments",
+                    description="Reproduce the paper's tables in the tiny world, and more.")
+    parser.add_argument("--all", action="store_true", help="every table and figure")
+    for kind, text in (("table", "a table of the paper"), ("figure", "a figure")):
+        names = [item.split()[1] for item in MAKERS if item.startswith(kind)]
+        parser.add_argument(f"--{kind}", action="append", default=[], choices=names, help=text)
+    parser.add_argument("--list", action="store_true", help="only say what is left to run")
+    parser.add_argument("--weights", help="another base than weights/tiny")
+    parser.add_argument("--seeds", type=positive, default=3, help="how many training seeds")
+    parser.add_argument("--n", type=positive, default=200, help="samples of a split to score")
+    parser.add_argument("--steps", type=positive, default=500, help="of each training")
+    parser.add_argument("--more", default="", metavar="FLAGS",
+                        help="flags for every training, such as '--batch 2', to try things out")
+    parser.add_argument("--runs", type=Path, default=Path("out/ablate"), help="folder of the runs")
+    parser.add_argument("--out", type=Path, default=Path("out/ablate"),
+                        help="folder of the tables and figures")
+    args = parser.parse_args(argv)
+    if not (args.all or args.table or args.figure):
+        raise BadInput("nothing to do: pass --all, --table or --figure")
+    return args
+
+
+def open_study(args) -> Study:
+    """The study with these flags. Raises BadInput where it could not be carried through."""
+    try:
+        flags = shlex.split(args.more)
+    except ValueError as error:                  # a quotation mark that is not closed
+        raise BadInput(f"--more {args.more}: {error}") from error
+    load_model(args.weights)
+    check_writable(args.out / "table.md")
+    check_writable(args.runs / "times.json")
+    return Study(folder=args.runs / stamp(args), out=args.out, weights=args.weights,
+                 seeds=range(args.seeds), n=args.n, steps=args.steps, flags=flags)
+
+
+def stamp(args) -> str:
+    """The name of the runs' folder: another base, world, --steps or --more, another folder."""
+    sha = hashlib.sha256(f"{world.VERSION} {args.steps} {args.more}".encode())
+    weights = Path(args.weights or jobs.ROOT / "weights" / "tiny")
+    for file in sorted(weights.rglob("*.safetensors")):
+        sha.update(file.read_bytes())
+    return sha.hexdigest()[:8]
+
+
+def check_flags(args, study: Study) -> None:
+    """Parse the flags of a training now, so that --more does not fail an hour later."""
+    try:
+        train.parse(jobs.training_flags(study, "uso"))
+    except BadInput as error:
+        raise BadInput(f"--more {args.more}: {error}") from error
+
+
+def note(study: Study, item: str) -> str:
+    """What made a table or figure: the line above it."""
+    names = {job.name for chain in jobs.plan(study, [item], done=True) for job in chain}
+    minutes = sum(seconds for name, seconds in jobs.read_times(study).items() if name in names) / 60
+    trained = [score.run for score in needed_scores(study)[item] if score.run != BASE]
+    size = ""
+    if trained:
+        seeds = ", ".join(map(str, study.seeds_of(trained[0])))
+        size = (f"training seeds {seeds}, {study.steps} steps; scores 0..10 of {study.n} samples; "
+                f"{minutes:.0f} core-minutes; ")
+    return (f"`python -m experiments --{item}`: {size}[95 % interval]; torch {torch.__version__}, "
+            f"Python {platform.python_version()}, base {study.folder.name}.")
+
+
+def main(argv=None) -> None:
+    args = parse(argv)
+    study = open_study(args)
+    check_flags(args, study)
+    items = [f"table {name}" for name in args.table] + [f"figure {name}" for name in args.figure]
+    if args.all:
+        items = list(needed_scores(study))
+    left = jobs.plan(study, items)
+    print(jobs.how_long(study, left))
+    if args.list:
+        for chain in left:
+            for job in chain:
+                print(job.name)
+        return
+    while left:                                  # runs of equal time are known once others are done
+        jobs.do_all(study, left)
+        left = jobs.plan(study, items)
+    for item in items:
+        text = MAKERS[item](study)
+        file = study.out / f"{item.replace(' ', '-')}.md"
+        atomic_write(file, f"{note(study, item)}\n\n{text}\n")
+        print(f"\n## {item}\n\n{text}")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,214 @@
+"""The figures: what the paper's Figure 4 shows, and what the paper does not show.
+
+A function a figure; each writes a PNG into study.out and returns Markdown with the same numbers.
+They need the scores of runs.needed_scores.
+"""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+
+from common.files import markdown, replacing
+from common.intervals import format_interval
+from critic import THINK, Critic
+from experiments.gradient_probe import gradient_at_levels
+from experiments.jobs import read_times, training_name
+from experiments.runs import (BASE, COMPUTE, LEARNING_RATES, PARTS_OFF, UNGUARDED, WATCHED,
+                              WRONG_SHARES, Score, Study, copy_steps, over_time,
+                              run_of_learning_rate, run_of_wrong_share)
+from experiments.scores import (cell, compare, correlation_of, measured_once, read_scores,
+                                seed_and_sample_interval)
+from model import load_model
+from tiny import world
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402     after the backend is chosen
+
+Interval = tuple[float, float, float]            # (value, low, high)
+
+
+@dataclass
+class Panel:
+    """One set of axes: lines with a band, or horizontal bars with an error bar."""
+    title: str
+    xlabel: str = ""
+    lines: dict[str, tuple[list[float], list[Interval]]] = field(default_factory=dict)
+    bars: dict[str, Interval] = field(default_factory=dict)
+
+
+def draw_panels(path: Path, panels: list[Panel]) -> None:
+    """Draw the panels side by side into a PNG; a legend where its lines are new."""
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.4), squeeze=False)
+    known = None
+    for axis, panel in zip(axes[0], panels):
+        for k, (name, (x, intervals)) in enumerate(panel.lines.items()):
+            mean, low, high = np.array(intervals).T
+            axis.plot(x, mean, "o-", color=f"C{k}", ms=3, label=name)
+            axis.fill_between(x, low, high, color=f"C{k}", alpha=.15, lw=0)
+        for k, (name, (mean, low, high)) in enumerate(panel.bars.items()):
+            axis.barh(name, mean, color=f"C{k}", alpha=.6, xerr=[[mean - low], [high - mean]])
+        axis.set(title=panel.title, xlabel=panel.xlabel)
+        if panel.lines and panel.lines.keys() != known:
+            axis.legend(fontsize=7)
+        known = panel.lines.keys()
+    figure.tight_layout()
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=110)
+    plt.close(figure)
+
+
+def figure_4(study: Study) -> str:
+    """Is the soft margin worth more than the word? Spearman with the oracle's EA, first seed."""
+    runs = [Score(run, "rave") for run in (BASE, "sft", "rwr", "uso")]
+    margin = np.concatenate([read_scores(study, run, "margin")[:1] for run in runs])     # (4, N)
+    ea = np.concatenate([read_scores(study, run, "EA")[:1] for run in runs])             # (4, N)
+    soft = correlation_of(spearmanr, margin, ea)
+    hard = correlation_of(spearmanr, margin > 0, ea)
+
+    def soft_minus_hard(seeds, samples):
+        return soft(seeds, samples) - hard(seeds, samples)
+
+    both = {"soft: z_yes - z_no": seed_and_sample_interval(ea, soft),
+            "hard: Yes or No": seed_and_sample_interval(ea, hard)}
+    gain = seed_and_sample_interval(ea, soft_minus_hard)
+    title = f"Spearman with the oracle's EA, {ea.size} edits"
+    draw_panels(study.out / "figure-4.png", [Panel(title, bars=both)])
+    lines = [["reward", "Spearman with EA"]]
+    lines += [[name, format_interval(rho, ".3f")] for name, rho in both.items()]
+    lines.append(["soft - hard", format_interval(gain, "+.3f")])
+    head = f"{ea.size} RAVE edits of base, sft, rwr and uso (seed {study.seeds[0]})."
+    return f"{head}\n\n{markdown(lines)}"
+
+
+def figure_samples(study: Study) -> str:
+    """Figures 1 and 6: source, edits of base, SFT and USO, target, with instruction and thought."""
+    triplets = [world.make_triplet(i, "rave", "test") for i in range(min(12, study.n))]
+    source = torch.stack([triplet.source for triplet in triplets])
+    instructions = [triplet.instruction for triplet in triplets]
+    rows = {"source": source}
+    for run in (BASE, "sft", "uso"):
+        model = load_model(study.model_folder(run, study.seeds[0]))
+        rows[run] = model.sample(source, instructions, seed=0)
+    rows["target"] = [triplet.target for triplet in triplets]
+    thoughts = Critic(load_model(study.weights)).thoughts(source, instructions)
+    captioned = [replace(triplet, instruction=f"{triplet.instruction}   |   U: {thought}")
+                 for triplet, thought in zip(triplets, thoughts)]
+    with replacing(study.out / "samples.png") as temporary:
+        world.contact_sheet(captioned, rows, temporary)
+    return ("The first dozen of the test split, seed 0, not chosen. "
+            "After the bar: the critic's chain of thought.")
+
+
+def figure_gamed(study: Study) -> str:
+    """Does the critic's margin rise while the oracle's scores fall?"""
+    columns = ("margin", "EA", "PC", "GR", "Overall")
+    steps = [0, *copy_steps(study), study.steps]
+    panels = []
+    for column in columns:
+        lines = {}
+        for run in WATCHED:
+            scores = [Score(BASE, "rave", "val"), *over_time(study, run)]
+            lines[run] = steps, [seed_and_sample_interval(read_scores(study, score, column),
+                                                          repeats=300) for score in scores]
+        panels.append(Panel(column, "step", lines))
+    draw_panels(study.out / "gamed.png", panels)
+    table = [["run", *columns]]
+    for run in (BASE, *WATCHED, *UNGUARDED):
+        score = Score(run, "rave", "val")
+        table.append([run, *(cell(read_scores(study, score, column)) for column in columns)])
+    return (f"RAVE, val split, after {study.steps} steps. The margin is that of K frames of the "
+            f"finished edit.\n\n{markdown(table)}")
+
+
+def figure_gradient(study: Study) -> str:
+    """Where does the critic's gradient act, how large is it, and where does it lead?"""
+    found = measured_once(study, "gradient", gradient_at_levels)
+    levels = found["levels"]
+    area = seed_and_sample_interval(np.array([found["area"]]))
+    sizes, aims = ["size, right", "size, wrong"], ["aim, right", "aim, wrong"]
+    at_level = {name: [seed_and_sample_interval(np.array([row])) for row in found[name]]
+                for name in (*THINK, *sizes, *aims)}
+
+    def lines_of(names):
+        return {name: (levels, at_level[name]) for name in names}
+
+    shares = lines_of(THINK) | {"area of the region": (levels, [area] * len(levels))}
+    draw_panels(study.out / "gradient.png", [
+        Panel("share of |d margin / d pixels|\non what should change", "t", shares),
+        Panel("size beside flow matching's", "t", lines_of(sizes)),
+        Panel("cosine with the way to the target", "t", lines_of(aims))])
+    table = [["t", *THINK, "area", *sizes, *aims]]
+    for i, t in enumerate(levels):
+        cells = {name: format_interval(at_level[name][i]) for name in at_level}
+        cells["area"] = f"{area[0]:.2f}"
+        table.append([str(t), *(cells[name] for name in table[0][1:])])
+    return (f"One-step estimates of the base; RAVE, val split, {len(found['area'])} samples. Share "
+            f"of |d margin / d pixels| on what should change, by chain of thought, and that "
+            f"region's area. size: |d L_reason / d v| over |d L_FM / d v| as they weigh in Eq. 5; "
+            f"aim: cosine of -d L_reason / d v with the way to the right target; x_t noised from "
+            f"the target (right) or a near miss (wrong).\n\n{markdown(table)}")
+
+
+def figure_read(study: Study) -> str:
+    """Does the generator use what the VLM knows, or read the instruction through T5?"""
+    panels = []
+    for column in ("EA", "PC", "Overall"):
+        bars = {run: seed_and_sample_interval(read_scores(study, Score(run, "rave"), column))
+                for run in PARTS_OFF[::-1]}
+        panels.append(Panel(column, bars=bars))
+    draw_panels(study.out / "read.png", panels)
+    head = "RAVE. no vlm: its states are zeros. no position: of the visual context adapter."
+    return f"{head}\n\n{compare(study, PARTS_OFF, 'rave', 'uso')}"
+
+
+def figure_data(study: Study) -> str:
+    """Does the critic help where the data is wrong?"""
+    sft = [read_scores(study, Score(run_of_wrong_share("sft", share), "rave"))
+           for share in WRONG_SHARES]
+    uso = [read_scores(study, Score(run_of_wrong_share("uso", share), "rave"))
+           for share in WRONG_SHARES]
+    gain = [with_critic - without for with_critic, without in zip(uso, sft)]
+
+    def line(arrays):
+        return list(WRONG_SHARES), [seed_and_sample_interval(x) for x in arrays]
+
+    xlabel = "share of wrong targets"
+    draw_panels(study.out / "data.png", [
+        Panel("Overall", xlabel, {"sft": line(sft), "uso": line(uso)}),
+        Panel("uso - sft", xlabel, {"uso - sft": line(gain)})])
+    table = [["wrong targets", "sft", "uso", "uso - sft"]]
+    for i, share in enumerate(WRONG_SHARES):
+        table.append([f"{share:.0%}", cell(sft[i]), cell(uso[i]), cell(gain[i], sign="+")])
+    head = "Overall on RAVE. Wrong targets are near misses, of seven kinds, each as often."
+    return f"{head}\n\n{markdown(table)}"
+
+
+def figure_compute(study: Study) -> str:
+    """What do other ways to use the same reward give, in as many steps and in as much time?"""
+    times = read_times(study)
+    minutes, bars = {}, {}
+    for run in COMPUTE:
+        seconds = [times[training_name(run, seed)] for seed in study.seeds]
+        minutes[run] = np.mean(seconds) / 60
+    for run in COMPUTE[::-1]:
+        overall = read_scores(study, Score(run, "rave"))
+        bars[f"{run}, {minutes[run]:.1f} min"] = seed_and_sample_interval(overall)
+    draw_panels(study.out / "compute.png", [Panel("Overall", bars=bars)])
+    spent = ", ".join(f"{run} {x:.1f}" for run, x in minutes.items())
+    head = f"RAVE. Minutes of training on one core: {spent}."
+    return f"{head}\n\n{compare(study, COMPUTE, 'rave', 'uso')}"
+
+
+def figure_search(study: Study) -> str:
+    """Which learning rate? A table only."""
+    table = [["learning rate", "sft", "rwr", "uso", "mean"]]
+    for rate in LEARNING_RATES:
+        scores = [read_scores(study, Score(run_of_learning_rate(objective, rate), "rave", "val"))
+                  for objective in ("sft", "rwr", "uso")]
+        table.append([rate, *(cell(x) for x in scores), f"{np.mean(scores):.2f}"])
+    head = "Overall on RAVE's val split, seed 0; the default is the rate with the best mean."
+    return f"{head}\n\n{markdown(table)}"

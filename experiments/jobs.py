@@ -1,0 +1,200 @@
+"""How are hours of training and scoring done, on all cores, so that a stop loses nothing?
+
+A *job* is one command, as a user would type it, and the file that is there once it is done: a job
+whose file exists is not done again. The jobs of a run are a *chain*: it is trained, then scored.
+Chains are independent; each core takes the next one when it is free. A job that was stopped goes on
+where it was, since train.py and evaluate.py do.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from queue import SimpleQueue
+from threading import Lock
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from common.files import BadInput, atomic_write
+from experiments.runs import (BASE, EQUAL_TIME, KEEP_EVERY, RUNS, WATCHED, WRONG_SHARE, Score,
+                              Study, keeps_margin, needed_scores)
+
+ROOT = Path(__file__).parents[1]
+STOPPED = 130                                    # the exit code of a command that Ctrl-C stopped
+
+
+class Job(NamedTuple):
+    """A command, and the file that is there once it is done."""
+    name: str
+    command: list[str]
+    makes: Path
+
+
+# ------------------------------------------------------------------------ which commands
+
+def train_job(study: Study, run: str, seed: int) -> Job:
+    """The training of a run."""
+    folder = study.run_folder(run, seed)
+    command = [sys.executable, "-m", "experiments.train", *training_flags(study, run),
+               "--seed", str(seed), "--out", str(folder), "--cache", str(study.folder / "cache"),
+               "--eval-items", "0"]
+    if study.weights:
+        command += ["--weights", study.weights]
+    return Job(training_name(run, seed), command, folder / "model" / "model.json")
+
+
+def training_name(run: str, seed: int) -> str:
+    return f"train {run}, seed {seed}"
+
+
+def training_flags(study: Study, run: str) -> list[str]:
+    """What the run is given beside seed and folders; of a flag that comes twice the last counts."""
+    flags = ["--wrong", str(WRONG_SHARE), *RUNS[run.removesuffix(EQUAL_TIME)].split()]
+    flags += ["--steps", str(steps_of(study, run))]
+    if run in WATCHED:
+        flags += ["--keep-every", str(KEEP_EVERY)]
+    return flags + study.flags
+
+
+def steps_of(study: Study, run: str) -> int:
+    """The study's steps; with equal time, as many as fit into the time that USO took."""
+    if not run.endswith(EQUAL_TIME):
+        return study.steps
+    times = read_times(study)
+
+    def quickest(name):
+        return min(times[training_name(name, seed)] for seed in study.seeds)
+    share = quickest("uso") / quickest(run.removesuffix(EQUAL_TIME))
+    return max(1, int(study.steps * share))
+
+
+def score_job(study: Study, score: Score, seed: int) -> Job:
+    """The scoring of a run's model."""
+    command = [sys.executable, str(ROOT / "evaluate.py"), "--subset", score.subset,
+               "--split", score.split, "--n", str(study.n), "--out", str(study.folder / "eval")]
+    if score.run != BASE:
+        model = study.run_folder(score.run, seed) / f"model{score.copy}"
+        command += ["--checkpoint", str(model)]
+    elif study.weights:
+        command += ["--checkpoint", study.weights]
+    if keeps_margin(study, score):
+        command.append("--margin")
+    name = f"{score.subset} {score.split} {score.run}{score.copy}, seed {seed}"
+    return Job(name, command, score.folder(study, seed) / "table.md")
+
+
+def plan(study: Study, items: list[str], done: bool = False) -> list[list[Job]]:
+    """The chains that the tables and figures `items` need, with or without the jobs that are done.
+
+    Runs of equal time are not among them before the times that they depend on are known: plan again
+    when the others are done.
+    """
+    needed = needed_scores(study)
+    scores_of_run = {}
+    for item in items:
+        for score in needed[item]:
+            if score.run.endswith(EQUAL_TIME) and not time_is_known(study, score.run):
+                continue
+            for seed in study.seeds_of(score.run):
+                scores = scores_of_run.setdefault((score.run, seed), [])
+                if score not in scores:
+                    scores.append(score)
+    chains = []
+    for (run, seed), scores in scores_of_run.items():
+        chain = [] if run == BASE else [train_job(study, run, seed)]
+        chain += [score_job(study, score, seed) for score in scores]
+        chain = [job for job in chain if done or not job.makes.exists()]
+        if chain:
+            chains.append(chain)
+    return chains
+
+
+def time_is_known(study: Study, run: str) -> bool:
+    """Whether USO and the rival of an equal-time run have been trained with all seeds."""
+    rival = run.removesuffix(EQUAL_TIME)
+    needed = {training_name(name, seed) for name in ("uso", rival) for seed in study.seeds}
+    return needed <= read_times(study).keys()
+
+
+# ------------------------------------------------------------------------ doing them
+
+def do_all(study: Study, chains: list[list[Job]]) -> None:
+    """Do the chains, one on each core. Raises BadInput with the last line of a failed job's log."""
+    cores = SimpleQueue()
+    for core in sorted(os.sched_getaffinity(0)):
+        cores.put(core)
+
+    def pin_to_a_core():                         # this thread, and the commands that it starts
+        os.sched_setaffinity(0, {cores.get()})
+
+    times, writing = read_times(study), Lock()
+    bar = tqdm(total=sum(map(len, chains)), desc="jobs", unit="job")
+
+    def do(chain):
+        for job in chain:
+            start = time.monotonic()
+            do_job(study, job)
+            with writing:
+                times[job.name] = round(time.monotonic() - start, 1)
+                atomic_write(study.folder / "times.json", json.dumps(times, indent=1))
+                bar.update()
+
+    with bar, ThreadPoolExecutor(cores.qsize(), initializer=pin_to_a_core) as pool:
+        futures = [pool.submit(do, chain) for chain in chains]
+        try:
+            for future in futures:
+                future.result()
+        except BaseException:                    # the jobs that run end first, no other one begins
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def do_job(study: Study, job: Job) -> None:
+    """Do one job; what it prints goes into a log."""
+    log = study.folder / "logs" / f"{job.name.replace(' ', '-').replace(',', '')}.txt"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    with log.open("w") as file:
+        ended = subprocess.run(job.command, stdout=file, stderr=file, env=environment)
+    if ended.returncode == STOPPED:
+        raise KeyboardInterrupt
+    if ended.returncode or not job.makes.exists():
+        lines = log.read_text().splitlines() or ["nothing"]
+        raise BadInput(f"{job.name} failed, {log} says: {lines[-1]}")
+
+
+# ------------------------------------------------------------------------ how long they take
+
+def read_times(study: Study) -> dict[str, float]:
+    """The seconds of each job that is done, by name."""
+    file = study.folder / "times.json"
+    return json.loads(file.read_text()) if file.exists() else {}
+
+
+def how_long(study: Study, chains: list[list[Job]]) -> str:
+    """How many jobs are left and, judging by those that are done, for how long."""
+    jobs = [job for chain in chains for job in chain]
+    if not jobs:
+        return "nothing is left to run"
+    seconds_of_kind = {}
+    for name, seconds in read_times(study).items():
+        seconds_of_kind.setdefault(kind(name), []).append(seconds)
+    known = [np.mean(seconds_of_kind[kind(job.name)]) for job in jobs
+             if kind(job.name) in seconds_of_kind]
+    if not known:
+        return f"{len(jobs)} jobs are left; how long they take is known once some are done"
+    minutes = np.mean(known) * len(jobs) / len(os.sched_getaffinity(0)) / 60
+    return f"{len(jobs)} jobs are left, about {minutes:.0f} minutes"
+
+
+def kind(name: str) -> str:
+    """What jobs have in common that take about as long."""
+    words = name.split()
+    if name.startswith(("train grpo", "train refl")):
+        return " ".join(words[:2])
+    return words[0]

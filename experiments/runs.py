@@ -1,0 +1,170 @@
+"""Which trainings and which scores do the tables and figures need?
+
+A *run* is a training, known by its name: RUNS has its flags. A *score* is a run's model on a subset
+of a split of the tiny world. `needed_scores` says which scores a table or figure shows.
+
+All runs share base, data, steps, batch and learning rate. Three in ten of their targets are near
+misses (--wrong 0.3), as in a data set that a model has made; `--figure data` has other shares.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+BASE = "base"                                    # the run that is none: the model before training
+LAMBDAS = (0, .1, .25, .5, .75)                  # Table 5
+TAUS = (.1, .3, .5, .7, .9)                      # Table 6
+LEARNING_RATES = ("4e-4", "8e-4", "1.6e-3", "3.2e-3")
+WRONG_SHARE = .3                                 # of the training targets, in all other runs
+WRONG_SHARES = (0, .3, .6)
+KEEP_EVERY = 250                                 # steps between the copies of a WATCHED run
+EQUAL_TIME = ", equal time"                      # a rival with so few steps that it takes as long
+
+
+def run_of_lambda(lam: float) -> str:
+    """The run with this lambda: lambda 0 is SFT, 0.25 is the default."""
+    if lam == 0:
+        return "sft"
+    return "uso" if lam == .25 else f"lambda {lam}"
+
+
+def run_of_tau(tau: float) -> str:
+    """The run with this tau: 0.5 is the default."""
+    return "uso" if tau == .5 else f"tau {tau}"
+
+
+def run_of_wrong_share(objective: str, share: float) -> str:
+    """The run of this objective on data of which `share` is wrong."""
+    return objective if share == WRONG_SHARE else f"{objective}, {share} wrong"
+
+
+def run_of_learning_rate(objective: str, rate: str) -> str:
+    """The run of the search for a learning rate."""
+    return f"{objective}, lr {rate}"
+
+
+def all_runs() -> dict[str, str]:
+    """The flags of each run, by name, beside --wrong; what is not named has train.py's default."""
+    runs = {"sft": "--objective sft", "rwr": "--objective rwr", "uso": "--objective uso"}
+    for lam in LAMBDAS:
+        runs.setdefault(run_of_lambda(lam), f"--lambda {lam}")
+    for tau in TAUS:
+        runs.setdefault(run_of_tau(tau), f"--tau {tau}")
+    for rate in LEARNING_RATES:
+        for objective in ("sft", "rwr", "uso"):
+            name = run_of_learning_rate(objective, rate)
+            runs[name] = f"--objective {objective} --lr {rate}"
+    for share in WRONG_SHARES:
+        for objective in ("sft", "uso"):
+            name = run_of_wrong_share(objective, share)
+            runs.setdefault(name, f"--objective {objective} --wrong {share}")
+    return runs | {
+        "uso, no vlm": "--without vlm",
+        "uso, no position": "--without position",
+        "lambda 3": "--lambda 3",
+        "lambda 3, m_0 = 0": "--lambda 3 --without baseline",
+        "lambda 3, K = 1": "--lambda 3 --vlm-frames 1",
+        "lambda 3, tau = 1": "--lambda 3 --tau 1",
+        "lambda 3, no flow": "--lambda 3 --without flow",
+        "refl": "--objective refl",
+        "grpo": "--objective grpo"}
+
+
+RUNS = all_runs()
+OFTEN_GATED = "tau 0.9"                          # in Table 4, too: the critic sees most samples
+WATCHED = ["sft", "uso", "lambda 0.75", "lambda 3"]                          # for gaming
+UNGUARDED = ["lambda 3, m_0 = 0", "lambda 3, K = 1", "lambda 3, tau = 1", "lambda 3, no flow"]
+PARTS_OFF = ["uso", "uso, no vlm", "uso, no position"]
+RIVALS = ["refl", "grpo"]
+COMPUTE = ["sft", "uso", *RIVALS, *(rival + EQUAL_TIME for rival in RIVALS)]
+
+
+# ------------------------------------------------------------------------ the study and its folders
+
+@dataclass(frozen=True)
+class Study:
+    """How large everything is, and where it goes; the same for all tables and figures."""
+    folder: Path                                 # of the runs and their scores
+    out: Path                                    # of the tables and figures
+    weights: str | None = None                   # the base; None is weights/tiny
+    seeds: range = range(3)                      # of the trainings
+    n: int = 200                                 # samples of a split
+    steps: int = 500                             # of each training
+    flags: list[str] = field(default_factory=list)                           # for every training
+
+    def seeds_of(self, run: str) -> range:
+        """One for the base, which has none, and for a search, which needs no more."""
+        return range(1) if run == BASE or ", lr " in run else self.seeds
+
+    def run_folder(self, run: str, seed: int) -> Path:
+        """Where train.py keeps the run."""
+        name = "".join(c if c.isalnum() or c == "." else "-" for c in run)
+        return self.folder / f"{name}-{seed}"
+
+    def model_folder(self, run: str, seed: int) -> str | None:
+        """What loads the run's model; None is weights/tiny."""
+        return self.weights if run == BASE else str(self.run_folder(run, seed))
+
+
+class Score(NamedTuple):
+    """A run's model, or the `copy` "-<step>" that it kept on its way, on a subset of a split."""
+    run: str
+    subset: str
+    split: str = "test"
+    copy: str = ""
+
+    def folder(self, study: Study, seed: int) -> Path:
+        """Where evaluate.py keeps the score."""
+        if self.run == BASE:
+            name = Path(study.weights or "tiny").name
+        else:
+            name = study.run_folder(self.run, seed).name + self.copy
+        return study.folder / "eval" / f"{name}-{self.subset}-{self.split}"
+
+
+# ------------------------------------------------------------------------ what is needed for what
+
+def on_test(runs: list[str], *subsets: str) -> list[Score]:
+    """The scores of these runs on these subsets' test split."""
+    return [Score(run, subset) for run in runs for subset in subsets]
+
+
+def copy_steps(study: Study) -> list[int]:
+    """The steps after which a watched run keeps a copy of its model."""
+    return list(range(KEEP_EVERY, study.steps, KEEP_EVERY))
+
+
+def over_time(study: Study, run: str) -> list[Score]:
+    """The scores of a watched run on its way and at its end."""
+    copies = [f"-{step}" for step in copy_steps(study)]
+    return [Score(run, "rave", "val", copy) for copy in [*copies, ""]]
+
+
+def needed_scores(study: Study) -> dict[str, list[Score]]:
+    """For each table and figure the scores that it shows, in the order that --all makes them."""
+    gamed = [Score(run, "rave", "val") for run in (BASE, *UNGUARDED)]
+    for run in WATCHED:
+        gamed += over_time(study, run)
+    data = [run_of_wrong_share(objective, share)
+            for share in WRONG_SHARES for objective in ("sft", "uso")]
+    search = [Score(run_of_learning_rate(objective, rate), "rave", "val")
+              for rate in LEARNING_RATES for objective in ("sft", "rwr", "uso")]
+    return {
+        "table 4": on_test([BASE, "sft", "rwr", "uso", OFTEN_GATED], "rave", "icvg"),
+        "figure 4": on_test([BASE, "sft", "rwr", "uso"], "rave"),
+        "figure samples": on_test([BASE, "sft", "uso"], "rave"),
+        "table 3": on_test([BASE, "sft", "uso"], "literal"),
+        "table 2": on_test([BASE, "sft", "uso"], "cross"),
+        "table 5": on_test([run_of_lambda(lam) for lam in LAMBDAS], "rave"),
+        "table 6": on_test([BASE, "sft", *(run_of_tau(tau) for tau in TAUS)], "rave"),
+        "figure data": on_test(data, "rave"),
+        "figure gradient": [],                   # looks at the base only
+        "figure read": on_test(PARTS_OFF, "rave"),
+        "figure compute": on_test(COMPUTE, "rave"),
+        "figure gamed": gamed,
+        "figure search": search}
+
+
+def keeps_margin(study: Study, score: Score) -> bool:
+    """Whether the critic's margin is needed beside the oracle's scores; it takes a third longer."""
+    return score.split == "val" or score in needed_scores(study)["figure 4"]

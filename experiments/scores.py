@@ -1,0 +1,103 @@
+"""What do the scores of several seeds and samples say, and how sure is it?
+
+Everything here is an array (S, N): S training seeds, N test samples. Runs are compared on the same
+seeds and samples, so their difference is an array of the same shape.
+"""
+
+import json
+from typing import Callable
+
+import numpy as np
+
+from common.files import atomic_write, markdown
+from common.intervals import COLUMNS, format_interval
+from experiments.runs import Score, Study
+from tiny import world
+
+SHOWN = COLUMNS[:5]                              # EA, PC, GN, GR, Overall
+Statistic = Callable[[np.ndarray, np.ndarray], float]
+
+
+def read_scores(study: Study, score: Score, column: str = "Overall",
+                types: str | None = None) -> np.ndarray:
+    """(S, N) of a column: 0..10, or the critic's margin; a failed sample is a NaN.
+
+    The base has no seeds: S is 1. types: only the samples of this reasoning type.
+    """
+    table = []
+    for seed in study.seeds_of(score.run):
+        file = score.folder(study, seed) / "scores.jsonl"
+        samples = [json.loads(line) for line in file.read_text().splitlines()[:study.n]]
+        row = [sample[column] for sample in samples if types in (None, sample["type"])]
+        table.append([np.nan if value is None else value for value in row])
+    return np.array(table, float)
+
+
+def seed_and_sample_interval(x: np.ndarray, statistic: Statistic | None = None,
+                             repeats: int = 1000) -> tuple[float, float, float]:
+    """(value, low, high): the mean of x (S, N) and its 95 % interval over seeds *and* samples.
+
+    A bootstrap that draws S seeds and N samples anew, independently of each other, since another
+    training and another test set would both give another number; common.intervals has the interval
+    over samples alone. statistic(seeds, samples): another function than the mean of
+    x[seeds][:, samples]; it gets the drawn indices, (S,) and (N,).
+    """
+    def mean(seeds, samples):
+        return np.nanmean(x[seeds[:, None], samples])
+
+    statistic = statistic or mean
+    rng = np.random.default_rng(0)
+    S, N = x.shape
+    drawn = []
+    for _ in range(repeats):
+        drawn.append(statistic(rng.integers(S, size=S), rng.integers(N, size=N)))
+    low, high = np.nanpercentile(drawn, (2.5, 97.5))
+    value = statistic(np.arange(S), np.arange(N))
+    return float(value), float(low), float(high)
+
+
+def correlation_of(correlation, a: np.ndarray, b: np.ndarray) -> Statistic:
+    """scipy's pearsonr or spearmanr of a and b, both (S, N), as a statistic of drawn indices."""
+    def statistic(seeds, samples):
+        drawn = seeds[:, None], samples
+        return correlation(a[drawn].ravel(), b[drawn].ravel()).statistic
+    return statistic
+
+
+# ------------------------------------------------------------------------ as a table
+
+def cell(x: np.ndarray, sign: str = "") -> str:
+    """'mean [low, high]' of x (S, N); '-' where there is no number, as for PC on ICVG."""
+    if np.isnan(x).all():
+        return "-"
+    return format_interval(seed_and_sample_interval(x), f"{sign}.2f")
+
+
+def compare(study: Study, runs: list[str], subset: str, against: str) -> str:
+    """Markdown: the scores of `runs` on a subset, and Overall minus that of `against`, paired."""
+    lines = [["run", *SHOWN, f"Overall - {against}"]]
+    other = read_scores(study, Score(against, subset))
+    for run in runs:
+        score = Score(run, subset)
+        cells = [cell(read_scores(study, score, column)) for column in SHOWN]
+        gain = "" if run == against else cell(read_scores(study, score) - other, sign="+")
+        lines.append([run, *cells, gain])
+    return markdown(lines)
+
+
+def by_type(study: Study, runs: list[str], subset: str) -> str:
+    """Markdown: Overall of `runs` on a subset, by reasoning type."""
+    lines = [["Overall", *world.TYPES[subset]]]
+    for run in runs:
+        score = Score(run, subset)
+        lines.append([run, *(cell(read_scores(study, score, types=type_))
+                             for type_ in world.TYPES[subset])])
+    return markdown(lines)
+
+
+def measured_once(study: Study, name: str, measure: Callable[[Study], dict]) -> dict:
+    """What measure(study) returned when it was first called; it is kept in the study's folder."""
+    file = study.folder / "measured" / f"{name}.json"
+    if not file.exists():
+        atomic_write(file, json.dumps(measure(study)))
+    return json.loads(file.read_text())

@@ -1,0 +1,93 @@
+"""The paper's Tables 2 to 6 in the tiny world, each as Markdown with the paper's own beneath.
+
+A function a table; they need the scores of runs.needed_scores.
+"""
+
+import csv
+
+import numpy as np
+from scipy.stats import pearsonr
+
+from bench import trigger_rate
+from common.files import markdown
+from common.intervals import COLUMNS, format_interval
+from experiments.one_step_probe import one_step_margins
+from experiments.runs import (BASE, LAMBDAS, OFTEN_GATED, TAUS, Score, Study, run_of_lambda,
+                              run_of_tau)
+from experiments.scores import (SHOWN, by_type, cell, compare, correlation_of, measured_once,
+                                read_scores, seed_and_sample_interval)
+from rvebench.scores import as_markdown, paper_table
+
+
+def paper(name: str, columns: tuple[str, ...] = COLUMNS) -> str:
+    """The paper's own table."""
+    return as_markdown(paper_table(name, columns))
+
+
+def table_2(study: Study) -> str:
+    """Does it carry over to what no training sample has?"""
+    ours = compare(study, [BASE, "sft", "uso"], "cross", "sft")
+    head = "`cross`: phrasings, and rules in places, that no training sample has."
+    return f"{head}\n\n{ours}\n{paper('Table 2 VIE-Bench')}"
+
+
+def table_3(study: Study) -> str:
+    """Is conventional editing kept?"""
+    ours = compare(study, [BASE, "sft", "uso"], "literal", "sft")
+    return f"`literal`: the same edits, told in plain words.\n\n{ours}\n{paper('Table 3 Ditto-1M')}"
+
+
+def table_4(study: Study) -> str:
+    """Which objective is best?"""
+    runs = [BASE, "sft", "rwr", "uso", OFTEN_GATED]
+    parts = []
+    for subset in ("rave", "icvg"):
+        scores = compare(study, runs, subset, "sft")
+        parts.append(f"{subset.upper()}\n\n{scores}\n{by_type(study, runs, subset)}")
+    return "\n".join([*parts, paper("Table 4 objective")])
+
+
+def table_5(study: Study) -> str:
+    """Which lambda is best?"""
+    ours = compare(study, [run_of_lambda(lam) for lam in LAMBDAS], "rave", "sft")
+    head = "RAVE. sft is lambda = 0, uso is lambda = 0.25."
+    return f"{head}\n\n{ours}\n{paper('Table 5 lambda')}"
+
+
+def table_6(study: Study) -> str:
+    """Which tau is best: how often is the critic asked, and what is its answer worth there?"""
+    found = measured_once(study, "one-step", one_step_margins)
+    ea = np.array(found["EA"])                                               # (models, N)
+    clean = np.array(found["clean"])
+
+    def pearson(margin):
+        return pearsonr(margin.ravel(), ea.ravel()).statistic
+
+    def pearson_cell(margin):
+        statistic = correlation_of(pearsonr, margin, ea)
+        return format_interval(seed_and_sample_interval(ea, statistic))
+
+    lines = [["tau", "trigger rate", "tau / (3 - 2 tau)", "Pearson", "share of the bound", *SHOWN,
+              "Overall - sft"]]
+    for tau in TAUS:
+        margin, score = np.array(found[str(tau)]), Score(run_of_tau(tau), "rave")
+        gain = read_scores(study, score) - read_scores(study, Score("sft", "rave"))
+        lines.append([str(tau), f"{measured_trigger_rate(study, run_of_tau(tau)):.1%}",
+                      f"{trigger_rate(tau):.1%}", pearson_cell(margin),
+                      f"{pearson(margin) / pearson(clean):.0%}",
+                      *(cell(read_scores(study, score, column)) for column in SHOWN),
+                      cell(gain, sign="+")])
+    head = (f"RAVE. Pearson: margin on the one-step estimate at a t < tau, from the noised "
+            f"finished edit, with the oracle's EA of that edit; {ea.size} edits of base, sft and "
+            f"uso. The bound is the margin on the finished edit itself: {pearson_cell(clean)}.")
+    theirs = paper("Table 6 tau", ("trigger rate", "Pearson"))
+    return f"{head}\n\n{markdown(lines)}\n{theirs}"
+
+
+def measured_trigger_rate(study: Study, run: str) -> float:
+    """The share of samples with t < tau in the logs of a run."""
+    rates = []
+    for seed in study.seeds:
+        with (study.run_folder(run, seed) / "log.csv").open() as log:
+            rates.append([float(row["trigger_rate"]) for row in csv.DictReader(log)])
+    return float(np.mean(rates))

@@ -1,0 +1,88 @@
+"""Train with another objective, or with a part of ReViSE switched off, to compare with USO.
+
+    python -m experiments.train --objective rwr                  # Table 4
+    python -m experiments.train --objective refl --steps 500     # also grpo; all flags of train.py
+    python -m experiments.train --without baseline --lambda 3    # also flow, vlm, position
+    python -m experiments.train --resume out/rwr                 # go on, bit for bit
+
+The loop is train.py's, and so are its flags and what it leaves in the run's folder; steps.py says
+what an objective does in a step. With uso or sft and nothing switched off this is train.py.
+"""
+
+from pathlib import Path
+
+import train
+from common.files import BadInput, Parser, run_script
+from common.run import read_run
+from experiments.steps import grpo_step, no_baseline, no_flow_step, refl_step, rwr_step
+
+STEPS = {"uso": train.uso_step, "sft": train.uso_step, "rwr": rwr_step, "refl": refl_step,
+         "grpo": grpo_step}
+PARTS = ("baseline", "flow", "vlm", "position")
+
+
+def parse(argv=None):
+    """(this script's flags, train.py's argv). Raises BadInput for the flags of both."""
+    parser = Parser(prog="python -m experiments.train", epilog="And all flags of train.py.",
+                    description=__doc__.split("\n\n")[0])
+    parser.add_argument("--objective", choices=STEPS, help="what a step does (without it: uso)")
+    parser.add_argument("--without", nargs="+", choices=PARTS, metavar="PART",
+                        help="switch off: baseline (m_0 = 0), flow (its loss), vlm (its states), "
+                             "position (of the visual tokens)")
+    parser.add_argument("--out", help="run folder (without it: out/<objective>)")
+    parser.add_argument("--resume", type=Path, metavar="RUN", help="run folder to go on with")
+    args, rest = parser.parse_known_args(argv)
+    if args.resume:
+        read_objective(args)
+        rest += ["--resume", str(args.resume)]
+    else:
+        args.objective, args.without = args.objective or "uso", args.without or []
+        rest += ["--out", args.out or f"out/{args.objective}"]
+        if args.objective == "sft":
+            rest += ["--objective", "sft"]
+    check(args, train.parse(rest))
+    return args, rest
+
+
+def name_of(args) -> str:
+    """The objective with what is switched off, as it stands in run.json."""
+    if not args.without:
+        return args.objective
+    return f"{args.objective} without {' '.join(args.without)}"
+
+
+def read_objective(args) -> None:
+    """Take objective and switches from the run that is to go on."""
+    if args.objective or args.without or args.out:
+        raise BadInput(f"--resume {args.resume}: goes on with the run's own --objective, --without "
+                       f"and --out; drop them")
+    name = read_run(args.resume)["settings"].get("objective", "")
+    args.objective, _, parts = name.partition(" without ")
+    args.without = parts.split()
+    if args.objective not in STEPS or not set(args.without) <= set(PARTS):
+        raise BadInput(f"{args.resume}/run.json: unknown objective {name[:80]!r}; "
+                       f"delete the folder, or choose another")
+
+
+def check(args, train_args) -> None:
+    """Raises BadInput for flags that are fine by themselves, but not together."""
+    if args.objective == "rwr" and train_args.lam == 0:
+        raise BadInput("--lambda 0: would leave rwr without its critic; drop it, rwr has no lambda")
+    if "flow" in args.without and args.objective != "uso":
+        raise BadInput(f"--without flow: is for --objective uso, not {args.objective}; drop it")
+
+
+def main(argv=None) -> None:
+    args, rest = parse(argv)
+    step = no_flow_step if "flow" in args.without else STEPS[args.objective]
+    if "baseline" in args.without:
+        step = no_baseline(step)
+
+    def switch_off(model):
+        model.without(args.without)
+
+    train.main(rest, step, {"objective": name_of(args)}, change=switch_off)
+
+
+if __name__ == "__main__":
+    run_script(main, "stopped and saved; the same command goes on from here")

@@ -1,0 +1,79 @@
+"""python -m experiments: its flags, and one table from training to Markdown."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from common.files import BadInput
+from experiments import __main__ as command
+from experiments.jobs import ROOT
+from experiments.runs import needed_scores
+
+
+def run(*flags):
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run([sys.executable, "-m", "experiments", *map(str, flags)], cwd=ROOT,
+                          env=environment, capture_output=True, text=True)
+
+
+def test_every_table_and_figure_has_runs_and_a_function(study):
+    assert set(needed_scores(study())) == set(command.MAKERS)
+    assert all(callable(make) for make in command.MAKERS.values())
+
+
+@pytest.mark.parametrize("flags, says", [
+    ([], "nothing to do: pass --all, --table or --figure"),
+    (["--table", "9"], "invalid choice"),
+    (["--all", "--seeds", "0"], "--seeds: must be at least 1"),
+    (["--all", "--steps", "-1"], "--steps: must be at least 1")])
+def test_bad_flags(flags, says):
+    with pytest.raises(BadInput, match=says):
+        command.parse(flags)
+
+
+@pytest.mark.parametrize("flags, says", [
+    (["--more=--bogus"], "--more --bogus: unrecognized arguments: --bogus"),
+    (["--more", "--batch 0"], "--more --batch 0: argument --batch: must be at least 1"),
+    (["--more", "'--batch"], "--more '--batch: No closing quotation"),
+    (["--list", "--weights", "/nope"], "/nope"),
+    (["--out", "/dev/null/x"], "cannot be written"),
+    (["--runs", "/dev/null/x"], "cannot be written")])
+def test_what_would_fail_later_is_refused_at_the_start(tiny_dir, tmp_path, flags, says):
+    defaults = {"--weights": tiny_dir, "--out": tmp_path / "results", "--runs": tmp_path / "runs"}
+    rest = [word for flag, value in defaults.items() if flag not in flags for word in (flag, value)]
+    with pytest.raises(BadInput) as caught:
+        command.main([*map(str, rest), "--all", *flags])
+    assert says in str(caught.value)
+    assert not (tmp_path / "runs").exists() and not (tmp_path / "results").exists()
+
+
+def test_by_default_nothing_tracked_is_written():
+    args = command.parse(["--all"])
+    assert str(args.out).startswith("out/") and str(args.runs).startswith("out/")
+
+
+def test_a_table_from_training_to_markdown(tiny_dir, tmp_path):
+    def of_this_size(*flags):
+        return run("--weights", tiny_dir, "--seeds", 1, "--n", 2, "--steps", 1,
+                   "--more", "--items 2 --batch 2", "--runs", tmp_path / "runs",
+                   "--out", tmp_path / "results", *flags)
+    done = of_this_size("--table", "3")
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "results" / "table-3.md").read_text()
+    assert "python -m experiments --table 3" in text and "training seeds 0, 1 steps;" in text
+    ours, theirs = text.split("The paper's Table 3")
+
+    def first_column(table):
+        return [line.split()[1] for line in table.splitlines() if line.startswith("| ")][2:]
+    assert first_column(ours) == ["base", "sft", "uso"] and first_column(theirs)[-1] == "ReViSE"
+    again = of_this_size("--table", "3")
+    assert "nothing is left to run" in again.stdout
+    assert (tmp_path / "results" / "table-3.md").read_text() == text
+    listed = of_this_size("--table", "4", "--list")
+    assert "train rwr, seed 0" in listed.stdout and "train sft" not in listed.stdout
+    broken = of_this_size("--table", "5", "--more", "--data nothing.jsonl")
+    assert broken.returncode == 2
+    assert "failed" in broken.stderr and "Traceback" not in broken.stderr
+    assert "nothing.jsonl: cannot be read" in broken.stderr

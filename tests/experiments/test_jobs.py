@@ -1,0 +1,94 @@
+"""jobs.py: what is planned, what is done, and how long it takes."""
+
+import json
+import sys
+
+import pytest
+
+from common.files import BadInput
+from experiments import jobs
+from experiments.jobs import Job, plan
+from experiments.runs import BASE, RUNS, Score, needed_scores
+
+
+def names(chains):
+    return [job.name for chain in chains for job in chain]
+
+
+# ------------------------------------------------------------------------ the plan
+
+def test_every_score_is_of_a_run(study):
+    for scores in needed_scores(study()).values():
+        for score in scores:
+            assert score.run.partition(", equal ")[0] in {*RUNS, BASE}
+    assert plan(study(), ["figure gradient"]) == []
+
+
+def test_what_is_done_is_not_done_again(study, pretend):
+    study = study(seeds=range(3))
+    everything = names(plan(study, ["table 3"]))
+    assert len(everything) == 1 + 2 * 3 * 2
+    assert "train sft, seed 2" in everything and "literal test base, seed 0" in everything
+    assert not any("sft" in name and "lambda" in name for name in everything)
+    pretend(study, Score("sft", "literal"), 1, [1])
+    left = names(plan(study, ["table 3"]))
+    assert set(everything) - set(left) == {"literal test sft, seed 1"}
+    assert names(plan(study, ["table 3"], done=True)) == everything
+
+
+def test_equal_time_waits_for_the_times(study):
+    study = study(seeds=range(1), steps=100)
+    assert not any("equal" in name for name in names(plan(study, ["figure compute"])))
+    study.folder.mkdir(parents=True)
+    times = {"train uso, seed 0": 50., "train refl, seed 0": 100., "train grpo, seed 0": 500.}
+    (study.folder / "times.json").write_text(json.dumps(times))
+    steps = {}
+    for chain in plan(study, ["figure compute"]):
+        for job in chain:
+            if job.name.startswith("train"):
+                steps[job.name] = job.command[job.command.index("--steps") + 1]
+    assert steps["train refl, equal time, seed 0"] == "50"
+    assert steps["train grpo, equal time, seed 0"] == "10"
+    assert steps["train refl, seed 0"] == "100"
+
+
+def test_all_runs_share_the_data_but_those_of_figure_data(study):
+    study = study(seeds=range(1))
+    trainings = [job for chain in plan(study, list(needed_scores(study))) for job in chain
+                 if job.name.startswith("train")]
+    assert len(trainings) > 30
+    for job in trainings:                        # the last of a flag that is given twice counts
+        last = len(job.command) - job.command[::-1].index("--wrong")
+        share = float(job.name.split()[-4]) if "wrong" in job.name else .3
+        assert float(job.command[last]) == share, job.name
+
+
+# ------------------------------------------------------------------------ doing it
+
+def python(code, makes, name="a job"):
+    return Job(name, [sys.executable, "-c", code], makes)
+
+
+def test_chains_are_done_in_order_and_timed(study, tmp_path):
+    study = study()
+    first, second = tmp_path / "first", tmp_path / "second"
+    chain = [python(f"open({str(first)!r}, 'w')", first, "one"),
+             python(f"open({str(first)!r}); open({str(second)!r}, 'w')", second, "two")]
+    jobs.do_all(study, [chain])
+    assert second.exists() and jobs.read_times(study).keys() == {"one", "two"}
+    assert jobs.how_long(study, [chain]).startswith("2 jobs are left, about 0 minutes")
+
+
+@pytest.mark.parametrize("code, says", [
+    ("import sys; print('a line'); sys.exit('--batch 0: is wrong')", "--batch 0: is wrong"),
+    ("pass", "nothing")])
+def test_a_failed_job_is_named_with_its_last_line(study, tmp_path, code, says):
+    with pytest.raises(BadInput, match=f"train it failed, .*train-it.txt says.*{says}"):
+        jobs.do_all(study(), [[python(code, tmp_path / "never", "train it")]])
+
+
+def test_a_stopped_job_stops_all_of_them(study, tmp_path):
+    never = python("pass", tmp_path / "never")
+    with pytest.raises(KeyboardInterrupt):
+        jobs.do_all(study(), [[python("import sys; sys.exit(130)", tmp_path / "x"), never]])
+    assert not (tmp_path / "never").exists()

@@ -1,0 +1,178 @@
+"""steps.py: the loss and gradient of each step, one sample after the other, by its formula."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+import train
+from critic import Critic, reflect
+from data import Batches, Latents, world_items
+from experiments import rivals, steps
+from model import load_model
+
+LAMBDA = .25
+
+
+@pytest.fixture(scope="module")
+def ready(tiny_dir, tmp_path_factory):
+    """(model, critic, batch): four samples, of which two or three are below tau."""
+    torch.set_num_threads(1)
+    model = load_model(tiny_dir)
+    model.freeze()
+    folder = tmp_path_factory.mktemp("cache")
+    latents = Latents(world_items(("rave", "icvg"), "train", 4), model, folder, progress=False)
+    critic = Critic(model)
+    batches = Batches(latents, model, reflect(critic, latents, folder), batch=4, tau=.7, drop=.3,
+                      seed=0)
+    batch = next(batch for step in range(100) for batch in batches.of(step)
+                 if batch.near.sum() in (2, 3))
+    return model, critic, batch
+
+
+def rows(model, batch):
+    """For each sample (row, context, x_t, v, L_FM), by Eq. 1 and 2."""
+    for i in range(len(batch.t)):
+        one = batch.select(torch.arange(len(batch.t)) == i)
+        t, noise, x0 = one.t.item(), one.noise, one.target
+        c = model.context(one.source, one.bridged, one.text)
+        x_t = (1 - t) * x0 + t * noise
+        v = model.velocity(x_t, one.t, c, one.source)
+        yield one, c, x_t, v, (v - (noise - x0)).square().mean()
+
+
+def ask(critic, one, x0_hat):
+    """The margin of one sample's estimate, of which single latent frames are decoded alone."""
+    frames = [critic.model.decode_video(x0_hat[:, :, k:k + 1]) for k in range(x0_hat.shape[2])]
+    return critic.margin(one.frames, torch.cat(frames, 1), one.instructions, one.thoughts)[0]
+
+
+def rwr_by_hand(model, critic, batch):
+    losses = []
+    for one, _, x_t, v, flow in rows(model, batch):
+        weight = 1.
+        if one.near.item():
+            margin = ask(critic, one, x_t - one.t.item() * v).item()
+            weight = 2 / (1 + math.exp(one.baseline.item() - margin))
+        losses.append(weight * flow)
+    return torch.stack(losses).mean()
+
+
+def reasons_by_hand(model, critic, batch, estimate, baseline=None):
+    """(mean of L_FM, mean of L_reason over the gated samples) with another estimate."""
+    flows, reasons = [], []
+    for one, c, x_t, v, flow in rows(model, batch):
+        flows.append(flow)
+        if one.near.item():
+            margin = ask(critic, one, estimate(one, c, x_t, v))
+            m_0 = one.baseline.item() if baseline is None else baseline
+            reasons.append(torch.log1p(torch.exp(m_0 - margin)))
+    return torch.stack(flows).mean(), torch.stack(reasons).mean()
+
+
+def usual_estimate(one, c, x_t, v):
+    return x_t - one.t.item() * v
+
+
+def gradient(model, loss):
+    leaf = model.transformer.proj_out.weight
+    model.zero_grad(set_to_none=True)
+    loss.backward()
+    return leaf.grad.clone()
+
+
+def assert_same(model, got, want):
+    assert got.item() == pytest.approx(want.item(), abs=1e-4)
+    ours, theirs = gradient(model, got), gradient(model, want)
+    assert (ours - theirs).abs().max() < 1e-3 * theirs.abs().max()
+
+
+# ------------------------------------------------------------------------ the losses
+
+def test_rwr(ready):
+    model, critic, batch = ready
+    loss, log = steps.rwr_step(model, critic, batch, 0.)
+    assert_same(model, loss, rwr_by_hand(model, critic, batch))
+    assert log["flow_loss"] == loss.item() and 0 < log["p_yes"] < 1
+
+
+def test_rwr_weights():
+    m = torch.tensor([1., 1., 5.], requires_grad=True)
+    w = steps.rwr_weights(m, torch.tensor([1., 1 + math.log(3), -50.]))
+    assert not w.requires_grad and w.tolist() == pytest.approx([1, .5, 2])
+
+
+def test_refl(ready):
+    model, critic, batch = ready
+
+    def end_of_rollout(one, c, x_t, v):
+        x, levels = one.noise, torch.linspace(1, one.t.item(), rivals.STEPS + 1).tolist()
+        with torch.no_grad():
+            for t, then in zip(levels[:-1], levels[1:]):
+                x = x + (then - t) * model.velocity(x, torch.tensor([t]), c, one.source)
+        return x - one.t.item() * model.velocity(x, one.t, c, one.source)
+    loss, log = steps.refl_step(model, critic, batch, LAMBDA)
+    flow, reason = reasons_by_hand(model, critic, batch, end_of_rollout)
+    assert_same(model, loss, flow + LAMBDA * reason)
+    assert log["reason_loss"] == pytest.approx(reason.item(), abs=1e-4)
+
+
+def test_no_flow(ready):
+    model, critic, batch = ready
+    loss, log = steps.no_flow_step(model, critic, batch, LAMBDA)
+    _, reason = reasons_by_hand(model, critic, batch, usual_estimate)
+    assert_same(model, loss, LAMBDA * reason)
+    assert log["flow_loss"] == 0
+
+
+def test_no_baseline(ready):
+    model, critic, batch = ready
+    loss, log = steps.no_baseline(train.uso_step)(model, critic, batch, LAMBDA)
+    flow, reason = reasons_by_hand(model, critic, batch, usual_estimate, baseline=0.)
+    assert_same(model, loss, flow + LAMBDA * reason)
+    assert batch.baseline.abs().min() > 0                # it was there, and still is
+
+
+def test_grpo_rewards_each_rollout_by_its_own_question(ready, monkeypatch):
+    model, critic, batch = ready
+    seen = {}
+
+    def group_loss(model, c, source, reward, seed):
+        x0 = batch.target[batch.near].repeat_interleave(rivals.GROUP, 0)
+        seen.update(c=c, seed=seed, rewards=reward(x0).detach())
+        return torch.tensor([3.] * len(c)), seen["rewards"].view(len(c), -1).mean(1)
+    monkeypatch.setattr(steps, "group_loss", group_loss)
+    loss, log = steps.grpo_step(model, critic, batch, LAMBDA)
+    margins, flows = [], []
+    for one, c, _, _, flow in rows(model, batch):
+        flows.append(flow.item())
+        if one.near.item():
+            margins += [ask(critic, one, one.target).item()] * rivals.GROUP
+    assert seen["rewards"].tolist() == pytest.approx(margins, abs=1e-4)
+    assert seen["seed"] == batch.seed and len(seen["c"]) == batch.near.sum()
+    assert loss.item() == pytest.approx(sum(flows) / len(flows) + LAMBDA * 3, abs=1e-4)
+
+
+def test_grpo_moves_the_generator(ready):
+    model, critic, batch = ready
+    with_reward, _ = steps.grpo_step(model, critic, batch, LAMBDA)
+    without, log = steps.grpo_step(model, critic, batch, 0.)
+    assert set(log) == {"flow_loss", "trigger_rate"}
+    assert with_reward.item() == pytest.approx(without.item(), abs=1e-4)       # advantages: mean 0
+    difference = gradient(model, with_reward) - gradient(model, without)
+    assert difference.abs().max() > 1e-6
+
+
+@pytest.mark.parametrize("step", [steps.rwr_step, steps.refl_step, steps.grpo_step,
+                                  steps.no_flow_step])
+def test_where_no_sample_is_near_the_critic_is_not_asked(ready, step):
+    model, _, batch = ready
+    far = replace(batch, near=torch.zeros_like(batch.near), n_near=0.)
+    loss, log = step(model, None, far, LAMBDA)
+    assert set(log) == {"flow_loss", "trigger_rate"} and log["trigger_rate"] == 0
+    plain, _ = train.uso_step(model, None, far, 0.)
+    if step is steps.no_flow_step:
+        assert loss.item() == 0 and not gradient(model, loss).any()
+    else:
+        assert loss.item() == plain.item()

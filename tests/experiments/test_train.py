@@ -1,0 +1,99 @@
+"""python -m experiments.train: its flags, what it leaves, and that a stopped run goes on."""
+
+import csv
+import json
+import math
+
+import pytest
+import torch
+
+from common.files import BadInput
+from experiments import train
+from model import load_model
+
+
+@pytest.fixture(scope="module")
+def run(tiny_dir, tmp_path_factory):
+    """run(out, *flags): a training of one step on two samples, all gated; returns its folder."""
+    torch.set_num_threads(1)
+    cache = tmp_path_factory.mktemp("cache")
+    common = ["--weights", tiny_dir, "--cache", cache, "--items", 2, "--batch", 2, "--lr", 1e-3,
+              "--tau", 1, "--eval-items", 0]
+
+    def trained(out, *flags, steps=1):
+        train.main([*map(str, [*common, "--steps", steps, "--out", out]), *flags])
+        return out
+    return trained
+
+
+@pytest.fixture(scope="module")
+def uso(run, tmp_path_factory):
+    return run(tmp_path_factory.mktemp("runs") / "uso")
+
+
+def read_log(folder):
+    with (folder / "log.csv").open() as file:
+        return [{name: float(x) for name, x in row.items()} for row in csv.DictReader(file)]
+
+
+def weights(folder):
+    return [file.read_bytes() for file in sorted((folder / "model").rglob("*.safetensors"))]
+
+
+@pytest.mark.parametrize("objective", ["rwr", "refl", "grpo"])
+def test_each_objective_runs(run, uso, tmp_path, objective):
+    folder = run(tmp_path / objective, "--objective", objective)
+    row, first = read_log(folder)[0], read_log(uso)[0]
+    assert all(map(math.isfinite, row.values())) and row["trigger_rate"] == 1
+    if objective == "rwr":
+        assert row["p_yes"] == pytest.approx(first["p_yes"], abs=1e-5)
+        assert row["loss"] == row["flow_loss"] != first["flow_loss"]
+    else:
+        assert row["flow_loss"] == first["flow_loss"]
+    assert json.loads((folder / "run.json").read_text())["settings"]["objective"] == objective
+
+
+def test_what_is_switched_off_is_off(run, uso, tmp_path):
+    first = read_log(uso)[0]
+    row, = read_log(run(tmp_path / "baseline", "--without", "baseline"))
+    assert row["flow_loss"] == first["flow_loss"] and row["p_yes"] == first["p_yes"]
+    assert row["reason_loss"] >= -math.log(first["p_yes"]) - 1e-5              # Jensen: m_0 = 0
+    row, = read_log(run(tmp_path / "flow", "--without", "flow"))
+    assert row["flow_loss"] == 0
+    assert row["loss"] == pytest.approx(.25 * first["reason_loss"], abs=1e-5)
+    folder = run(tmp_path / "vlm", "--without", "vlm", "position")
+    off = json.loads((folder / "model" / "model.json").read_text())["without"]
+    assert off == ["vlm", "position"]
+    model = load_model(folder)
+    assert not model.preset.use_vlm and not hasattr(model.visual_context_adapter, "position")
+
+
+def test_a_stopped_run_goes_on_with_its_objective(run, tmp_path):
+    flags = "--objective", "rwr", "--without", "baseline"
+    straight = run(tmp_path / "straight", *flags, steps=3)
+    stopped = run(tmp_path / "stopped", *flags, steps=3)
+    state = torch.load(stopped / "state.pt")
+    run(tmp_path / "half", *flags, steps=1)
+    train.main(["--resume", str(tmp_path / "half"), "--steps", "3"])
+    assert torch.load(tmp_path / "half" / "state.pt")["step"] == state["step"] == 3
+    assert weights(straight) == weights(stopped)
+
+
+def test_one_folder_holds_one_objective(run, uso):
+    for flags in (["--objective", "rwr"], ["--without", "baseline"]):
+        with pytest.raises(BadInput, match="holds a run with another --objective"):
+            run(uso, *flags)
+
+
+@pytest.mark.parametrize("flags, says", [
+    (["--objective", "ppo"], "invalid choice: 'ppo'"),
+    (["--without", "eyes"], "invalid choice: 'eyes'"),
+    (["--bogus"], "unrecognized arguments: --bogus"),
+    (["--objective", "rwr", "--batch", "0"], "--batch: must be at least 1"),
+    (["--objective", "rwr", "--lambda", "0"], "--lambda 0: would leave rwr without its critic"),
+    (["--objective", "refl", "--without", "flow"], "--without flow: is for --objective uso"),
+    (["--resume", "nowhere"], "nowhere: no run.json there"),
+    (["--resume", "nowhere", "--out", "x"], "drop them")])
+def test_bad_flags(flags, says):
+    with pytest.raises(BadInput, match=says):
+        train.parse(flags)
