@@ -14,11 +14,20 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from critic import ASSISTANT_TURN, EDITED, SYSTEM, USER_TURN, VERDICT, opening, pairs
-from model import VILA, chat
-from tiny.lessons import DESCRIBE
+from critic import ASSISTANT_TURN, EDITED, SOURCE, SYSTEM, USER_TURN, VERDICT, opening, pairs
+from model import GENERATE, PRESETS, VILA, chat
+from tiny import world
+from tiny.tokenizer import make_tokenizer
 
+DESCRIBE = "Describe the video ."
 STOP = "<|eot_id|>"
+
+
+def world_tokenizer():
+    """The tokenizer of all that the tiny world and its chats can say."""
+    roles = "system\n\nuser\n\nassistant\n\n"
+    chats = [SYSTEM, GENERATE, SOURCE, EDITED, VERDICT, DESCRIBE, roles]
+    return make_tokenizer(world.all_texts() + 50 * chats, PRESETS["tiny"].t5["vocab_size"])
 
 
 # ----------------------------------------------------------------------------------------- the rows
@@ -35,12 +44,11 @@ def thought_row(source: torch.Tensor, instruction: str, thought: str) -> list[tu
 
 def verdict_row(think: str, source: torch.Tensor, edited: torch.Tensor, instruction: str,
                 thought: str, seen: str, yes: float) -> list[tuple]:
-    """Judge an edit, in the form that `critic.Critic` with this `think` asks in. source, edited:
-    (T, D).
+    """Judge an edit, in the form that `critic.Critic` with this `think` asks in.
 
-    yes: the soft label. seen: what has been done, "" where that is not known. It is to be written,
-    too: in "full" before the verdict; in the others after it, where the verdict cannot read it, but
-    the eyes learn from it.
+    source, edited: (T, D). yes: the soft label. seen: what has been done, "" where that is not
+    known. It is to be written, too: in "full" before the verdict; in the others after it, where the
+    verdict cannot read it, but the eyes learn from it.
     """
     *question, assistant_turn = opening(source, instruction)
     shown = pairs(source, edited)
@@ -101,9 +109,7 @@ def teach(vlm: VILA, rows: list[list[tuple]], yes: torch.Tensor | None = None) -
 
 
 def states_at(states: torch.Tensor, compared: list, first: int) -> torch.Tensor | None:
-    """States (B, T, D) at every second one of the compared tokens: (B', T', D). first: 0 source, 1
-    edit.
-    """
+    """States (B, T, D) at every second compared token, (B', T', D). first: 0 source, 1 edit."""
     if not compared:
         return None
     return torch.stack([states[r, start + first:end:2] for r, start, end in compared])

@@ -1,5 +1,4 @@
-"""Contact sheets: many clips in one picture, a few frames of each, with the instruction above them.
-"""
+"""Contact sheets: many clips in one picture, a few frames of each, the instruction above them."""
 
 import unicodedata
 from pathlib import Path
@@ -12,32 +11,31 @@ GAP, LABEL, TOP = 12, 28, 22              # dots: between columns, for an instru
 LETTER = 6.4                                    # dots, the mean width of a letter of an instruction
 
 
-def contact_sheet(items: list, rows: dict[str, list[torch.Tensor]], path: str | Path,
-                  columns: tuple[int, ...] = (0, 4, 8)) -> None:
-    """Write a PNG: one line an item (a triplet, or whatever has an `instruction`), one column an
-    entry of `rows`.
+def contact_sheet(items: list, videos: dict[str, list[torch.Tensor]], path: str | Path,
+                  frames: tuple[int, ...] = (0, 4, 8)) -> None:
+    """Write a PNG: a line for each item, which has an `instruction`, a column for each of `videos`.
 
-    rows: {"source": [video, ...], ...}, videos (F, 3, H, W) in [-1, 1], as many as there are items.
-    columns: the frames of each that are shown. Raises BadInput where the picture cannot be written.
+    videos: {"source": [video, ...], ...}, (F, 3, H, W) in [-1, 1], as many as there are items.
+    frames: the numbers of those that are shown. Raises BadInput where it cannot be written.
     """
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    h, w = next(iter(rows.values()))[0].shape[-2:]
+    h, w = next(iter(videos.values()))[0].shape[-2:]
     scale = max(1, round(100 / h))              # whole dots for a pixel, about 100 dots for a frame
-    strip, line = (scale * w + 2) * len(columns), scale * h + LABEL
-    width = (strip + GAP) * len(rows) + GAP
+    strip, line = (scale * w + 2) * len(frames), scale * h + LABEL
+    width = (strip + GAP) * len(videos) + GAP
     height = line * len(items) + TOP
     figure = plt.figure(figsize=(width / 100, height / 100), dpi=100)
 
     def write(x, y, text, **style):
         figure.text(x / width, 1 - y / height, text, parse_math=False, **style)
     sheet = torch.ones(3, height, width)
-    for c, (name, videos) in enumerate(rows.items()):
+    for c, (name, clips) in enumerate(videos.items()):
         left = GAP + c * (strip + GAP)
         write(left + strip / 2, TOP - 8, name, size=10, weight="bold", ha="center")
-        for r, video in enumerate(videos[:len(items)]):
-            picture = filmstrip(video, columns, scale)
+        for r, video in enumerate(clips[:len(items)]):
+            picture = filmstrip(video, frames, scale)
             upper = TOP + r * line + 22
             sheet[:, upper:upper + picture.shape[1], left:left + strip] = picture
     for r, item in enumerate(items):
@@ -50,23 +48,19 @@ def contact_sheet(items: list, rows: dict[str, list[torch.Tensor]], path: str | 
     plt.close(figure)
 
 
-def filmstrip(video: torch.Tensor, columns: tuple[int, ...], scale: int) -> torch.Tensor:
-    """Some frames of (F, 3, H, W) side by side, two white dots after each: (3, H*scale, ...) in [0,
-    1].
-    """
-    frames = []
-    for k in columns:
+def filmstrip(video: torch.Tensor, frames: tuple[int, ...], scale: int) -> torch.Tensor:
+    """Frames of (F, 3, H, W) side by side, two white dots after each: (3, H', W') in [0, 1]."""
+    pictures = []
+    for k in frames:
         frame = video[min(k, len(video) - 1)].detach().float().cpu().nan_to_num()
         frame = ((frame + 1) / 2).clamp(0, 1)
         frame = frame.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
-        frames += [frame, torch.ones(3, frame.shape[1], 2)]
-    return torch.cat(frames, 2)
+        pictures += [frame, torch.ones(3, frame.shape[1], 2)]
+    return torch.cat(pictures, 2)
 
 
 def shorten(text: str, letters: int) -> str:
-    """`text`, cut at the end where it is longer than so many letters; a Chinese one is as wide as
-    two.
-    """
+    """`text`, cut at the end where it is too long. A Chinese letter is as wide as two."""
     widths = [2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text]
     if sum(widths) <= letters:
         return text
@@ -76,8 +70,7 @@ def shorten(text: str, letters: int) -> str:
 
 
 def drawable(text: str) -> tuple[str, list[str]]:
-    """The text, and the fonts to draw it with: matplotlib's own, and installed ones for letters
-    that it lacks.
+    """The text, and its fonts: matplotlib's own, and installed ones for letters that it lacks.
 
     A letter that no font has would be an empty box: it is written as its code, as in Python's
     "\\u6c34".

@@ -1,5 +1,4 @@
-"""What the critic will have to judge: the one-step estimates and edits of a half-trained generator,
-graded.
+"""What the critic will have to judge: estimates and edits of a half-trained generator, graded.
 
 A VLM that has only seen the world's own clips is fooled by decoder blur and by half-made edits. So
 pretrain_vlm.py first trains a draft of the base generator for some minutes, keeps what it makes,
@@ -22,13 +21,11 @@ from critic import clean_estimate
 from model import UnifiedModel, add_noise
 from tiny import stage
 from tiny.lessons import VLM_STRIDE, Answer, as_video, grade, training_triplet
-from tiny.pretrain_base import base_step, encode_all, encode_edits, new_generator
+from tiny.pretrain_base import Edits, base_step, encode_all, encode_edits, new_generator
 
 
 def draft_answers(lessons: list[dict], args) -> list[tuple[dict, list[Answer]]]:
-    """For each of the first --draft-items lessons, what the draft made of it; kept in the run's
-    folder.
-    """
+    """What the draft made of each of the first --draft-items lessons; kept in the run's folder."""
     file = args.out / "estimates.safetensors"
     if not file.exists():
         lessons_of_draft = lessons[:args.draft_items]
@@ -39,9 +36,8 @@ def draft_answers(lessons: list[dict], args) -> list[tuple[dict, list[Answer]]]:
     return read_answers(file, lessons)
 
 
-def train_draft(lessons: list[dict], args) -> tuple:
-    """A generator after --draft-steps steps on the lessons' instructions: model, encoded edits,
-    wrong latents.
+def train_draft(lessons: list[dict], args) -> tuple[UnifiedModel, Edits, torch.Tensor]:
+    """A generator trained on the lessons: model, encoded lessons, latents of the wrong answers.
 
     Its own VLM is untrained: it reads through T5 alone.
     """
@@ -61,11 +57,9 @@ def train_draft(lessons: list[dict], args) -> tuple:
 
 
 @torch.no_grad()
-def write_answers(file: Path, lessons: list[dict], model: UnifiedModel, edits, wrong: torch.Tensor,
-                  seed: int) -> None:
-    """Let the draft make answers to all lessons, judge them, keep frames, grades and numbers of the
-    lessons.
-    """
+def write_answers(file: Path, lessons: list[dict], model: UnifiedModel, edits: Edits,
+                  wrong: torch.Tensor, seed: int) -> None:
+    """Let the draft answer the lessons; keep its frames, their grades, whose answers they are."""
     which, frames, grades = [], [], []
     generator = torch.Generator().manual_seed(seed)
     for start in tqdm(range(0, len(lessons), 8), desc="estimates", disable=not is_first_rank()):
@@ -86,13 +80,12 @@ def write_answers(file: Path, lessons: list[dict], model: UnifiedModel, edits, w
         save_file(kept, temporary)
 
 
-def one_step_estimates(model: UnifiedModel, edits, wrong: torch.Tensor, rows: list[int],
+def one_step_estimates(model: UnifiedModel, edits: Edits, wrong: torch.Tensor, rows: list[int],
                        generator: torch.Generator, with_blur: bool) -> list[torch.Tensor]:
-    """Batches of clips (B, F, 3, H, W): estimates at random t, from noised targets and from noised
-    wrong answers.
+    """Batches of clips (B, F, 3, H, W): estimates from noised targets and noised wrong answers.
 
-    At small t, x_t itself shows what it was made of. with_blur: also the clips as the decoder shows
-    them.
+    Of both, since at small t, x_t itself shows what it was made of. with_blur: also targets and
+    wrong answers themselves, as the decoder shows them.
     """
     source = edits.source[rows]
     text = model.encode_text([edits.texts[i] for i in rows])
@@ -109,9 +102,7 @@ def one_step_estimates(model: UnifiedModel, edits, wrong: torch.Tensor, rows: li
 
 def one_step(model: UnifiedModel, c: torch.Tensor, source: torch.Tensor, x0: torch.Tensor,
              t: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """Eq. 3: the clean estimate of x0, noised to the levels t (B,). All latents are (B, C, f, h,
-    w).
-    """
+    """Eq. 3: the clean estimate of x0 noised to levels t (B,). Latents are (B, C, f, h, w)."""
     x_t = add_noise(x0, noise, t)
     return clean_estimate(x_t, model.velocity(x_t, t, c, source), t)
 

@@ -28,8 +28,7 @@ def render(scene: Scene) -> torch.Tensor:
 
 
 def paint(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
-    """Video (F, H, W, 3), float32 in [0, 1], and what covers each pixel: (F, H, W), indices into
-    LABELS.
+    """Video (F, H, W, 3) in [0, 1], and what covers each pixel (F, H, W), indices into LABELS.
 
     The VLM's first lessons are about these labels.
     """
@@ -65,8 +64,7 @@ class Canvas:
         self.pixels = SIZE * zoom                        # in a width of the scene
 
     def fill(self, distance: np.ndarray, colour, label: str) -> None:
-        """Paint where `distance`, in widths of the scene, is negative. It broadcasts to (F, H, W).
-        """
+        """Paint where `distance` (F, H, W), in widths of the scene, is negative."""
         cover = np.clip(.5 - distance * self.pixels / 1.6, 0, 1)
         self.labels = np.where(cover > .5, LABELS.index(label), self.labels)
         cover = cover[..., None]
@@ -74,9 +72,7 @@ class Canvas:
 
 
 def camera_view(camera: tuple, frame: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The scene's x (F, 1, W) and y (F, H, 1) at each pixel, and the zoom (F, 1, 1); see
-    Scene.camera.
-    """
+    """The scene's x (F, 1, W) and y (F, H, 1) at each pixel, and the zoom (F, 1, 1)."""
     x0, zoom0, x1, zoom1 = camera
     progress = frame / (FRAMES - 1)
     zoom = zoom0 + progress * (zoom1 - zoom0)
@@ -102,9 +98,7 @@ def ridge_height(place: str, x: np.ndarray, phase: float) -> np.ndarray:
 
 
 def distance_to(thing: Thing, x: np.ndarray, y: np.ndarray, frame: np.ndarray) -> np.ndarray:
-    """Signed distance to the thing's outline, negative inside it: (F, H, W), in widths of the
-    scene.
-    """
+    """Signed distance to the outline, negative inside it: (F, H, W), in widths of the scene."""
     centre = thing.y + 0 * frame
     if thing.act == "jump":
         centre = thing.y - .25 * np.sin(np.pi * frame / 8)

@@ -27,7 +27,7 @@ from tiny import stage
 from tiny.draft import one_step
 from tiny.heads import Heads
 from tiny.lessons import as_video, grade, render_lessons, training_triplet, vlm_frames, vlm_lesson
-from tiny.pretrain_vlm import Shown, judge, look, two_answers
+from tiny.pretrain_vlm import Shown, judge_answers, name_patches, two_answers
 
 HEAD_STEPS = 200                                    # the heads of the dense questions alone, before
 AS_BEFORE = .375                                         # the share of pairs as in the third lesson
@@ -36,13 +36,11 @@ FARTHEST = .7                                    # RMS of the longest way, in de
 
 def harden_step(model: UnifiedModel, generator: UnifiedModel | None, heads: Heads,
                 lessons: list[dict], number: int, args) -> tuple[torch.Tensor, dict]:
-    """Eyes and verdicts. Without a `generator`, on answers as in the third lesson alone: loss, what
-    to log.
-    """
+    """Eyes and verdicts: loss, what to log. Without a `generator`, as in the third lesson."""
     rng = np.random.default_rng([args.seed, 5, number, RANK])
     batch = [lessons[i] for i in rng.integers(len(lessons), size=args.batch // WORLD_SIZE)]
     k = int(rng.integers(3))
-    eyes_loss, log = look(model.vlm, heads, batch, slice(k, k + 1))
+    eyes_loss, log = name_patches(model.vlm, heads, batch, slice(k, k + 1))
     asked = batch[::2]
     n_as_before = round(AS_BEFORE * len(asked)) if generator else len(asked)
     shown = []
@@ -50,17 +48,16 @@ def harden_step(model: UnifiedModel, generator: UnifiedModel | None, heads: Head
         shown += two_answers(lesson, [], rng)
     if generator:
         shown += pleasing_answers(model, generator, asked[n_as_before:], rng)
-    loss, more = judge(model.vlm, heads, shown, rng)
+    loss, more = judge_answers(model.vlm, heads, shown, rng)
     return .3 * eyes_loss + loss, log | more
 
 
 def pleasing_answers(model: UnifiedModel, generator: UnifiedModel, lessons: list[dict],
                      rng) -> list[Shown]:
-    """Two answers to each lesson, moved in latent space to please the critic, graded afresh by the
-    oracle.
+    """Two answers to each lesson, moved to please the critic, and graded afresh by the oracle.
 
     They begin as the target and a near miss, half of them as one-step estimates of `generator` of
-    these. In every second step, by a coin, the targets are moved to displease.
+    these. A coin says for all targets of a step whether they are moved to please or to displease.
     """
     rows = [lesson for lesson in lessons for _ in range(2)]
     clips = [as_video(lesson[key]) for lesson in lessons for key in ("target", "wrong")]
@@ -96,9 +93,7 @@ def estimates_of(generator: UnifiedModel, lessons: list[dict], latents: torch.Te
 
 def please(critic: Critic, lessons: list[dict], latents: torch.Tensor, size: torch.Tensor,
            steps: int) -> torch.Tensor:
-    """Latents moved by an RMS of `size` (B,) along the margin's gradient; against it where that is
-    negative.
-    """
+    """Latents moved by an RMS of `size` (B,) along the margin's gradient; below 0, against it."""
     source = torch.stack([vlm_frames(lesson["source"]) for lesson in lessons])
     texts = [lesson["instruction"] for lesson in lessons]
     thoughts = [lesson["thought"] for lesson in lessons]

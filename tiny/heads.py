@@ -29,9 +29,7 @@ POINTS = 4
 
 
 class Heads(nn.Module):
-    """eye: what covers a patch's four points? mind: is a token's quarter another, and what covers
-    it?
-    """
+    """eye: what covers a patch's points? mind: what covers a token's, and is it another?"""
 
     def __init__(self, vlm: VILA):
         super().__init__()
@@ -52,9 +50,7 @@ class Heads(nn.Module):
 
 
 def covers(vlm: VILA, heads: Heads, frames: torch.Tensor, labels: torch.Tensor) -> tuple:
-    """Frames (N, 3, H, W) and what covers their points (N, 16, 16): loss, share of points that are
-    right.
-    """
+    """Loss, share that is right, of frames (N, 3, H, W) and their points' labels (N, 16, 16)."""
     labels = by_cell(labels).long()                                          # (N, 64, P)
     guess = heads.patch_labels(vlm.patches(frames))
     loss = F.cross_entropy(guess.flatten(0, 2), labels.flatten())
@@ -64,10 +60,9 @@ def covers(vlm: VILA, heads: Heads, frames: torch.Tensor, labels: torch.Tensor) 
 
 def expects(heads: Heads, there: torch.Tensor, expected: torch.Tensor,
             lessons: list[dict]) -> tuple:
-    """States (B, K*16, D) at the tokens of the source, before and after the thought: loss, share
-    that is right.
+    """Loss, share that is right where the edit is to change something.
 
-    The share is of the guesses where the edit is to change something.
+    there, expected: states (B, K*16, D) at the source's tokens, in an early and in a late layer.
     """
     before = token_points([lesson["labels"] for lesson in lessons])          # (B, K*16, P)
     after = token_points([lesson["wanted"] for lesson in lessons])
@@ -82,7 +77,7 @@ def expects(heads: Heads, there: torch.Tensor, expected: torch.Tensor,
 
 def compares(heads: Heads, found: torch.Tensor, frames: torch.Tensor,
              lessons: list[dict]) -> torch.Tensor:
-    """States (B, K*16, D) at the tokens of the edits `frames` (B, K, 3, H, W): the loss."""
+    """Loss of states `found` (B, K*16, D) at the tokens of edits `frames` (B, K, 3, H, W)."""
     target = torch.stack([vlm_frames(lesson["target"]) for lesson in lessons])
     far = F.avg_pool2d((frames - target).flatten(0, 1), 2).abs().amax(1, keepdim=True)
     far = by_cell(F.avg_pool2d(far, 2)[:, 0])                                # (B*K, 16, P)
@@ -93,9 +88,7 @@ def compares(heads: Heads, found: torch.Tensor, frames: torch.Tensor,
 
 
 def by_cell(points: torch.Tensor) -> torch.Tensor:
-    """Points (..., S, S) -> (..., (S/2)^2, 4): the four points of each cell, cells in reading
-    order.
-    """
+    """Points (..., S, S) -> (..., (S/2)^2, 4): the four of each cell, cells in reading order."""
     cells = points.unflatten(-1, (-1, 2)).unflatten(-3, (-1, 2))             # (..., S/2, 2, S/2, 2)
     return cells.transpose(-3, -2).flatten(-2).flatten(-3, -2)
 
@@ -107,8 +100,7 @@ def token_points(labels: list[np.ndarray]) -> torch.Tensor:
 
 
 def balanced(loss: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
-    """The mean over rows of a loss (B, ...), half of it where `share` (B, ...) is 1 and half where
-    it is 0.
+    """The mean over rows of a loss (B, ...): half where `share` (B, ...) is 1, half where it is 0.
 
     So a small thing counts as much as the whole sky.
     """

@@ -16,22 +16,11 @@ from tqdm import tqdm
 from common.distributed import WORLD_SIZE, gather_rows, is_first_rank, my_shard
 from common.intervals import overall
 from common.video import from_bytes, to_bytes
-from critic import EDITED, SOURCE, SYSTEM, VERDICT
-from model import GENERATE, PRESETS
 from tiny import draw, scene, world
-from tiny.tokenizer import make_tokenizer
 
-DESCRIBE = "Describe the video ."
 MISS_SHARE = {"nothing": .10, "half": .08, "wrong object": .26, "wrong effect": .28,
               "over-done": .16, "noise": .06, "flicker": .06}            # mostly the hard ones
 VLM_STRIDE = 4                                           # the VLM sees frames 0, 4 and 8
-
-
-def world_tokenizer():
-    """The tokenizer of all that the tiny world and its chats can say."""
-    roles = "system\n\nuser\n\nassistant\n\n"
-    chats = [SYSTEM, GENERATE, SOURCE, EDITED, VERDICT, DESCRIBE, roles]
-    return make_tokenizer(world.all_texts() + 50 * chats, PRESETS["tiny"].t5["vocab_size"])
 
 
 class Answer(NamedTuple):
@@ -68,8 +57,7 @@ def base_lesson(index: int) -> tuple[np.ndarray, str]:
 
 
 def vlm_lesson(index: int) -> dict:
-    """For the VLM: clips, texts, what covers each patch, and three wrong answers with their grades.
-    """
+    """For the VLM: clips, texts, what covers each patch, and three wrong answers, graded."""
     triplet = training_triplet(index)
     rng = np.random.default_rng([7, index])
     before, after = patch_labels(triplet.before), patch_labels(triplet.after)
@@ -92,8 +80,7 @@ def vlm_lesson(index: int) -> dict:
 
 
 def patch_labels(shown: scene.Scene) -> np.ndarray:
-    """What covers every second pixel of the frames that the VLM sees: (K, 16, 16), of draw.LABELS.
-    """
+    """What covers every second pixel of the frames that the VLM sees: (K, 16, 16)."""
     _, labels = draw.paint(shown)
     return labels[::VLM_STRIDE, 1::2, 1::2].astype(np.uint8)
 
@@ -125,9 +112,7 @@ def vlm_frames(clip: np.ndarray) -> torch.Tensor:
 # -------------------------------------------------------------------------------------- all of them
 
 def render_lessons(lesson: Callable, n: int) -> list:
-    """The lessons 0 to n - 1, on all cores of all ranks, with a progress bar; all ranks get all of
-    them.
-    """
+    """The lessons 0 to n - 1, made on all cores of all ranks; all ranks get all of them."""
     numbers = my_shard(range(n))
     workers = max(1, len(os.sched_getaffinity(0)) // WORLD_SIZE)
     spawn = get_context("spawn")

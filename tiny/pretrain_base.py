@@ -1,5 +1,4 @@
-"""Pretrain the tiny base generator G and the connector: literal edits and plain generation, nothing
-implicit.
+"""Pretrain the tiny generator G and the connector: literal edits and plain generation.
 
     python -m tiny.pretrain_base
     torchrun --nproc_per_node 2 -m tiny.pretrain_base    # 20 minutes on two cores
@@ -64,8 +63,7 @@ def base_step(model: UnifiedModel, edits: Edits, unconditional: torch.Tensor, st
 
 
 def new_generator(model: UnifiedModel, seed: int) -> dict[str, nn.Parameter]:
-    """Give `model` a new G, connector and T5, random from `seed`; returns their parameters by name.
-    """
+    """Give `model` a new G, connector and T5, random from `seed`; returns their parameters."""
     torch.manual_seed(seed)
     fresh = UnifiedModel(PRESETS["tiny"])
     for part in LEARNED:
@@ -84,8 +82,7 @@ def generator_params(model: UnifiedModel) -> dict[str, nn.Parameter]:
 
 def encode_edits(model: UnifiedModel, sources: list[torch.Tensor], targets: list[torch.Tensor],
                  texts: list[str]) -> Edits:
-    """All lessons through the frozen VLM and VAE, shared among the ranks. Clips are (F, 3, H, W).
-    """
+    """All lessons through the frozen VLM and VAE, shared among the ranks."""
     h = read_all(model, sources, texts)
     return Edits(encode_all(model, sources, "encoding sources"),
                  encode_all(model, targets, "encoding targets"), h, texts)

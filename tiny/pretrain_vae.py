@@ -64,9 +64,7 @@ def decode_unclamped(vae, z: torch.Tensor) -> torch.Tensor:
 
 
 def pick(clips: torch.Tensor, n: int, single: bool, generator: torch.Generator) -> torch.Tensor:
-    """n random clips, or single frames, of clips (N, 2, F, 3, H, W), uint8: (n, 3, F or 1, H, W) in
-    [-1, 1].
-    """
+    """n random clips, or single frames, of (N, 2, F, 3, H, W), uint8: (n, 3, F or 1, H, W)."""
     rows = torch.randint(len(clips), (n,), generator=generator)
     which = torch.randint(2, (n,), generator=generator)
     picked = clips[rows, which]                                              # (n, F, 3, H, W)
@@ -86,8 +84,7 @@ def init_weights(vae) -> None:
 
 @torch.no_grad()
 def set_latent_scale(vae, clips: torch.Tensor) -> None:
-    """Write down mean and deviation of the latents (of targets): the DiT wants them to be 0 and 1.
-    """
+    """Write down mean and deviation of the latents: the DiT wants them to be 0 and 1."""
     targets = clips[:256, 1]                                                 # (N, F, 3, H, W)
     z = torch.cat([vae.encode(from_bytes(some).transpose(1, 2)).latent_dist.mode()
                    for some in targets.split(8)])                            # (N, C, f, h, w)

@@ -1,12 +1,10 @@
-"""Pretrain the tiny VLM, from scratch, in four lessons: eyes, words, verdicts, and what it will
-have to judge.
+"""Pretrain the tiny VLM, from scratch, in four lessons.
 
     python -m tiny.pretrain_vlm
     torchrun --nproc_per_node 2 -m tiny.pretrain_vlm     # 56 minutes on two cores
     python -m tiny.pretrain_vlm --weights weights/tiny   # with the VAE of this repository
 
-It reads the VAE in out/vae/model and writes out/vlm/model, which pretrain_base.py reads. The
-lessons:
+It reads the VAE in out/vae/model and writes out/vlm/model, which pretrain_base.py reads.
 
     1   eyes        what covers this patch?                               the first 5 % of the steps
     2   words       captions and chains of thought                        up to 16 %
@@ -58,22 +56,23 @@ def vlm_step(vlm: VILA, heads: Heads, lessons: list[dict], estimates: list, step
     numbers = rng.integers(len(lessons), size=args.batch // WORLD_SIZE)
     batch = [lessons[i] for i in numbers]
     if step < args.steps * WORDS_FROM // 100:
-        return look(vlm, heads, batch, slice(None))
+        return name_patches(vlm, heads, batch, slice(None))
     k = int(rng.integers(3))                             # from here on one frame is enough
-    eyes_loss, log = look(vlm, heads, batch, slice(k, k + 1))
+    eyes_loss, log = name_patches(vlm, heads, batch, slice(k, k + 1))
     if step < args.steps * VERDICTS_FROM // 100:
-        loss, more = write(vlm, batch, rng)
+        loss, more = write_texts(vlm, batch, rng)
     else:
         if step < args.steps * ESTIMATES_FROM // 100:
             estimates = []
         shown = [answer for lesson in batch[::2] for answer in two_answers(lesson, estimates, rng)]
-        loss, more = judge(vlm, heads, shown, rng)
+        loss, more = judge_answers(vlm, heads, shown, rng)
     return .3 * eyes_loss + loss, log | more
 
 
 # ----------------------------------------------------------------------------------- lesson 1: eyes
 
-def look(vlm: VILA, heads: Heads, batch: list[dict], frames: slice) -> tuple[torch.Tensor, dict]:
+def name_patches(vlm: VILA, heads: Heads, batch: list[dict],
+                 frames: slice) -> tuple[torch.Tensor, dict]:
     """What covers each patch of the source? Of these of its frames, and of the first eight rows."""
     batch = batch[:8]
     source = torch.cat([vlm_frames(lesson["source"])[frames] for lesson in batch])   # (N, 3, H, W)
@@ -84,7 +83,7 @@ def look(vlm: VILA, heads: Heads, batch: list[dict], frames: slice) -> tuple[tor
 
 # ---------------------------------------------------------------------------------- lesson 2: words
 
-def write(vlm: VILA, batch: list[dict], rng) -> tuple[torch.Tensor, dict]:
+def write_texts(vlm: VILA, batch: list[dict], rng) -> tuple[torch.Tensor, dict]:
     """Describe the source, and think about the instruction."""
     source = vlm.see(torch.stack([vlm_frames(lesson["source"]) for lesson in batch]))    # (B, T, D)
     rows = []
@@ -104,9 +103,7 @@ def instruction_of(lesson: dict, rng) -> str:
 # ------------------------------------------------------------------------ lessons 3 and 4: verdicts
 
 def two_answers(lesson: dict, estimates: list, rng) -> list[Shown]:
-    """A right and a wrong answer to the lesson; or two that a draft made, to another one (lesson
-    4).
-    """
+    """A right and a wrong answer to the lesson; or, in lesson 4, two of the draft's to another."""
     if estimates and rng.random() < ESTIMATES_SHARE:
         lesson, made = estimates[int(rng.integers(len(estimates)))]
         answers = [made[k] for k in rng.choice(len(made), 2, replace=False)]
@@ -124,11 +121,11 @@ def two_answers(lesson: dict, estimates: list, rng) -> list[Shown]:
     return shown
 
 
-def judge(vlm: VILA, heads: Heads, shown: list[Shown], rng) -> tuple[torch.Tensor, dict]:
-    """Is it done, and what has been done? `shown` are pairs of answers to the same lesson, one
-    after the other.
+def judge_answers(vlm: VILA, heads: Heads, shown: list[Shown], rng) -> tuple[torch.Tensor, dict]:
+    """Is it done, and what has been done?
 
-    The dense questions are asked where the thought comes before the edit: "expect".
+    shown: pairs of answers, each pair to one lesson, one after the other. The dense questions are
+    asked where the thought comes before the edit: "expect".
     """
     frames = torch.stack([answer.frames for answer in shown])                      # (B, K, 3, H, W)
     source = vlm.see(torch.stack([vlm_frames(answer.lesson["source"]) for answer in shown[::2]]))
@@ -148,7 +145,7 @@ def judge(vlm: VILA, heads: Heads, shown: list[Shown], rng) -> tuple[torch.Tenso
     lessons = [shown[i].lesson for i in asked]
     expect_loss, expected_right = expects(heads, taught.there, taught.expected, lessons)
     wrong_loss = compares(heads, taught.found, frames[asked], lessons)
-    order_loss, order_right = rank(taught.margin, grades)
+    order_loss, order_right = order(taught.margin, grades)
     dense = taught.verdict_loss + order_loss + expect_loss + wrong_loss
     log = {"text_loss": taught.text_loss,
            "expected_right": expected_right,
@@ -160,9 +157,8 @@ def judge(vlm: VILA, heads: Heads, shown: list[Shown], rng) -> tuple[torch.Tenso
     return taught.text_loss + 2 * dense, {name: x.item() for name, x in log.items()}
 
 
-def rank(margin: torch.Tensor, grades: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of two answers the better one should have the larger margin: loss, share of pairs that are in
-    order.
+def order(margin: torch.Tensor, grades: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of two answers the better one should have the larger margin: loss, share in order.
 
     margin, grades: (B,), pairs one after the other. Pairs whose grades differ by less than .2 do
     not count.

@@ -28,9 +28,7 @@ class Effect(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """A cause. It is never trained in its last phrase nor in the place `away`: both are for the
-    "cross" subset.
-    """
+    """A cause. Its last phrase and the place `away` are held out, for the subset "cross"."""
     name: str
     type: str
     away: str
@@ -85,8 +83,7 @@ def take_colour(scene: Scene, rng, colour: str) -> Effect | None:
 
 
 def feel(scene: Scene, rng, other: int, who: str, toward: int) -> Effect | None:
-    """A thing goes toward (+1) or away from (-1) the other one, who is the largest or the smallest.
-    """
+    """A thing goes toward (+1) or away from (-1) the other, who is the largest or smallest."""
     i = standing_thing(scene, rng, but=other)
     if i is None:
         return None

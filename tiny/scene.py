@@ -1,5 +1,4 @@
-"""The tiny world's scenes: what can be in one, how it is described, and the edits that can be made
-to it.
+"""The tiny world's scenes: what can be in one, how it is described, how it can be edited.
 
 A scene is a place (sky, skyline, ground) with two or three things in it. An `Edit` is one literal
 operation on it ("remove the red ball"). Why it should be made is the business of rules.py, what it
@@ -42,9 +41,7 @@ FLOOR = .70                                              # y of a thing's centre
 
 @dataclass(frozen=True)
 class Thing:
-    """One object: its looks, its centre (x, y) in frame 0, its speed in widths a frame, what it
-    does in ICVG.
-    """
+    """One object: looks, centre (x, y) in frame 0, speed in widths a frame, act in ICVG."""
     shape: str
     colour: str
     size: float
@@ -87,8 +84,7 @@ class Scene:
     camera: tuple[float, float, float, float] = (.5, 1., .5, 1.)
 
     def later(self) -> "Scene":
-        """The scene one clip later, where the next segment of ICVG begins: what moves has moved on.
-        """
+        """The scene one clip later, where ICVG's next segment begins: what moves has moved on."""
         return replace(self, things=tuple(replace(t, x=t.x + FRAMES * t.vx) for t in self.things))
 
     def find(self, wanted: Callable[[Thing], bool]) -> int | None:
@@ -123,9 +119,7 @@ class Scene:
 
 
 def random_scene(rng: np.random.Generator, place: str) -> Scene:
-    """A scene in `place`: two or three things, no two of one size or colour, at most one moves and
-    one flies.
-    """
+    """Two or three things in `place`, of different sizes and colours; one may move, one may fly."""
     time = str(rng.choice(list(SKIES)))
     ground = PLACES[place]
     if ground in OTHER_SEASON and rng.random() < .35:
@@ -161,9 +155,7 @@ def _random_speed(rng, slot: int) -> float:
 
 
 def caption(scene: Scene) -> str:
-    """One line that says all that can be seen: the text of plain generation, and what the VLM
-    learns to write.
-    """
+    """One line that says all that can be seen: for plain generation, and for the VLM to write."""
     side = "left" if scene.light < 0 else "right"
     text = f"a {scene.place} of {scene.ground} at {scene.time} . light {side} ."
     for thing in sorted(scene.things, key=lambda thing: thing.x):
@@ -180,9 +172,7 @@ def caption(scene: Scene) -> str:
 # -------------------------------------------------------------------------------------------- edits
 
 class Edit(NamedTuple):
-    """One literal operation: what (see `apply`), on which thing (-1: on the scene), with which
-    value.
-    """
+    """One literal operation: what (see `apply`), on which thing (-1: the scene), which value."""
     op: str
     i: int = -1
     value: Any = None

@@ -1,7 +1,7 @@
-"""What the three stages of pretraining share: their flags, their run folder, their optimizers.
+"""What the pretraining scripts share: their flags, their run folder, their optimizers.
 
-A stage is a script with one loop, as train.py is; see pretrain_vae.py, pretrain_vlm.py,
-pretrain_base.py.
+A stage is a script with one loop, as train.py is: pretrain_vae.py, pretrain_vlm.py,
+pretrain_base.py, harden_vlm.py.
 """
 
 import sys
@@ -16,7 +16,7 @@ from common.distributed import WORLD_SIZE, is_first_rank, start, stop
 from common.files import BadInput, Parser, at_least_0, between, check_writable, positive
 from common.run import check_run, claim_folder
 from model import PRESETS, UnifiedModel
-from tiny.lessons import world_tokenizer
+from tiny.chats import world_tokenizer
 
 STOPPED = "stopped and saved; the same command goes on from here"
 FREE = ("out", "save_every", "argv")                     # flags that may differ when a run goes on
@@ -55,8 +55,7 @@ def begin(parser: Parser, argv: list[str] | None, samples_apart: int = 1):
 
 
 def claim(args) -> None:
-    """From here on the run folder is this run's. To be called once everything is loaded and made.
-    """
+    """From here on the run folder is this run's. For when all is loaded and rendered."""
     claim_folder(args.out, args.argv, settings_of(args))
 
 
@@ -78,8 +77,7 @@ def end(model: UnifiedModel, args, parts: tuple[str, ...] | None = None) -> None
 
 
 def model_with_vae(weights: Path, seed: int) -> UnifiedModel:
-    """The tiny preset, random but for the VAE, which comes from `weights`, and the tokenizers; all
-    frozen.
+    """The tiny preset, frozen, random but for the VAE of `weights`, and with its tokenizers.
 
     Raises BadInput where there is no VAE.
     """
@@ -97,9 +95,7 @@ def model_with_vae(weights: Path, seed: int) -> UnifiedModel:
 
 def optimizers(params: dict[str, nn.Parameter], lr: float, weight_decay: float,
                muon: Collection[str] = ()) -> list[torch.optim.Optimizer]:
-    """AdamW, and Muon for the parameters named in `muon`; its steps are scaled to the size of
-    AdamW's.
-    """
+    """AdamW, and Muon for what `muon` names; its steps are scaled to the size of AdamW's."""
     rest = [p for name, p in params.items() if name not in muon]
     both = [torch.optim.AdamW(rest, lr=lr, betas=(.9, .95), weight_decay=weight_decay)]
     if muon:
@@ -110,9 +106,7 @@ def optimizers(params: dict[str, nn.Parameter], lr: float, weight_decay: float,
 
 
 def hidden_matrices(params: dict[str, nn.Parameter]) -> set[str]:
-    """The names of the matrices between embeddings and heads: Muon trains them in half as many
-    steps.
-    """
+    """The matrices between embeddings and heads, which Muon trains in half as many steps."""
     ends = ("embed", "position", "shared", "relative", "boundary",           # embeddings,
             "lm_head", "proj_out", "eye.", "mind.")                          # and heads
     return {name for name, p in params.items()

@@ -1,5 +1,4 @@
-"""The tokenizer of the tiny preset: a byte-level BPE of what the tiny world and its chats can say.
-"""
+"""The tokenizer of the tiny preset: a byte-level BPE of what the world and its chats can say."""
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -9,9 +8,7 @@ SPECIAL_TOKENS = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>
 
 
 def make_tokenizer(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of `texts` with the special tokens of our chats, for VLM and T5; it reads
-    anything.
-    """
+    """A byte-level BPE of `texts`, with our chats' special tokens; it can read anything."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()

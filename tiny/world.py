@@ -1,5 +1,4 @@
-"""The tiny world: triplets of moving scenes with implicit instructions, and an oracle that knows
-the answer.
+"""The tiny world: triplets with implicit instructions, and an oracle that knows the answer.
 
     python -m tiny.world                                # a contact sheet of triplets: out/world.png
     python -m tiny.world --subset icvg --number 20 --out out/icvg.png
@@ -40,9 +39,7 @@ SUBSETS = ("rave", "icvg", "literal", "cross")
 
 
 def _version() -> str:
-    """Other code may make another world: whoever keeps clips or scores of it compares this hash of
-    the code.
-    """
+    """A hash of the code: other code may make another world, so kept clips and scores have it."""
     files = [scene.__file__, draw.__file__, rules.__file__, __file__]
     return hashlib.sha256(b"".join(Path(file).read_bytes() for file in files)).hexdigest()
 
@@ -78,8 +75,7 @@ class Triplet:
 
 
 def make_triplet(index: int, subset: str = "rave", split: str = "test") -> Triplet:
-    """Triplet number `index` of a subset and split: the same on every machine, types in turn (Sec.
-    3.1, 3.2).
+    """Triplet number `index` of a subset and split, the types in turn (Sec. 3.1, 3.2).
 
     subset: "rave" (edits), "icvg" (the next segment), "literal" (RAVE with the literal instruction;
     Table 3) or "cross" (RAVE in a phrase and at a place that its rule was never trained with; Table
@@ -137,8 +133,7 @@ MISSES = ("nothing", "half", "wrong object", "wrong effect", "over-done", "noise
 
 
 def near_miss(triplet: Triplet, kind: str, rng: np.random.Generator) -> tuple[torch.Tensor, str]:
-    """A wrong answer to `triplet`: video (F, 3, H, W) in [-1, 1], and in plain words what was done
-    in it.
+    """A wrong answer: video (F, 3, H, W) in [-1, 1], and in plain words what was done in it.
 
     kind: one of MISSES. A critic that has never seen such answers cannot tell them from the target.
     Raises ValueError for another kind.
@@ -165,9 +160,7 @@ def near_miss(triplet: Triplet, kind: str, rng: np.random.Generator) -> tuple[to
 
 
 def _wrong_edit(triplet: Triplet, kind: str, rng) -> Edit:
-    """The right operation on another thing, or with another value; or, where there is no such,
-    another edit.
-    """
+    """The right operation on another thing or with another value; if there is none, another."""
     start, edit = triplet.start, triplet.edit
     if kind == "wrong object" and edit.i >= 0 and edit.op not in ("swap", "push"):
         others = [i for i in range(len(start.things)) if i != edit.i]
@@ -181,9 +174,7 @@ def _wrong_edit(triplet: Triplet, kind: str, rng) -> Edit:
 
 
 def _other_values(start: Scene, edit: Edit) -> list:
-    """What else the edit could turn its thing or scene to: neither the right value nor the present
-    one.
-    """
+    """What else the edit could set: neither the right value nor the present one."""
     match edit.op:
         case "paint":
             values, present = PALETTE, start.things[edit.i].colour
@@ -238,8 +229,7 @@ def _pick(options: list, rng):
 # --------------------------------------------------------------------------------------- the oracle
 
 def judge(triplet: Triplet, video: torch.Tensor) -> dict[str, float]:
-    """The oracle's scores of `video` (F, 3, H, W) in [-1, 1] as an answer to `triplet`, in 0..10
-    (Sec. 3.2).
+    """The oracle's scores, 0..10, of `video` (F, 3, H, W) as an answer to `triplet` (Sec. 3.2).
 
     EA (Edit Accuracy), PC (Preservation Consistency; not for ICVG), GN (Generation Naturalness), GR
     (Generation Realism): see the four functions below. It compares blocks of 2 x 2 pixels, blind to
@@ -265,15 +255,12 @@ def judge(triplet: Triplet, video: torch.Tensor) -> dict[str, float]:
 
 
 def blocks(video: torch.Tensor) -> torch.Tensor:
-    """Means over 2 x 2 pixels: what is where, blind to grain and soft edges. (F, 3, H, W) -> (F, 3,
-    h, w).
-    """
+    """Means over 2 x 2 pixels, blind to grain and soft edges. (F, 3, H, W) -> (F, 3, h, w)."""
     return F.avg_pool2d(video, 2)
 
 
 def edit_accuracy(source: torch.Tensor, target: torch.Tensor, video: torch.Tensor) -> float:
-    """1 - the distance of the video to the target, as a share of that of the source. All are
-    blocks.
+    """1 - the distance of the video to the target, as a share of the source's. All are blocks.
 
     Each block is weighted by how much source and target differ there: 1 is the target, 0 the
     source.
@@ -286,8 +273,7 @@ def edit_accuracy(source: torch.Tensor, target: torch.Tensor, video: torch.Tenso
 
 
 def preservation(source: torch.Tensor, target: torch.Tensor, video: torch.Tensor) -> float:
-    """1 - the RMS distance of the video to the source, where source and target agree. All are
-    blocks.
+    """1 - the RMS distance to the source, where source and target agree. All are blocks.
 
     0 is a distance of 0.5 (a quarter of the range of values) or more.
     """
@@ -299,9 +285,7 @@ def preservation(source: torch.Tensor, target: torch.Tensor, video: torch.Tensor
 
 
 def without_flicker(difference: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
-    """Differences (F, 3, h, w) without their flicker, which is what the median of the blocks
-    `where` shows.
-    """
+    """Differences (F, 3, h, w) without their flicker: the median of the blocks `where`."""
     light = difference.mean(1, keepdim=True).masked_fill(~where, math.nan)            # (F, 1, h, w)
     light = light.flatten(1).nanmedian(1).values.nan_to_num()                              # (F,)
     return difference - (light - light.mean())[:, None, None, None]
@@ -321,8 +305,7 @@ def jerkiness(video: torch.Tensor) -> float:
 
 
 def realism(source: torch.Tensor, target: torch.Tensor, video: torch.Tensor) -> float:
-    """1 - the RMS distance of the video's fine detail from anything between that of the source and
-    the target.
+    """1 - the RMS distance of the fine detail from anything between source's and target's.
 
     Pixel by pixel; 0.3 or more is 0. It finds noise, blur and ghosts.
     """

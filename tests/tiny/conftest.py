@@ -27,7 +27,8 @@ class OneProcess:
 @pytest.fixture
 def small_world(monkeypatch):
     """Few texts for the tokenizer, no pool of processes for the renderer, and one thread."""
-    phrases = [phrase for rules in world.RULES.values() for rule in rules for phrase in rule.phrases]
+    rules = [rule for of_subset in world.RULES.values() for rule in of_subset]
+    phrases = [phrase for rule in rules for phrase in rule.phrases]
     monkeypatch.setattr(world, "all_texts", lambda: phrases)
     monkeypatch.setattr(lessons, "ProcessPoolExecutor", OneProcess)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})

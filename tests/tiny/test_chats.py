@@ -1,4 +1,4 @@
-"""What the VLM is taught: the critic's own chats, token by token; losses and dense questions against plain loops."""
+"""What the VLM is taught: the critic's chats, token by token; losses against plain loops."""
 
 import math
 
@@ -9,9 +9,10 @@ import torch
 from critic import THINK, Critic
 from model import PRESETS
 from tiny import heads
-from tiny.chats import caption_row, find_parts, teach, thought_row, verdict_row
-from tiny.lessons import MISS_SHARE, grade, vlm_frames, vlm_lesson, world_tokenizer
-from tiny.pretrain_vlm import rank
+from tiny.chats import (caption_row, find_parts, teach, thought_row, verdict_row,
+                        world_tokenizer)
+from tiny.lessons import MISS_SHARE, grade, vlm_frames, vlm_lesson
+from tiny.pretrain_vlm import order
 from tiny.world import MISSES, make_triplet
 
 TINY = PRESETS["tiny"]
@@ -44,10 +45,10 @@ def test_what_is_taught_is_what_is_asked(tiny, vlm, monkeypatch, think, seen):
 
 
 def test_losses_against_one_row_at_a_time(vlm):
-    """The mean log-probability of what is to be written, and of the verdict, without padding or batches."""
+    """The mean log-probability of what is to be written, without padding or batches."""
     g = torch.Generator().manual_seed(0)
     source, edited = torch.randn(3, WIDTH, generator=g), torch.randn(3, WIDTH, generator=g)
-    rows = [verdict_row("expect", source, edited, "a hard frost came", "it is ice", "the ground is ice", .9),
+    rows = [verdict_row("expect", source, edited, "frost came", "it is ice", "there is ice", .9),
             verdict_row("none", source, edited, "wait", "", "", .2),
             verdict_row("full", source, edited, "wait", "it is snow", "nothing", .3)]
     grades = torch.tensor([.9, .2, .3])
@@ -58,7 +59,9 @@ def test_losses_against_one_row_at_a_time(vlm):
         said = vlm.read(embeddings, mask).logits[0].log_softmax(-1)
         position = 0
         for part, role in row:
-            ids = vlm.tokenizer(part, add_special_tokens=False).input_ids if isinstance(part, str) else list(part)
+            ids = list(part)
+            if isinstance(part, str):
+                ids = vlm.tokenizer(part, add_special_tokens=False).input_ids
             if role == "learn":
                 written += [said[position + k - 1, token] for k, token in enumerate(ids)]
             if role == "verdict":
@@ -68,7 +71,8 @@ def test_losses_against_one_row_at_a_time(vlm):
             position += len(ids)
     taught = teach(vlm, rows, grades)
     assert taught.text_loss.item() == pytest.approx(-torch.stack(written).mean().item(), abs=1e-4)
-    assert taught.verdict_loss.item() == pytest.approx(torch.stack(verdicts).mean().item(), abs=1e-4)
+    verdict_loss = torch.stack(verdicts).mean().item()
+    assert taught.verdict_loss.item() == pytest.approx(verdict_loss, abs=1e-4)
     assert taught.margin.tolist() == pytest.approx(torch.stack(margins).tolist(), abs=1e-4)
     assert taught.there.shape == taught.expected.shape == taught.found.shape == (1, 3, WIDTH)
 
@@ -83,16 +87,19 @@ def test_compared_tokens_are_those_of_source_and_edit(vlm):
     assert row == 0 and embeddings[0, start:end, 0].tolist() == [1, 2, 1, 2, 1, 2]
 
 
-# ------------------------------------------------------------------------------------------ the dense questions
+# ------------------------------------------------------------------------------ the dense questions
 
 def test_cells_in_reading_order():
     points = torch.arange(16).view(4, 4)
-    assert heads.by_cell(points).tolist() == [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
+    cells = [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
+    assert heads.by_cell(points).tolist() == cells
 
 
 def test_balanced_is_half_of_either_side():
-    loss, share = torch.tensor([[1., 2., 3., 9.], [4., 4., 4., 4.]]), torch.tensor([[0., 0., 0., 1.], [0., 0., 0., 0.]])
-    assert heads.balanced(loss, share).item() == pytest.approx((((1 + 2 + 3) / 3 + 4) / 2 + (9 + 0) / 2) / 2)
+    loss = torch.tensor([[1., 2., 3., 9.], [4., 4., 4., 4.]])
+    share = torch.tensor([[0., 0., 0., 1.], [0., 0., 0., 0.]])
+    where_0, where_1 = ((1 + 2 + 3) / 3 + 4) / 2, (9 + 0) / 2
+    assert heads.balanced(loss, share).item() == pytest.approx((where_0 + where_1) / 2)
 
 
 def test_comparing_asks_where_the_edit_differs_from_the_target(tiny):
@@ -100,7 +107,8 @@ def test_comparing_asks_where_the_edit_differs_from_the_target(tiny):
     lesson = vlm_lesson(0)
     target = vlm_frames(lesson["target"])
     frames = target.clone()
-    frames[:, :, 8:16, 16:24] = -frames[:, :, 8:16, 16:24].sign()            # one token's place, in all frames
+    place = frames[:, :, 8:16, 16:24]                    # one token's, in all frames
+    place.copy_(-place.sign())
     token = 1 * 4 + 2
     far = torch.zeros(1, 48, 4)
     far[:, token::16] = 1
@@ -112,20 +120,22 @@ def test_comparing_asks_where_the_edit_differs_from_the_target(tiny):
 
         def is_another(self, states):
             return self.logits
-    right, wrong = [heads.compares(Says(sign * (40 * far - 20)), torch.zeros(1, 48, 1), frames[None], [lesson]).item()
-                    for sign in (1, -1)]
+    states = torch.zeros(1, 48, 1)
+    right, wrong = [
+        heads.compares(Says(sign * (40 * far - 20)), states, frames[None], [lesson]).item()
+        for sign in (1, -1)]
     assert right < 1e-6 and wrong == pytest.approx(20)
 
 
-def test_rank():
+def test_order():
     margin = torch.tensor([2., 1., 0., 3., 5., 5.], requires_grad=True)
-    grades = torch.tensor([.9, .1, .9, .1, .5, .4])                          # in order, not in order, too alike
-    loss, right = rank(margin, grades)
+    grades = torch.tensor([.9, .1, .9, .1, .5, .4])              # in order, not in order, too alike
+    loss, right = order(margin, grades)
     assert loss.item() == pytest.approx((math.log1p(math.exp(-1)) + math.log1p(math.exp(3))) / 3)
     assert right.item() == .5
 
 
-# ------------------------------------------------------------------------------------------------- the lessons
+# -------------------------------------------------------------------------------------- the lessons
 
 def test_grades_are_the_logistic_of_overall_minus_7():
     triplet = make_triplet(0, "rave", "train")
@@ -140,5 +150,6 @@ def test_a_lesson():
     assert set(MISS_SHARE) == set(MISSES) and sum(MISS_SHARE.values()) == pytest.approx(1)
     assert lesson["labels"].shape == lesson["wanted"].shape == (3, 16, 16)
     assert np.array_equal(lesson["target"].shape, (9, 3, 32, 32)) and len(lesson["misses"]) == 3
-    assert all(answer.frames.shape == (3, 3, 32, 32) and 0 < answer.grade < 1 for answer in lesson["misses"])
+    for answer in lesson["misses"]:
+        assert answer.frames.shape == (3, 3, 32, 32) and 0 < answer.grade < 1
     assert np.array_equal(lesson["wrong"][::4], lesson["misses"][-1].frames)

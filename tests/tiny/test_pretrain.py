@@ -1,4 +1,4 @@
-"""The stages of pretraining, three steps of each: each trains its own part, goes on bit for bit, refuses bad flags."""
+"""The stages of pretraining, three steps of each: what they train, resume, bad flags."""
 
 import csv
 import math
@@ -18,7 +18,8 @@ SMALL = {"vae": ["--items", "4", "--batch", "2"],
          "vlm": ["--items", "8", "--batch", "8", "--draft-items", "2", "--draft-steps", "1"],
          "base": ["--items", "8", "--batch", "2"],
          "harden": ["--items", "4", "--batch", "8"]}
-MAIN = {"vae": pretrain_vae.main, "vlm": pretrain_vlm.main, "base": pretrain_base.main, "harden": harden_vlm.main}
+MAIN = {"vae": pretrain_vae.main, "vlm": pretrain_vlm.main, "base": pretrain_base.main,
+        "harden": harden_vlm.main}
 
 
 def run_stage(name: str, out: Path, *flags: str) -> Path:
@@ -28,11 +29,19 @@ def run_stage(name: str, out: Path, *flags: str) -> Path:
 
 
 def read_log(run: Path) -> list[dict[str, float]]:
-    return [{k: float(v) for k, v in row.items()} for row in csv.DictReader((run / "log.csv").open())]
+    rows = csv.DictReader((run / "log.csv").open())
+    return [{k: float(v) for k, v in row.items()} for row in rows]
 
 
 def weights(folder: Path) -> dict[str, bytes]:
-    return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*.safetensors"))}
+    files = sorted(folder.rglob("*.safetensors"))
+    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
+
+
+def moved_parts(before, after) -> set[str]:
+    """The parts of a model of which some parameter is another."""
+    return {k.split(".")[0] for k, p in after.named_parameters()
+            if not torch.equal(p, before.get_parameter(k))}
 
 
 def test_stages_follow_each_other(small_world, tmp_path, monkeypatch):
@@ -44,19 +53,21 @@ def test_stages_follow_each_other(small_world, tmp_path, monkeypatch):
         assert all(math.isfinite(row["loss"]) for row in read_log(tmp_path / name))
     vae_weights = load_file(vae / "vae" / "diffusion_pytorch_model.safetensors")
     before, end = load_model(vlm), load_model(base)
-    moved = {k.split(".")[0] for k, p in end.named_parameters() if not torch.equal(p, before.get_parameter(k))}
-    assert moved == {*TRAINED, "ar_head", "adapter", "boundary", "text_encoder"}
+    learned = {*TRAINED, "ar_head", "adapter", "boundary", "text_encoder"}
+    assert moved_parts(before, end) == learned
     assert all(torch.equal(p, vae_weights[k].float()) for k, p in end.vae.named_parameters())
-    assert min(end.vae.config.latents_std) > 0 and end.vae.config.latents_std != TINY.vae["latents_std"]
-    assert end.sample(torch.zeros(1, TINY.frames, 3, TINY.height, TINY.width), ["wait"], steps=1).isfinite().all()
+    std = end.vae.config.latents_std
+    assert min(std) > 0 and std != TINY.vae["latents_std"]
+    grey = torch.zeros(1, TINY.frames, 3, TINY.height, TINY.width)
+    assert end.sample(grey, ["wait"], steps=1).isfinite().all()
 
     monkeypatch.setattr(harden_vlm, "HEAD_STEPS", 1)
     hardened = run_stage("harden", tmp_path / "harden", "--weights", str(base))
     adapted = run_stage("base", tmp_path / "adapt", "--weights", str(hardened), "--adapt")
     after, again = load_model(hardened), load_model(adapted)
-    assert {k.split(".")[0] for k, p in after.named_parameters() if not torch.equal(p, end.get_parameter(k))} == {"vlm"}
+    assert moved_parts(end, after) == {"vlm"} and moved_parts(after, again) == learned
     far = max((p - after.get_parameter(k)).abs().max() for k, p in again.named_parameters())
-    assert 0 < far < .05                                 # three steps from where it was, not from random weights
+    assert 0 < far < .05                    # three steps from where it was, not from random weights
     assert all(math.isfinite(row["loss"]) for row in read_log(tmp_path / "harden"))
 
 
@@ -93,7 +104,7 @@ def test_the_draft_is_made_once(small_world, tmp_path, tiny_dir, monkeypatch):
     assert weights(run_stage("vlm", tmp_path / "stopped", *flags)) == weights(straight)
 
 
-# ------------------------------------------------------------------------------------------------------- pieces
+# ------------------------------------------------------------------------------------------- pieces
 
 def test_decode_unclamped(tiny):
     """Clamped, it is what the library decodes."""
@@ -108,20 +119,25 @@ def test_muon_gets_the_matrices_between_embeddings_and_heads(tiny):
     matrices = stage.hidden_matrices(params)
     assert all(params[name].ndim == 2 for name in matrices)
     assert "llm.model.layers.0.self_attn.q_proj.weight" in matrices
-    assert not {"llm.model.embed_tokens.weight", "vision_tower.embeddings.position_embedding.weight"} & matrices
+    assert "llm.model.embed_tokens.weight" not in matrices
+    assert "vision_tower.embeddings.position_embedding.weight" not in matrices
     adamw, muon = stage.optimizers(params, 1e-3, .01, matrices)
     both = [p for optimizer in (adamw, muon) for p in optimizer.param_groups[0]["params"]]
     assert len(both) == len(params) and len(muon.param_groups[0]["params"]) == len(matrices)
 
 
-# ---------------------------------------------------------------------------------------------------- bad flags
+# ---------------------------------------------------------------------------------------- bad flags
 
 @pytest.mark.parametrize("name, flags, words", [
-    ("vae", ["--steps", "0"], "--steps"), ("vae", ["--batch", "3"], "--batch 3 does not divide among 1 ranks: pass a "
-     "multiple of 2"), ("vae", ["--lr", "nan"], "--lr"), ("vae", ["--weights", "x"], "--weights"),
-    ("vae", ["--out", "file"], "cannot be written"), ("vlm", ["--weights", "nowhere"], "there is no VAE in nowhere/vae"),
-    ("vlm", ["--draft-items", "0"], "--draft-items"), ("base", ["--weights", "nowhere"], "cannot load nowhere"),
-    ("base", ["--drop", "2"], "--drop"), ("harden", ["--weights", "nowhere"], "cannot load nowhere"),
+    ("vae", ["--steps", "0"], "--steps"),
+    ("vae", ["--batch", "3"], "--batch 3 does not divide among 1 ranks: pass a multiple of 2"),
+    ("vae", ["--lr", "nan"], "--lr"), ("vae", ["--weights", "x"], "--weights"),
+    ("vae", ["--out", "file"], "cannot be written"),
+    ("vlm", ["--weights", "nowhere"], "there is no VAE in nowhere/vae"),
+    ("vlm", ["--draft-items", "0"], "--draft-items"),
+    ("base", ["--weights", "nowhere"], "cannot load nowhere"),
+    ("base", ["--drop", "2"], "--drop"),
+    ("harden", ["--weights", "nowhere"], "cannot load nowhere"),
     ("harden", ["--seed", "-1"], "--seed")])
 def test_bad_flags(small_world, tmp_path, monkeypatch, name, flags, words):
     monkeypatch.chdir(tmp_path)
