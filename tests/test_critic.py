@@ -185,7 +185,7 @@ def test_where_a_thought_ends(tiny, sources, monkeypatch, said, want):
 
     class Said:
         def __init__(self, k): self.logits = torch.nn.functional.one_hot(torch.tensor([[k]]), TINY.llama["vocab_size"])
-    monkeypatch.setattr(tiny.vlm, "read", lambda *args: Said(ids.pop(0)))
+    monkeypatch.setattr(tiny.vlm, "read", lambda *args, **named: Said(ids.pop(0)))
     if len(said) == 50:
         assert len(tiny.vlm.tokenizer("on", add_special_tokens=False).input_ids) == 1
     assert Critic(tiny, "expect").thoughts(sources[:1], ["wait"], limit=limit) == [want]
