@@ -24,7 +24,7 @@ from model import add_noise, flow_loss, velocity_target
 
 
 def rwr_step(model, critic, batch, lam) -> tuple[torch.Tensor, dict]:
-    """w * L_FM, with a weight w from the critic's margin on samples with t < tau; lam is not used."""
+    """w * L_FM, with w from the critic's margin on samples with t < tau; lam is not used."""
     x_t, c, v, flow = flow_matching(model, batch)
     weights = torch.ones_like(flow)                                          # (B,)
     asked = {}
@@ -38,7 +38,7 @@ def rwr_step(model, critic, batch, lam) -> tuple[torch.Tensor, dict]:
 
 
 def refl_step(model, critic, batch, lam) -> tuple[torch.Tensor, dict]:
-    """L_FM + lambda * L_reason, as USO, but of the estimate at the end of the model's own rollout."""
+    """L_FM + lambda * L_reason, as USO, but of the estimate that ends the model's own rollout."""
     x_t, c, v, flow = flow_matching(model, batch)
     loss = flow.mean()
     log = log_of_flow(loss, batch)
@@ -66,7 +66,7 @@ def grpo_step(model, critic, batch, lam) -> tuple[torch.Tensor, dict]:
 
         def reward(x0):
             return critic.margin(frames, critic.decode(x0), instructions, thoughts)
-        policy, margin = group_loss(model, c[near], shown.source, reward, batch.seed)    # (G,), (G,)
+        policy, margin = group_loss(model, c[near], shown.source, reward, batch.seed)  # (G,), (G,)
         loss = loss + lam * policy.sum() / batch.n_near
         log |= log_of_critic(policy, margin, batch)
     return loss, log
@@ -85,7 +85,7 @@ def no_flow_step(model, critic, batch, lam) -> tuple[torch.Tensor, dict]:
 
 
 def no_baseline(step: Callable) -> Callable:
-    """The same step with m_0 = 0: the critic's margin itself instead of its gain over the source."""
+    """The same step with m_0 = 0: the critic's margin itself, not its gain over the source."""
     def step_without(model, critic, batch, lam):
         return step(model, critic, replace(batch, baseline=torch.zeros_like(batch.baseline)), lam)
     return step_without
