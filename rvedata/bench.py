@@ -7,7 +7,8 @@ The first command writes train.jsonl, test.jsonl (manifests), verify.html, in wh
 accepts or rejects each triplet of the test, and report.html. The second takes what verify.html
 downloaded: then only what was accepted is in test.jsonl, and verify.html has another triplet of
 the same type for each that was rejected, as long as there are some. removed.jsonl says what was
-kept out, and why. """
+kept out, and why.
+"""
 
 import base64
 import hashlib

@@ -16,6 +16,7 @@ import numpy as np
 from safetensors.numpy import load_file
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import connected_components
+from tqdm import tqdm
 
 from common.files import BadInput, atomic_write
 from rvedata.stages import read_grouped, write_stage
@@ -69,7 +70,7 @@ def step_of(size: int) -> int:
 def count_cosines(out: Path, size: int) -> np.ndarray:
     """The histogram (B,) of the cosines of all pairs of clips that share a window."""
     counts = np.zeros(len(BIN_EDGES) - 1, int)
-    for clips, image in read_movies(out):
+    for clips, image in tqdm(read_movies(out), desc="cosines", unit="movie", disable=None):
         for first, rows in windows(clips, size):
             index = np.array([clip["index"] for clip in clips[rows]], int)
             earlier, later = np.triu_indices(len(index), 1)
@@ -168,7 +169,7 @@ def find_clusters(out: Path, size: int, threshold: float | None = None) -> float
 
     def clusters() -> Iterator[dict]:
         nonlocal alone
-        for clips, image in read_movies(out):
+        for clips, image in tqdm(read_movies(out), desc="clusters", unit="movie", disable=None):
             found = clusters_of(clips, image, size, threshold)
             alone += len(clips) - len({row for rows in found for row in rows})
             for rows in found:
