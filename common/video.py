@@ -75,7 +75,8 @@ def frames(path: str | Path, side: int | None = None) -> Iterator[np.ndarray]:
             yield frame if side is None else shrink(frame, side)
         return
     shrinking = "" if side is None else SHRINK.format(side=side)
-    ppm = ["-vf", SQUARE_PIXELS + shrinking, "-pix_fmt", "rgb24", "-c:v", "ppm", "-f", "image2pipe", "-"]
+    ppm = ["-vf", SQUARE_PIXELS + shrinking, "-pix_fmt", "rgb24", "-c:v", "ppm",
+           "-f", "image2pipe", "-"]
     with _decoding(path, *ppm) as pipe:
         while pipe.readline():                           # "P6"
             width, height = map(int, pipe.readline().split())
