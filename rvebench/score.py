@@ -39,8 +39,7 @@ from rvebench import judge, quality, report
 from rvebench.ask import Client, Missing
 from rvebench.benchmark import SCORES, Edit, Sample, all_edits, read_manifest, read_methods
 from rvebench.generate import generate
-from rvebench.scores import as_markdown
-from rvebench.tables import check_human, read_human, tables
+from rvebench.tables import check_human, read_human
 from tiny import world
 
 
@@ -343,12 +342,7 @@ def write_results(out: Path, rows: list[dict], about: dict) -> None:
     """scores.jsonl and about.json; then the tables and the page, which are printed."""
     write_rows(out / "scores.jsonl", rows)
     atomic_write(out / "about.json", to_json(about) + "\n")
-    human = read_human(out / "human.csv") if (out / "human.csv").exists() else None
-    blocks, charts = tables(rows, about, human)
-    text = as_markdown(blocks)
-    atomic_write(out / "table.md", text)
-    report.report(out, rows, about, blocks, [report.bars(*chart) for chart in charts], human)
-    print(f"{text}\nwrote scores.jsonl, table.md and report.html into {out}")
+    report.rebuild([out])
 
 
 def print_vbench_commands(out: Path, edits: list[Edit]) -> None:

@@ -1,0 +1,83 @@
+"""Copies of videos beside a page: of those that a browser cannot play, or of all for a bundle."""
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import imageio_ffmpeg
+import torch
+from tqdm import tqdm
+
+from common.files import BadInput, replacing
+from common.video import from_bytes, read_pixels, write_video
+from rvebench.page import relative
+from rvebench.results import VIDEOS
+
+FOLDER = "videos_of_the_page"
+CODECS = re.compile(rb"avcC.(?P<profile>.)|av01|vp09|V_VP8|V_VP9|V_AV1", re.DOTALL)
+EIGHT_BIT_H264 = (66, 77, 88, 100)                       # Baseline, Main, Extended, High
+
+
+def plays(path: Path) -> bool:
+    """Whether a browser plays it: mp4 or WebM with H.264 of 8 bits, VP8, VP9 or AV1.
+
+    Told by the codec's name in the file, without decoding: a page has thousands of videos. Where
+    this is wrong, the page says "cannot be played here".
+    """
+    if path.suffix.lower() not in (".mp4", ".m4v", ".webm") or not path.is_file():
+        return False
+    found = CODECS.search(path.read_bytes())
+    if not found:
+        return False
+    return found["profile"] is None or found["profile"][0] in EIGHT_BIT_H264
+
+
+def encode(path: Path, copy: Path) -> None:
+    """Write a video, gif or folder of pictures as H.264. Raises BadInput if it is unreadable."""
+    if path.is_dir():
+        pixels = torch.from_numpy(read_pixels(path))                    # (F, H, W, 3)
+        write_video(copy, from_bytes(pixels.permute(0, 3, 1, 2)))
+        return
+    even = "scale=trunc(iw/2)*2:trunc(ih/2)*2,format=yuv420p"           # colours come in 2 x 2
+    with replacing(copy) as temporary:
+        ffmpeg = imageio_ffmpeg.get_ffmpeg_exe()
+        done = subprocess.run([ffmpeg, "-nostdin", "-v", "error", "-i", os.path.abspath(path),
+                               "-map", "0:v:0", "-an", "-vf", even, "-c:v", "libx264", "-crf", "18",
+                               "-y", temporary], capture_output=True)
+        if done.returncode:
+            raise BadInput(f"{path}: cannot be read as a video; replace it")
+
+
+def copy_or_encode(path: Path, copy: Path) -> None:
+    """Write `copy`: the same bytes where a browser plays them, else as H.264. Raises BadInput."""
+    if not plays(path):
+        encode(path, copy)
+        return
+    with replacing(copy) as temporary:
+        shutil.copyfile(path, temporary)
+
+
+def make_playable(rows: list[dict], out: Path, everything: bool = False) -> list[dict]:
+    """The rows with their videos replaced by copies in `out`, where a browser needs one, or all.
+
+    A copy that is not older than its video is kept. What cannot be read keeps its path, and the
+    page says that it cannot be played.
+    """
+    paths = sorted({row[field] for row in rows for field in VIDEOS})
+    copies = {}
+    for path in tqdm(paths, desc="videos", unit="video", disable=len(paths) < 1000):
+        original = out / path
+        if not original.exists() or (not everything and plays(original)):
+            continue
+        name = f"{original.stem[:40]}-{hashlib.sha256(path.encode()).hexdigest()[:10]}.mp4"
+        copy = out / FOLDER / name
+        try:
+            if not copy.exists() or copy.stat().st_mtime < original.stat().st_mtime:
+                copy_or_encode(original, copy)
+            copies[path] = relative(copy, out)
+        except BadInput:
+            continue
+    return [row | {field: copies.get(row[field], row[field]) for field in VIDEOS} for row in rows]

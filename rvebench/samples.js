@@ -1,0 +1,360 @@
+// The samples: filters and order, in the address too; a card for each; CSV of those listed.
+
+const names = data.methods.map(method => method.name);
+const roleOf = Object.fromEntries(data.methods.map(method => [method.name, method.role]));
+const hidden = new Set();
+let subset = '';                                     // '' is all
+let pair = null;                                     // [a, b]: only samples on which a beats b
+const cards = lazily(fillCard, emptyCard);
+
+const scoreOf = (sample, method, column) => sample.methods[method]?.scores[column];
+const rivals = names.filter(name => !roleOf[name]);  // neither "do nothing" nor the reference
+const shownNames = () => rivals.filter(name => !hidden.has(name));
+const inSubset = () => data.samples.filter(sample => !subset || sample.subset == subset);
+const number = (value, column) => value.toFixed(data.unit.includes(column) ? 3 : 1);
+
+// ------------------------------------------------------------------------------ filters and order
+
+function matches(sample) {
+  const words = byId('search').value.toLowerCase();
+  const text = `${sample.id} ${sample.type} ${sample.instruction}`.toLowerCase();
+  const column = byId('column').value;
+  if (subset && sample.subset != subset) return false;
+  if (byId('type').value && sample.type != byId('type').value) return false;
+  if (!text.includes(words)) return false;
+  const failed = shownNames().some(name => sample.methods[name]?.failed);
+  if (byId('failed').checked && !failed) return false;
+  return !pair || scoreOf(sample, pair[0], column) > scoreOf(sample, pair[1], column);
+}
+
+// How far judge and people are apart on a sample: the most of the shown methods.
+function disagreement(sample, column) {
+  const gaps = shownNames().map(name => {
+    const rated = sample.methods[name]?.human[column];
+    const judged = scoreOf(sample, name, column);
+    return rated == null || judged == null ? -Infinity : Math.abs(rated - judged);
+  });
+  return Math.max(...gaps);
+}
+
+// A sample's place in an order, the smallest first; Infinity where it has none.
+function sortKey(sample, order, column) {
+  if (order == 'people') return -disagreement(sample, column);
+  const all = shownNames().map(name => scoreOf(sample, name, column));
+  const scores = all.filter(score => score != null);
+  if (!scores.length) return Infinity;
+  if (order == 'low') return Math.min(...scores);
+  if (order == 'high') return -Math.max(...scores);
+  if (scores.length < 2) return Infinity;
+  return Math.min(...scores) - Math.max(...scores);  // methods disagree most
+}
+
+function listed() {
+  const found = data.samples.filter(matches);
+  const order = byId('sort').value;
+  if (order == 'order') return found;
+  const column = byId('column').value;
+  const keys = new Map(found.map(sample => [sample, sortKey(sample, order, column)]));
+  return found.sort((a, b) => keys.get(a) == keys.get(b) ? 0 : keys.get(a) - keys.get(b));
+}
+
+// sample: the one to name in the address
+function drawSamples(sample) {
+  const found = listed();
+  cards.clear();
+  byId('list').replaceChildren(...found.map(makeCard));
+  for (const card of byId('list').children) cards.watch(card);
+  byId('count').textContent = `${found.length} of ${data.samples.length} samples`;
+  byId('unpair').hidden = !pair;
+  if (pair) byId('unpair').textContent = `only where ${pair[0]} beats ${pair[1]} ×`;
+  history.replaceState(null, '', `#${address(sample)}`);
+}
+
+// ------------------------------------------------------------------------------ the address
+
+const controls = { type: '', search: '', sort: 'order', column: data.main };         // defaults
+
+function address(sample) {
+  const state = new URLSearchParams();
+  for (const [id, usual] of Object.entries(controls)) {
+    if (byId(id).value != usual) state.set(id, byId(id).value);
+  }
+  if (byId('failed').checked) state.set('failed', 1);
+  if (subset) state.set('subset', subset);
+  for (const name of hidden) state.append('hide', name);
+  if (pair) {
+    state.set('won', pair[0]);
+    state.set('over', pair[1]);
+  }
+  if (sample) state.set('sample', sample.id);
+  return state.toString();
+}
+
+function readAddress() {
+  const state = new URLSearchParams(location.hash.slice(1));
+  for (const [id, usual] of Object.entries(controls)) {
+    byId(id).value = state.get(id) ?? usual;
+    if (!byId(id).value) byId(id).value = usual;     // an option that is not there
+  }
+  byId('failed').checked = state.has('failed');
+  subset = data.summaries.some(part => part.name == state.get('subset')) ? state.get('subset') : '';
+  hidden.clear();
+  for (const name of state.getAll('hide')) hidden.add(name);
+  for (const box of byId('methods').querySelectorAll('input')) box.checked = !hidden.has(box.value);
+  pair = state.has('won') && state.has('over') ? [state.get('won'), state.get('over')] : null;
+  return state.get('sample');
+}
+
+function goTo(id) {
+  const card = byId('list').querySelector(`article[data-id="${CSS.escape(id)}"]`);
+  card?.scrollIntoView();
+  card?.focus({ preventScroll: true });
+}
+
+// ------------------------------------------------------------------------------ a card
+
+function makeCard(sample) {
+  const card = make('article');
+  card.dataset.id = sample.id;
+  card.sample = sample;
+  card.tabIndex = -1;
+  const header = make('header', null, card);
+  make('h3', sample.instruction, header);
+  make('small', `${sample.id} · ${sample.subset} · ${sample.type}`, header);
+  make('button', 'play / pause', header).onclick = () => card.player?.toggle();
+  const link = make('a', 'link', header);
+  link.title = 'the address of this sample with the present filters';
+  link.href = '#';
+  link.onclick = () => { link.href = `#${address(sample)}`; };
+  make('div', null, card, 'row');
+  return card;
+}
+
+function fillCard(card) {
+  const { sample } = card;
+  const row = card.querySelector('.row');
+  const videos = [];
+
+  function figure(title, name, path) {
+    const element = make('figure', null, row);
+    make('figcaption', title, element);
+    if (!path) return element;
+    const video = makeVideo(path, `${title}: ${sample.instruction}`, element);
+    video.onclick = () => openCloseup(sample, name);
+    video.onloadedmetadata = () => element.classList.toggle('small', video.videoWidth < 200);
+    videos.push(video);
+    return element;
+  }
+
+  const scored = names.filter(name => sample.methods[name] && !hidden.has(name));
+  const extra = { source: 'source', reference: 'target' };             // shown once, scored or not
+  for (const [title, field] of Object.entries(extra)) {
+    const twin = scored.find(name => sample.methods[name].video == sample[field]);
+    const element = figure(title, title, sample[field]);
+    if (twin) addScores(element, sample, twin);
+  }
+  for (const name of scored) {
+    const result = sample.methods[name];
+    if (result.video == sample.source || result.video == sample.target) continue;
+    const playable = !result.failed || 'TF' in result.scores;
+    addScores(figure(name, name, playable ? result.video : null), sample, name);
+  }
+  if (data.judgeSees) addWhatTheJudgeSaw(card, sample, scored);
+  card.player = playInStep(videos);
+}
+
+function emptyCard(card) {
+  card.player.end();
+  card.player = null;
+  card.querySelector('.row').replaceChildren();
+  card.querySelector('details')?.remove();
+}
+
+function isBest(sample, name, column) {
+  const own = scoreOf(sample, name, column);
+  const others = shownNames();
+  return !roleOf[name] && others.length > 1
+    && others.every(other => !(scoreOf(sample, other, column) > own));
+}
+
+// The reasons of a judge who was asked twice a time: about EA and PC, then about GN and GR.
+function reasonsOf(result) {
+  const { reasons, repeats } = result;
+  if (reasons.length != 2 * repeats.length) return { all: reasons };
+  return { EA: reasons.filter((_, k) => k % 2 == 0), GN: reasons.filter((_, k) => k % 2 == 1) };
+}
+
+function addScores(element, sample, name) {
+  const result = sample.methods[name];
+  if (result.failed) make('div', result.failed, element, 'bad');
+  const table = make('table', null, element, 'scores');
+  const reasons = reasonsOf(result);
+  const has = column => result.scores[column] != null;
+  const judged = data.columns.filter(column => has(column) && !data.unit.includes(column));
+  const measured = data.columns.filter(column => has(column) && data.unit.includes(column));
+  judged.sort((a, b) => (b == data.main) - (a == data.main));            // what ranks comes first
+  for (const column of judged) {
+    const line = make('tr', null, table, column == data.main ? 'main' : '');
+    make('th', column, line);
+    make('td', number(result.scores[column], column), line,
+         isBest(sample, name, column) ? 'number best' : 'number');
+    const cell = make('td', null, line, 'reason');
+    if (result.repeats.length > 1) {                 // what each repeat gave
+      const each = result.repeats.map(repeat => repeat[column]?.toFixed(1) ?? '-');
+      make('div', each.join(' | '), cell);
+    }
+    for (const reason of reasons[column] ?? []) addClamped(reason, cell);
+  }
+  for (const reason of reasons.all ?? []) addClamped(reason, element);
+  for (const reason of result.missing) {
+    addClamped(`missing: ${reason}`, element).classList.add('bad');
+  }
+  const list = (scores, columns) =>
+    columns.map(column => `${column} ${number(scores[column], column)}`).join(' · ');
+  make('div', list(result.scores, measured), element, 'dim');
+  const rated = Object.keys(result.human);
+  if (rated.length) make('div', `people: ${list(result.human, rated)}`, element);
+}
+
+function addClamped(text, parent) {
+  const element = make('div', text, parent, 'clamped');
+  element.title = 'click to read all of it';
+  element.onclick = () => element.classList.toggle('open');
+  return element;
+}
+
+// ------------------------------------------------------------------------------ what the judge saw
+
+function addWhatTheJudgeSaw(card, sample, scored) {
+  const details = make('details', null, card, 'saw');
+  make('summary', 'what the judge saw, was asked and answered', details);
+  details.ontoggle = () => {
+    details.ontoggle = null;
+    const clips = { source: sample.source };
+    for (const name of scored) {
+      if (!roleOf[name]) clips[name] = sample.methods[name].video;
+    }
+    for (const [name, path] of Object.entries(clips)) {
+      make('div', `${name}, ${data.judgeSees.frames} frames`, details);
+      drawFrames(path, data.judgeSees.frames, make('div', null, details, 'scroll'));
+    }
+    const asked = data.judgeSees.prompts[sample.type];
+    if (asked) {
+      make('div', 'prompts', details);
+      for (const text of asked) {
+        make('pre', text.replaceAll('{instruction}', () => sample.instruction), details);
+      }
+    } else {
+      make('p', 'The prompt has changed since; it is not shown.', details);
+    }
+    for (const name of scored) {
+      for (const reply of sample.methods[name].replies ?? []) {
+        make('div', `reply about ${name}: ${reply.about}`, details);
+        make('pre', reply.text, details);
+      }
+    }
+  };
+}
+
+// Evenly spaced frames of a clip, the first and the last among them, as the judge gets them.
+async function drawFrames(path, count, parent) {
+  const video = make('video');
+  const event = name => new Promise((resolve, reject) => {
+    video.addEventListener(name, resolve, { once: true });
+    video.addEventListener('error', reject, { once: true });
+  });
+  video.muted = true;
+  video.preload = 'auto';
+  video.src = fileUrl(path);
+  try {
+    await event('loadeddata');
+    for (let k = 0; k < count; k++) {
+      const place = count > 1 ? k / (count - 1) : 0;
+      const seeked = event('seeked');
+      video.currentTime = Math.min(place * video.duration, video.duration - 1e-3);
+      await seeked;
+      const canvas = make('canvas', null, parent);
+      [canvas.width, canvas.height] = [video.videoWidth, video.videoHeight];
+      canvas.getContext('2d').drawImage(video, 0, 0);
+    }
+  } catch {
+    make('span', 'cannot be played here', parent, 'bad');
+  }
+  video.removeAttribute('src');
+  video.load();
+}
+
+// ------------------------------------------------------------------------------ CSV, keys
+
+// A text that a spreadsheet would take for a formula is marked as text.
+function csvCell(value) {
+  const text = String(value ?? '');
+  const safe = typeof value == 'string' && /^[=+\-@\t]/.test(text) ? `'${text}` : text;
+  return /[",\n\r]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
+}
+
+const csv = lines => lines.map(line => line.map(csvCell).join(',')).join('\r\n') + '\r\n';
+
+function samplesAsCsv() {
+  const rated = data.people.map(part => part.column);
+  const lines = [['id', 'subset', 'type', 'instruction', 'method', 'failed', ...data.columns,
+                  ...rated.map(column => `people ${column}`)]];
+  for (const sample of listed()) {
+    for (const name of names.filter(each => sample.methods[each] && !hidden.has(each))) {
+      const { failed, scores, human } = sample.methods[name];
+      lines.push([sample.id, sample.subset, sample.type, sample.instruction, name, failed,
+                  ...data.columns.map(column => scores[column]),
+                  ...rated.map(column => human[column])]);
+    }
+  }
+  return csv(lines);
+}
+
+function pageKeys(event) {
+  if (byId('closeup').open) return closeupKeys(event);
+  const taken = event.target.matches('input, select, button, summary, a');           // by those
+  if (taken || event.ctrlKey || event.metaKey || event.altKey) return;
+  const all = [...byId('list').children];
+  const below = all.findIndex(card => card.getBoundingClientRect().bottom > 80);
+  const here = document.activeElement.closest('article');
+  const at = here ? all.indexOf(here) : below;
+  const move = to => goTo(all[Math.min(all.length - 1, Math.max(0, to))].dataset.id);
+  const actions = {
+    '/': () => byId('search').focus(),
+    j: () => move(here ? at + 1 : below),
+    k: () => move(at - 1),
+    ' ': () => all[at]?.player?.toggle(),
+    Enter: () => openCloseup(all[at].sample, 'reference'),
+  };
+  if (!actions[event.key] || !all.length) return;
+  event.preventDefault();
+  actions[event.key]();
+}
+
+// ------------------------------------------------------------------------------ start
+
+function startSamples() {
+  const add = (id, value, text) => byId(id).append(new Option(text, value));
+  for (const type of Object.keys(data.types)) add('type', type, type);
+  for (const column of data.columns) add('column', column, column);
+  if (data.people.length) add('sort', 'people', 'judge and people disagree most');
+  for (const name of rivals) {
+    const label = make('label', null, byId('methods'));
+    const box = make('input', null, label);
+    box.type = 'checkbox';
+    box.checked = true;
+    box.value = name;
+    label.append(` ${name}`);
+    box.onchange = () => {
+      if (box.checked) hidden.delete(name);
+      else hidden.add(name);
+      drawSamples();
+    };
+  }
+  for (const id of ['type', 'sort', 'failed']) byId(id).onchange = () => drawSamples();
+  byId('column').onchange = () => { drawPairs(); drawSamples(); };
+  byId('search').oninput = () => drawSamples();
+  byId('unpair').onclick = () => { pair = null; drawPairs(); drawSamples(); };
+  byId('csv').onclick = () => download('samples.csv', samplesAsCsv(), 'text/csv');
+  addEventListener('keydown', pageKeys);
+}

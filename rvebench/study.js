@@ -1,0 +1,196 @@
+// One sample at a time: videos that start together, and a ranking of them for each question.
+// What is chosen is kept at once: ranks[sample][criterion] = {letter: place}, 1 is the best.
+
+const kept = `study ${data.study}`;
+const state = JSON.parse(localStorage.getItem(kept) ?? '{}');
+state.rater ??= crypto.getRandomValues(new Uint32Array(2)).join('-');    // names nobody
+state.ranks ??= {};
+
+let at = 0;                                          // the sample
+let active = 0;                                      // the criterion that keys go to
+let shareNext = false;                               // "=" was pressed
+let player = null;
+
+const lettersOf = k => Object.keys(data.samples[k].edits);
+const ranksOf = (k, criterion) => ((state.ranks[k] ??= {})[criterion] ??= {});
+const isDone = (k, criterion) =>
+  lettersOf(k).every(letter => state.ranks[k]?.[criterion]?.[letter]);
+const isRanked = k => data.criteria.every(({ name }) => isDone(k, name));
+
+function keep() {
+  localStorage.setItem(kept, JSON.stringify(state));
+}
+
+// ------------------------------------------------------------------------------ ranking
+
+function setRank(criterion, letter, place) {
+  const ranks = ranksOf(at, criterion);
+  delete ranks[letter];                              // what was ranked last is the last key
+  if (place) ranks[letter] = place;
+  keep();
+  drawCriteria();
+}
+
+// The next place after what is ranked: 1, 2, 3, or after a tie 1, 1, 3. Or the last place, shared.
+function rankNext(criterion, letter) {
+  const ranks = ranksOf(at, criterion);
+  if (ranks[letter]) return;
+  const taken = Object.values(ranks);
+  const last = taken.at(-1);
+  const next = Math.min(taken.length + 1, lettersOf(at).length);
+  setRank(criterion, letter, shareNext && last ? last : next);
+  shareNext = false;
+  if (isDone(at, criterion) && active < data.criteria.length - 1) {
+    active += 1;
+    drawCriteria();
+  }
+}
+
+function takeBack(criterion) {
+  const last = Object.keys(ranksOf(at, criterion)).at(-1);
+  if (last) setRank(criterion, last, null);
+}
+
+function copyBefore() {
+  if (!active) return;
+  const [before, now] = [data.criteria[active - 1].name, data.criteria[active].name];
+  state.ranks[at][now] = { ...ranksOf(at, before) };
+  keep();
+  active = Math.min(active + 1, data.criteria.length - 1);
+  drawCriteria();
+}
+
+// ------------------------------------------------------------------------------ showing
+
+function makeLetter(letter, criterion, parent) {
+  const button = make('button', letter, parent, 'letter');
+  button.draggable = true;
+  button.ondragstart = event => event.dataTransfer.setData('text/plain', `${criterion}\n${letter}`);
+  button.onclick = event => {
+    event.stopPropagation();
+    active = data.criteria.findIndex(({ name }) => name == criterion);
+    if (ranksOf(at, criterion)[letter]) setRank(criterion, letter, null);
+    else rankNext(criterion, letter);
+  };
+}
+
+function makePlace(title, criterion, place, parent) {
+  const box = make('div', null, parent, 'place');
+  make('small', title, box);
+  box.ondragover = event => { event.preventDefault(); box.classList.add('over'); };
+  box.ondragleave = () => box.classList.remove('over');
+  box.ondrop = event => {
+    event.preventDefault();
+    const [from, letter] = event.dataTransfer.getData('text/plain').split('\n');
+    if (from == criterion && lettersOf(at).includes(letter)) setRank(criterion, letter, place);
+    else drawCriteria();
+  };
+  for (const letter of lettersOf(at)) {
+    if ((ranksOf(at, criterion)[letter] ?? null) == place) makeLetter(letter, criterion, box);
+  }
+}
+
+function drawCriteria() {
+  byId('criteria').replaceChildren(...data.criteria.map(({ name, question }, k) => {
+    const box = make('div', null, null, 'criterion');
+    if (k == active) box.classList.add('active');
+    if (isDone(at, name)) box.classList.add('done');
+    box.onclick = () => { active = k; drawCriteria(); };
+    make('h3', `${name}. ${question}`, box);
+    const places = make('div', null, box, 'places');
+    makePlace('not ranked', name, null, places);
+    const n = lettersOf(at).length;
+    for (let place = 1; place <= n; place++) {
+      const words = { 1: '1 best', [n]: `${n} worst` };
+      makePlace(words[place] ?? place, name, place, places);
+    }
+    return box;
+  }));
+  const n = data.samples.filter((sample, k) => isRanked(k)).length;
+  byId('count').textContent = `${n} of ${data.samples.length} samples ranked`;
+}
+
+function showSample(k) {
+  at = Math.min(data.samples.length - 1, Math.max(0, k));
+  active = Math.max(0, data.criteria.findIndex(({ name }) => !isDone(at, name)));
+  shareNext = false;
+  const sample = data.samples[at];
+  byId('where').textContent = `sample ${at + 1} of ${data.samples.length}`;
+  byId('instruction').textContent = sample.instruction;
+  player?.end();
+  byId('videos').replaceChildren();
+  const files = { source: sample.source, ...sample.edits };
+  const videos = Object.entries(files).map(([name, path]) => {
+    const figure = make('figure', null, byId('videos'));
+    make('figcaption', name, figure);
+    const video = makeVideo(path, name == 'source' ? 'source' : `edit ${name}`, figure);
+    video.onloadedmetadata = () => figure.classList.toggle('small', video.videoWidth < 200);
+    return video;
+  });
+  player = playInStep(videos, false);                // none is slowed, which would look smoother
+  drawCriteria();
+}
+
+// ------------------------------------------------------------------------- saving and going on
+
+function ratings() {
+  const rankings = [];
+  data.samples.forEach((sample, k) => {
+    for (const { name } of data.criteria) {
+      if (!isDone(k, name)) continue;
+      rankings.push({ sample: k, criterion: name, ranks: state.ranks[k][name] });
+    }
+  });
+  return { study: data.study, rater: state.rater, rankings };
+}
+
+async function load(file) {
+  byId('message').textContent = '';
+  try {
+    const found = JSON.parse(await file.text());
+    if (found.study != data.study) throw new Error('it is of another study');
+    for (const { sample, criterion, ranks } of found.rankings) {
+      if (data.samples[sample]) (state.ranks[sample] ??= {})[criterion] = ranks;
+    }
+    state.rater = found.rater ?? state.rater;
+    keep();
+    goOn();
+  } catch (error) {
+    byId('message').textContent = `${file.name} cannot be loaded: ${error.message}`;
+  }
+}
+
+function goOn() {
+  showSample(Math.max(0, data.samples.findIndex((sample, k) => !isRanked(k))));
+}
+
+function pressed(event) {
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  const criterion = data.criteria[active].name;
+  const letter = event.key.toUpperCase();
+  const move = by => {
+    active = Math.min(data.criteria.length - 1, Math.max(0, active + by));
+    drawCriteria();
+  };
+  const actions = {
+    '=': () => { shareNext = true; }, Backspace: () => takeBack(criterion),
+    ArrowUp: () => move(-1), ArrowDown: () => move(1),
+    ArrowRight: () => showSample(at + 1), ArrowLeft: () => showSample(at - 1),
+    Enter: () => showSample(at + 1), ' ': () => player.restart(),
+  };
+  if (event.shiftKey && letter == 'C') actions[event.key] = copyBefore;  // C alone is an edit
+  else if (lettersOf(at).includes(letter)) actions[event.key] = () => rankNext(criterion, letter);
+  const onButton = event.target.tagName == 'BUTTON' && (event.key == 'Enter' || event.key == ' ');
+  if (!actions[event.key] || onButton) return;
+  event.preventDefault();
+  actions[event.key]();
+}
+
+byId('back').onclick = () => showSample(at - 1);
+byId('next').onclick = () => showSample(at + 1);
+byId('again').onclick = () => player.restart();
+byId('save').onclick =
+  () => download('ratings.json', JSON.stringify(ratings()), 'application/json');
+byId('load').onchange = event => load(event.target.files[0]);
+addEventListener('keydown', pressed);
+goOn();

@@ -1,0 +1,211 @@
+"""Which method do people prefer? A page to rank on, blindly, and what they said (Sec. 5.3, Fig. 7).
+
+    python -m rvebench.study results --n 50             # results/study/: a folder to hand out
+    python -m rvebench.study results --ratings *.json   # what came back; report.html then shows it
+
+A person sees a source, an instruction and the edits of all methods, under letters whose order is
+another on each sample. All start at the same moment, each at its own pace: a slow one slows no
+other. results/study_key.json says which letter is which method; it is not handed out. Who sends a
+file twice counts once. The source and the reference are not ranked.
+"""
+
+import hashlib
+import json
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+
+from common.files import BadInput, Parser, atomic_write, markdown, run_script
+from rvebench.page import HERE, write_page
+from rvebench.playable import copy_or_encode
+from rvebench.results import read_results, role, samples
+from rvebench.scores import win_rates
+from rvebench.tables import study_table
+
+CRITERIA = {
+    "Edit Accuracy": "How well does it do what the instruction means?",
+    "Content Preservation": "How well is everything else as it was?",
+    "Visual Quality": "How good does the video look?"}
+
+
+# ------------------------------------------------------------------------------------- the page
+
+def write_study(out: Path, rows: list[dict], names: list[str], n: int, seed: int = 0) -> Path:
+    """Write out/study/: study.html, and copies of the videos under names that tell nothing.
+
+    n samples of which each method has a video; in each the methods get letters in another order, by
+    `seed`. Returns the page's path. Raises BadInput where there are too few samples, or the key of
+    another study would be lost.
+    """
+    def has_videos(sample):
+        shown = all("TF" in sample["methods"].get(name, {}).get("scores", {}) for name in names)
+        return shown and (out / sample["source"]).exists()
+
+    usable = [sample for sample in samples(rows) if has_videos(sample)]
+    if len(names) < 2 or len(usable) < n:
+        raise BadInput(f"--n {n}: {len(usable)} samples have videos of all {len(names)} methods; "
+                       f"take fewer samples, and two methods or more")
+    rng = np.random.default_rng(seed)
+    shown, copies, key = [], {}, {"study": "", "samples": []}
+    for place, index in enumerate(rng.permutation(len(usable))[:n], 1):
+        sample = usable[index]
+        letters = {chr(65 + k): names[i] for k, i in enumerate(rng.permutation(len(names)))}
+        files = {letter: f"{place}{letter}.mp4" for letter in letters}
+        source = f"{place}source.mp4"
+        copies[source] = sample["source"]
+        for letter, name in letters.items():
+            copies[files[letter]] = sample["methods"][name]["video"]
+        shown.append({"instruction": sample["instruction"], "source": source, "edits": files})
+        key["samples"].append({"id": sample["id"], **letters})
+    key["study"] = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
+    folder = keep_key(out, key)
+    for name, path in copies.items():
+        copy_or_encode(out / path, folder / name)
+    criteria = [{"name": name, "question": question} for name, question in CRITERIA.items()]
+    data = {"study": key["study"], "criteria": criteria, "samples": shown}
+    write_page(folder / "study.html", HERE / "study.html", "Which edit is best?", data)
+    return folder / "study.html"
+
+
+def keep_key(out: Path, key: dict) -> Path:
+    """Write study_key.json; returns the study's folder. Raises BadInput if another key is there."""
+    path, folder = out / "study_key.json", out / "study"
+    if path.exists() and json.loads(path.read_text()) != key:            # answers would be lost
+        raise BadInput(f"{path}: is the key of another study; move it and {folder} away, or pass "
+                       f"the same --n and --seed")
+    atomic_write(path, json.dumps(key, indent=1) + "\n")
+    return folder
+
+
+# ---------------------------------------------------------------------------- what people said
+
+def read_ratings(folder: Path, files: list[Path]) -> list[dict]:
+    """[{rater, sample, criterion, ranks: {method: rank}}, ...] of what people saved.
+
+    The last word of a rater on a sample and criterion counts. Raises BadInput.
+    """
+    try:
+        key = json.loads((folder / "study_key.json").read_text())
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{folder}/study_key.json: cannot be read ({error}); make the study with "
+                       f"--n first") from error
+    found = {}
+    for file in files:
+        try:
+            content = Path(file).read_bytes()
+            rated = json.loads(content)
+            if rated["study"] != key["study"]:
+                raise BadInput(f"{file}: is of another study; give those of {folder}/study")
+            rater = str(rated.get("rater") or hashlib.sha256(content).hexdigest())
+            for row in rated["rankings"]:
+                ranking = read_ranking(row, key)
+                name = rater, ranking["sample"], ranking["criterion"]
+                found[name] = {"rater": rater, **ranking}
+        except BadInput:
+            raise
+        except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+            raise BadInput(f"{file}: is no ratings.json of the study ({error}); take it away") \
+                from error
+    return list(found.values())
+
+
+def read_ranking(row: dict, key: dict) -> dict:
+    """One ranking, methods for letters. Raises ValueError or the like where it is none."""
+    place, ranks = row["sample"], row["ranks"]
+    if type(place) is not int or place < 0:              # True is an int, too, and -1 a place
+        raise ValueError(f"sample {place!r}")
+    methods = {letter: name for letter, name in key["samples"][place].items() if letter != "id"}
+    possible = range(1, len(methods) + 1)
+    if set(ranks) != set(methods) or not all(rank in possible for rank in ranks.values()):
+        raise ValueError(f"ranks {ranks}")
+    if row["criterion"] not in CRITERIA:
+        raise ValueError(f"criterion {row['criterion']!r}")
+    return {"sample": key["samples"][place]["id"], "criterion": row["criterion"],
+            "ranks": {methods[letter]: rank for letter, rank in ranks.items()}}
+
+
+def keep_ratings(folder: Path, files: list[Path]) -> None:
+    """Copy people's files to folder/ratings/, named by their content. Raises BadInput."""
+    read_ratings(folder, files)                          # all are good, or none is kept
+    for file in files:
+        content = Path(file).read_bytes()
+        name = hashlib.sha256(content).hexdigest()[:16]
+        if not (folder / "ratings" / f"{name}.json").exists():
+            atomic_write(folder / "ratings" / f"{name}.json", content)
+
+
+def by_criterion(ratings: list[dict]) -> dict[str, list[dict[str, int]]]:
+    """{criterion: [{method: rank}, ...]}"""
+    found = {name: [] for name in CRITERIA}
+    for row in ratings:
+        found[row["criterion"]].append(row["ranks"])
+    return found
+
+
+def agreement(ratings: list[dict]) -> tuple[float, int]:
+    """(share, N): how often two people order two methods on a sample alike, of N such comparisons.
+
+    Where one of them or both see no difference, that is half an agreement; people who choose at
+    random come to 0.5.
+    """
+    groups = {}
+    for row in ratings:
+        groups.setdefault((row["sample"], row["criterion"]), []).append(row["ranks"])
+    alike = []
+    for rankings in groups.values():
+        for one, other in combinations(rankings, 2):
+            for a, b in combinations(one, 2):
+                same = np.sign(one[a] - one[b]) * np.sign(other[a] - other[b])
+                alike.append((1 + same) / 2)
+    return (float(np.mean(alike)) if alike else float("nan")), len(alike)
+
+
+def results(folder: Path) -> dict | None:
+    """What the kept ratings come to: rankings, win rates by criterion, words; None if none."""
+    files = list((folder / "ratings").glob("*.json"))
+    files.sort(key=lambda file: (file.stat().st_mtime, file.name))        # the last word counts
+    if not files:
+        return None
+    ratings = read_ratings(folder, files)
+    rankings = by_criterion(ratings)
+    rates = []
+    for criterion, some in rankings.items():
+        for (a, b), rate in win_rates(some).items():
+            if a < b:                                    # b over a is the rest of it
+                rates.append({"criterion": criterion, "a": a, "b": b, "rate": rate})
+    raters = len({row["rater"] for row in ratings})
+    ranked = len({row["sample"] for row in ratings})
+    share, n = agreement(ratings)
+    words = f"People who ranked: {raters}. Samples: {ranked}. Rankings: {len(ratings)}."
+    if n:
+        words += f" Two people order two edits alike in {share:.0%} of {n} cases; 50 % is chance."
+    return {"raters": raters, "agreement": share, "rankings": rankings, "rates": rates,
+            "words": words}
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = Parser(prog="python -m rvebench.study", description=__doc__.partition("\n")[0])
+    add = parser.add_argument
+    add("results", type=Path, help="a folder that rvebench.score has written")
+    add("--n", type=int, default=50, help="samples to rank")
+    add("--seed", type=int, default=0, help="of the choice of samples and the order of letters")
+    add("--ratings", nargs="+", type=Path, metavar="FILE", help="count what people saved, instead")
+    args = parser.parse_args(argv)
+    if args.n < 1:
+        raise BadInput(f"--n {args.n}: must be at least 1; 50 will do")
+    folder = args.results
+    if args.ratings:
+        keep_ratings(folder, args.ratings)
+        found = results(folder)
+        print(f"{markdown(study_table(found['rankings']))}{found['words']}\nkept in "
+              f"{folder}/ratings; python -m rvebench.report {folder} shows them on the page")
+        return
+    rows, about = read_results(folder)
+    names = [name for name in about["methods"] if not role(rows, name)]
+    page = write_study(folder, rows, names, args.n, args.seed)
+    print(f"wrote {page}: hand out its folder; {folder}/study_key.json says which method is which")
+
+
+if __name__ == "__main__":
+    run_script(main)
