@@ -46,9 +46,15 @@ function rankNext(criterion, letter) {
   }
 }
 
-function takeBack(criterion) {
-  const last = Object.keys(ranksOf(at, criterion)).at(-1);
-  if (last) setRank(criterion, last, null);
+function takeBack() {
+  const { name } = data.criteria[active];
+  const last = Object.keys(ranksOf(at, name)).at(-1);
+  if (last) {
+    setRank(name, last, null);
+  } else if (active) {                               // a full ranking has moved on to the next
+    active -= 1;
+    takeBack();
+  }
 }
 
 function copyBefore() {
@@ -173,7 +179,7 @@ function pressed(event) {
     drawCriteria();
   };
   const actions = {
-    '=': () => { shareNext = true; }, Backspace: () => takeBack(criterion),
+    '=': () => { shareNext = true; }, Backspace: takeBack,
     ArrowUp: () => move(-1), ArrowDown: () => move(1),
     ArrowRight: () => showSample(at + 1), ArrowLeft: () => showSample(at - 1),
     Enter: () => showSample(at + 1), ' ': () => player.restart(),

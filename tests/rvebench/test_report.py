@@ -13,39 +13,7 @@ from browser import browser, downloaded, errors, press, until
 from common.files import BadInput
 from common.video import count_frames, write_video
 from rvebench import page, playable, report, results
-
-HOSTILE = "</script><script>window.hacked=1</script><img src=x onerror=window.hacked=1>&amp; dusk"
-NASTY = "a#1?b%20c é"                                   # what a file's name can be
-
-
-def row(id, method, score, type="Temporal Reasoning", failed=None, **more):
-    return {"id": id, "subset": "rave", "type": type, "instruction": f"dusk {id}", "method": method,
-            "source": "videos/source.mp4", "target": "videos/target.mp4", "video": f"videos/{method}.mp4",
-            "failed": failed, "EA": score, "PC": score, "GN": 5, "GR": 5, "Overall": score, "Geometric mean": score,
-            "Yes": None, "missing": [], "repeats": [], "reasons": [f"because {id}"], "quality": {"TF": .987654}, **more}
-
-
-ABOUT = {"methods": ["ours", "theirs"], "head": "bench.jsonl, judged by nobody: means", "judge": "openai", "repeat": 1,
-         "labels": {c: c for c in report.quality.COLUMNS}, "why": {}}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    out = tmp_path_factory.mktemp("results")
-    for name, frames in (("source", 9), ("target", 9), ("ours", 9), ("theirs", 17), (NASTY, 9)):
-        ramp = torch.linspace(-1, 1, frames).view(-1, 1, 1, 1).expand(-1, 3, 32, 32)
-        write_video(out / f"videos/{name}.mp4", ramp, fps=4)
-    return out
-
-
-@pytest.fixture(scope="module")
-def rows():
-    """Three samples: methods agree on b, disagree on c; theirs has failed on a, which holds hostile texts."""
-    hostile = dict(instruction=HOSTILE, reasons=[HOSTILE], video=f"videos/{NASTY}.mp4")
-    return [row("a", "ours", 6., **hostile), row("a", "theirs", None, failed=HOSTILE, **hostile, quality={}),
-            row("b", "ours", 9., "Spatial Reasoning"), row("b", "theirs", 8., "Spatial Reasoning"),
-            row("c", "ours", 1.), row("c", "theirs", 7.)]
-
+from scored import ABOUT, HOSTILE, folder, row, rows
 
 BLOCKS = ["## rave", [["method", "EA"], [HOSTILE, "1.00 [0.50, 1.50]"]], f"text {HOSTILE}"]
 
@@ -328,7 +296,7 @@ def test_keys_and_alternative_texts(browser, opened):
     assert browser.execute_script("return [...document.querySelectorAll('video, svg')]"
                                   ".every(x => x.getAttribute('aria-label'))")
     assert browser.execute_script("return [...document.querySelectorAll('button, select, input')]"
-                                  ".every(x => x.innerText || x.closest('label')?.innerText || x.ariaLabel)")
+                                  ".filter(x => x.checkVisibility()).every(x => x.textContent || x.closest('label')?.textContent || x.ariaLabel)")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

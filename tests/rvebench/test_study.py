@@ -7,7 +7,7 @@ import pytest
 from browser import browser, downloaded, errors, press, until
 from common.files import BadInput
 from rvebench import report, study
-from test_report import ABOUT, folder, row, rows
+from scored import ABOUT, folder, row, rows
 
 def test_the_study_hides_who_is_who(folder, rows):
     key, page = read_key(folder, rows, 3), folder / "study/study.html"
