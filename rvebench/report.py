@@ -165,8 +165,9 @@ def judge_sees(rows: list[dict], about: dict) -> dict | None:
     if f"prompt {judge.PROMPT}" in judged_by(about):
         for kind in dict.fromkeys(row["type"] for row in rows):
             sample = Sample("", "", kind, "{instruction}", Path(), Path())
-            questions = judge.consistency_question(sample, [], []), judge.quality_question(sample, [])
-            prompts[kind] = ["\n".join([question.system, *question.parts]) for question in questions]
+            questions = [judge.consistency_question(sample, [], []),
+                         judge.quality_question(sample, [])]
+            prompts[kind] = ["\n".join([each.system, *each.parts]) for each in questions]
     return {"frames": int(frames[1]), "prompts": prompts}
 
 
