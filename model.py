@@ -105,6 +105,8 @@ class Preset:
     source_added: bool = False          # source latents added to x_t: their use_visual_as_input
     visual_position: bool = False       # a learned position for each visual token, not theirs
     visual_eps: float = 1e-5            # of the visual context adapter's layer norms
+    frame_stride: int | None = None     # of a clip in its video; None: spread over the whole video
+    whole_view: bool = False            # the VLM's condition sees frames before they are cropped
     use_vlm: bool = True  # off: the VLM's states are zeros, G reads only T5 (an ablation)
     shift: float = 3.0                  # flow shift at inference
     sampler: str = "euler"              # or "unipc"
@@ -164,6 +166,7 @@ PRESETS = {
         # 384 fit beside 1,100 visual and 1,024 adapter tokens; T5 itself could read 512
         context_length=2560, text_length=384,
         shift=5.0, sampler="unipc", sample_steps=40,
+        frame_stride=1, whole_view=True,
         chat=VILA_CHAT, first_frame=True, patches_by_column=True, bf16=True),
 }
 
@@ -536,7 +539,13 @@ class UnifiedModel(nn.Module):
         return [row[m.bool()] * self.preset.use_vlm for row, m in zip(h, mask)]
 
     def encode_text(self, instructions: list[str]) -> list[torch.Tensor]:
-        """T5(I): one (T, D) a row, without padding. Raises ValueError where a text is too long."""
+        """T5(I): one (T, D) a row, without padding.
+
+        Raises ValueError where a text is too long, or holds half of a character (a surrogate).
+        """
+        for text in instructions:
+            if any("\ud800" <= letter <= "\udfff" for letter in text):
+                raise ValueError(f"{ascii(text[:80])} is no Unicode text: write it in UTF-8")
         instructions = [clean_text(text) for text in instructions]
         for text in instructions:
             n = len(self.text_tokenizer(text).input_ids)

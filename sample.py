@@ -1,11 +1,14 @@
 """Edit your own video.
 
     python sample.py --video my.mp4 --instruction "a hard frost came overnight" --out edited.mp4
-    python sample.py --video frames/ --instruction "..." --out edited.gif --checkpoint out/run     # what train.py made
+    python sample.py --video frames/ --instruction "..." --out edited.gif --checkpoint out/uso
+    python sample.py --video my.mp4 --instruction "..." --out edited.mp4 --stride 1 --start 40
 
-Writes the edited clip, and source | edited, enlarged so that a person can see it, as edited_side_by_side.mp4. The video
-is anything that ffmpeg can read, or a folder of images; uniformly spaced frames of it are resized and cropped to the
-preset's size. The tiny preset has seen nothing but the tiny world: on real films expect it to keep the colours at best.
+Writes the edited clip, and source | edited, enlarged so that a person can see it, as
+edited_side_by_side.mp4. The video is anything that ffmpeg can read, or a folder of pictures. As
+many frames of it as the preset has are resized and cropped to the preset's size; which ones is
+printed. The tiny preset has seen nothing but the tiny world: on real films it keeps the colours at
+best.
 
 Left out: longer clips than the preset's, in pieces; sound.
 """
@@ -18,56 +21,83 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from critic import load_model
-from common.files import BadInput, Parser, run_script
-from common.video import read_video, check_video_name, write_video
-from model import PRESETS
+from common.distributed import device
+from common.files import BadInput, Parser, at_least_0, check_writable, positive, run_script
+from common.video import check_video_name, clip_numbers, fit, pick_frames, to_video, write_video
+from model import PRESETS, SAMPLERS, load_model
 
 
 def parse(argv=None) -> argparse.Namespace:
     parser = Parser(description="Edit a video as an instruction says.")
-    parser.add_argument("--video", required=True, help="the source: mp4, gif, webm ... or a folder of images")
-    parser.add_argument("--instruction", required=True, help="what happened, or what to do")
-    parser.add_argument("--out", required=True, help="the edited clip, .mp4 or .gif")
-    parser.add_argument("--checkpoint", "--weights", help="a run's or model's folder, or the authors' (default: weights/<preset>)")
-    parser.add_argument("--preset", choices=PRESETS, default="tiny", help="which size")
-    parser.add_argument("--steps", type=int, default=12, help="Euler steps from noise to clip")
-    parser.add_argument("--guidance", type=float, default=1.0, help="c + g (c - uncond); 0 is none")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise")
+    add = parser.add_argument
+    add("--video", type=Path, required=True, help="the source: mp4, gif, mkv ... or a folder")
+    add("--instruction", required=True, help="what happened, or what to do")
+    add("--out", type=Path, required=True, help="the edited clip, .mp4 or .gif")
+    add("--checkpoint", "--weights", help="a run, or a model's folder (else weights/<preset>)")
+    add("--preset", choices=PRESETS, default="tiny", help="size of the model")
+    add("--stride", type=stride, help="every n-th frame, or spread: over all (the preset's)")
+    add("--start", type=at_least_0, default=0, help="the first frame, counted from 0")
+    add("--sampler", choices=SAMPLERS, help="from noise to clip (the preset's)")
+    add("--steps", type=int, help="of the sampler (the preset's)")
+    add("--guidance", type=float, default=1.0, help="g in c + g (c - uncond); 0 is none")
+    add("--seed", type=at_least_0, default=0, help="of the noise")
     args = parser.parse_args(argv)
-    if args.steps < 1:
-        raise BadInput(f"--steps {args.steps}: there must be at least one step; 12 will do")
-    if not 0 <= args.guidance < float("inf"):
-        raise BadInput(f"--guidance {args.guidance}: must be 0 or a positive number; 1 will do")
+    if args.steps is not None and not 1 <= args.steps <= 1000:
+        raise BadInput(f"--steps {args.steps}: must be from 1 to 1000; 12 will do")
+    if not 0 <= args.guidance <= 100:
+        raise BadInput(f"--guidance {args.guidance}: must be from 0 to 100; 1 will do")
     if not args.instruction.strip():
         raise BadInput("--instruction: is empty; say what happened, or what to do")
-    check_video_name(args.out)                               # what can go wrong at the end is found out at the start
-    folder = next(p for p in Path(args.out).resolve().parents if p.exists())
-    if not (folder.is_dir() and os.access(folder, os.W_OK)):
-        raise BadInput(f"--out {args.out}: {folder} is no folder that can be written; choose another")
-    if Path(args.out).resolve() == Path(args.video).resolve():
-        raise BadInput(f"--out {args.out}: would overwrite the source; choose another name")
+    args.side_by_side = args.out.with_name(f"{args.out.stem}_side_by_side{args.out.suffix}")
+    check_video_name(args.out)
+    for path in (args.out, args.side_by_side):           # what can go wrong at the end
+        if os.path.realpath(path) == os.path.realpath(args.video):
+            raise BadInput(f"--out {args.out}: would overwrite the source; choose another name")
+        try:
+            check_writable(path)
+        except BadInput as error:
+            raise BadInput(f"--out {error}") from error
     return args
+
+
+def stride(text: str) -> int | str:
+    """The value of --stride: a whole number from 1 on, or "spread"."""
+    return text if text == "spread" else positive(text)
+
+
+def read_source(args) -> tuple[torch.Tensor, torch.Tensor]:
+    """The source clip (F, 3, H, W) of the preset's size, and the same frames as they are."""
+    preset = PRESETS[args.preset]
+    step = args.stride or preset.frame_stride
+    numbers, n = clip_numbers(args.video, preset.frames, None if step == "spread" else step,
+                              args.start)
+    if len(numbers) < n:
+        print(f"{args.video} has {n} frames; edited are {', '.join(map(str, numbers))}")
+    whole = pick_frames(args.video, numbers)
+    fitted = [fit(frame, preset.height, preset.width) for frame in whole]
+    return to_video(fitted), to_video(whole)
 
 
 def main(argv=None) -> None:
     args = parse(argv)
-    out = Path(args.out)
-    side_by_side = out.with_stem(f"{out.stem}_side_by_side")
-    preset = PRESETS[args.preset]
-    source = read_video(args.video, preset.frames, preset.height, preset.width)            # (F, 3, H, W)
-    model = load_model(args.checkpoint, args.preset)
-    if torch.cuda.is_available():
-        model.cuda()
+    source, whole = read_source(args)                    # (F, 3, H, W)
+    model = load_model(args.checkpoint, args.preset).to(device())
+    view = whole[None] if model.preset.whole_view else None
+
+    def progress(steps):
+        return tqdm(steps, desc="sample", unit="step")
     try:
-        edited = model.sample(source[None].to(model.device), [args.instruction], args.steps, args.guidance, args.seed,
-                              progress=lambda steps: tqdm(steps, desc="sample", unit="step"))[0].cpu()
-    except ValueError as error:                          # the instruction is too long for the text encoder
+        edited = model.sample(source[None].to(model.device), [args.instruction], args.steps,
+                              args.guidance, args.seed, progress, args.sampler, view)[0].cpu()
+    except ValueError as error:                          # the instruction is too long, or no text
         raise BadInput(f"--instruction: {error}") from error
-    write_video(out, edited)
-    pair = torch.cat([F.pad(source, (0, 2), value=1.), edited], -1)                        # a white line between
-    write_video(side_by_side, pair, scale=max(1, 256 // preset.height))
-    print(f"wrote {out} and {side_by_side}")
+    if not edited.isfinite().all():
+        raise BadInput(f"--checkpoint {args.checkpoint}: the edited video is not finite; "
+                       f"check the weights, or lower --guidance")
+    write_video(args.out, edited)
+    pair = torch.cat([F.pad(source, (0, 2), value=1.), edited], -1)      # a white line between
+    write_video(args.side_by_side, pair, scale=max(1, 256 // model.preset.height))
+    print(f"wrote {args.out} and {args.side_by_side}")
 
 
 if __name__ == "__main__":

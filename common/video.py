@@ -160,13 +160,27 @@ def read_video(path: str | Path, frames: int, height: int, width: int,
     Its frames are those of `frame_numbers`. Each is resized, antialiased, so that it covers the
     size, and cropped at its centre. Raises BadInput where it is missing, broken or too short.
     """
+    numbers, _ = clip_numbers(path, frames, stride, start)
+    return to_video([fit(frame, height, width) for frame in pick_frames(path, numbers)])
+
+
+def clip_numbers(path: str | Path, frames: int, stride: int | None = None,
+                 start: int = 0) -> tuple[list[int], int]:
+    """`frame_numbers` of a video or a folder of pictures, and how many frames it has.
+
+    Raises BadInput where it is missing, broken or too short.
+    """
     n = count_frames(path, least=0)
     try:
-        numbers = frame_numbers(n, frames, stride, start)
+        return frame_numbers(n, frames, stride, start), n
     except ValueError as error:
         raise BadInput(f"{path}: {error}; give a longer clip") from error
-    fitted = [fit(frame, height, width) for frame in pick_frames(path, numbers)]
-    return from_bytes(torch.from_numpy(np.stack(fitted)).permute(0, 3, 1, 2).contiguous())
+
+
+def to_video(frames: list[np.ndarray]) -> torch.Tensor:
+    """Frames (H, W, 3), uint8, of one size as a video (F, 3, H, W) in [-1, 1]."""
+    pixels = torch.from_numpy(np.stack(frames))                          # (F, H, W, 3)
+    return from_bytes(pixels.permute(0, 3, 1, 2).contiguous())
 
 
 def read_pixels(path: str | Path, least: int = 1) -> np.ndarray:

@@ -1,5 +1,6 @@
 """sample.py: from a file to an edited file, and one line for everything that can be wrong."""
 
+import copy
 import os
 import runpy
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 import sample
+from clips import numbered, numbers
 from common.video import read_video, to_bytes, write_video
 from model import PRESETS
 from tiny import world
@@ -74,6 +76,31 @@ def test_folder_of_frames_and_other_noise(tiny_dir, tmp_path, monkeypatch, capsy
     assert clips["a"] == clips["b"] != clips["c"]
 
 
+@pytest.fixture(scope="session")
+def nan_dir(tiny, tmp_path_factory):
+    """A model whose generator ends in NaN."""
+    broken = copy.deepcopy(tiny)
+    broken.transformer.proj_out.bias.data.fill_(torch.nan)
+    folder = tmp_path_factory.mktemp("nan") / "model"
+    broken.save_pretrained(folder)
+    return folder
+
+
+def test_which_frames_are_edited(tiny_dir, tmp_path, monkeypatch, capsys):
+    """--stride and --start choose them, and what is left out is said."""
+    write_video(tmp_path / "long.mp4", numbered(24, SIDE, SIDE), scale=2)
+    for flags, held in ((("--stride", 1, "--start", 3), range(3, 12)), ((), range(0, 24, 3)),
+                        (("--stride", "spread", "--start", 15), range(15, 24))):
+        code, printed, _ = run(monkeypatch, capsys, "--video", tmp_path / "long.mp4", "--instruction",
+                               "wait", "--out", tmp_path / "a.mp4", "--checkpoint", tiny_dir,
+                               "--steps", 1, *flags)
+        assert code == 0
+        both = read_video(tmp_path / "a_side_by_side.mp4", 9, 256, 256 * (2 * SIDE + 2) // SIDE)
+        shown = numbers(both[..., :256])
+        assert f"has 24 frames; edited are {', '.join(map(str, shown))}" in printed
+        assert shown[0] == held[0] and (not flags or shown == list(held))
+
+
 GOOD = {"--video": "my.mp4", "--instruction": "wait", "--out": "edited.mp4", "--checkpoint": "model", "--steps": "1"}
 BAD = [({"--video": "none.mp4"}, "none.mp4: there is no such video"),
        ({"--video": "text.mp4"}, "text.mp4: cannot be read"),
@@ -88,16 +115,34 @@ BAD = [({"--video": "none.mp4"}, "none.mp4: there is no such video"),
        ({"--steps": "0"}, "--steps 0: "),
        ({"--guidance": "nan"}, "--guidance nan: "),
        ({"--guidance": "-1"}, "--guidance -1.0: "),
-       ({"--checkpoint": "nowhere"}, "nowhere")]
+       ({"--checkpoint": "nowhere"}, "nowhere"),
+       ({"--video": "e_side_by_side.mp4", "--out": "e.mp4"}, "would overwrite the source"),
+       ({"--out": "link.mp4"}, "--out link.mp4: would overwrite the source"),
+       ({"--video": "loop.mp4"}, "loop.mp4: there is no such video"),
+       ({"--out": "loop.mp4/a.mp4"}, "--out loop.mp4/a.mp4: "),
+       ({"--checkpoint": "loop.mp4"}, "cannot load loop.mp4"),
+       ({"--guidance": "1e30"}, "--guidance 1e+30: "),
+       ({"--steps": "1000000000"}, "--steps 1000000000: "),
+       ({"--seed": "-1"}, "--seed"), ({"--seed": str(2 ** 64)}, "--seed"),
+       ({"--instruction": "frost " * 20_000}, "--instruction: an instruction is 20000 tokens long"),
+       ({"--instruction": "half \ud83d of a letter"}, "--instruction: "),
+       ({"--stride": "0"}, "--stride"), ({"--stride": "wide"}, "--stride"),
+       ({"--stride": "2"}, "my.mp4: has 9 frames and 17 are needed"),
+       ({"--start": "1"}, "my.mp4: has 9 frames and 10 are needed"),
+       ({"--checkpoint": "nan"}, "the edited video is not finite")]
 
 
 @pytest.fixture
-def workplace(clip, tiny_dir, tmp_path, monkeypatch):
+def workplace(clip, tiny_dir, nan_dir, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     os.symlink(tiny_dir, "model")
     Path("text.mp4").write_text("this is no video\n" * 50)
     Path("cut.mp4").write_bytes(clip.read_bytes()[:-400])
     Path("taken.mp4").mkdir()
+    Path("e_side_by_side.mp4").write_bytes(clip.read_bytes())
+    os.symlink("my.mp4", "link.mp4")
+    os.symlink("loop.mp4", "loop.mp4")
+    os.symlink(nan_dir, "nan")
     write_video("short.mp4", read_video(clip, 4, SIDE, SIDE))
 
 
