@@ -144,7 +144,7 @@ class Critic:
                 for s, e, thought in zip(seen, self.vlm.see(edited), thoughts)]
         after, after_mask = self.vlm.join(rows)
         mask = torch.cat([mask, after_mask], 1)
-        logits = self.vlm.read(after, mask, prefix, last=True).logits[:, -1]               # (B, vocabulary)
+        logits = self.vlm.read(after, mask, prefix, last=True).logits[:, -1]     # (B, vocabulary)
         return logits[:, self.yes] - logits[:, self.no]
 
     @torch.no_grad()

@@ -130,7 +130,8 @@ def check_writable(path: str | Path) -> None:
     """Raises BadInput where the file `path` cannot be written, before any work is done for it."""
     if Path(path).is_dir():
         raise BadInput(f"{path}: cannot be written (it is a folder); name a file")
-    parent = next(folder for folder in Path(path).absolute().parents if folder.exists())
+    parents = Path(path).absolute().parents
+    parent = next(folder for folder in parents if os.path.lexists(folder))
     if not parent.is_dir():
         raise BadInput(f"{path}: cannot be written ({parent} is no folder); choose another place")
     if not os.access(parent, os.W_OK):

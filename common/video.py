@@ -262,7 +262,7 @@ def _cannot_be_read(path: Path, reason: str) -> BadInput:
 def _is_cut_off(path: Path) -> bool:
     """Whether an mp4, mov, avi or gif lacks its end; ffmpeg does not always say so.
 
-    An mp4 is a row of boxes: a length of four bytes, big-endian, a name of four, the content. An avi
+    An mp4 is a row of boxes: four bytes of length, big-endian, four of name, the content. An avi
     is one box: a name, a length, little-endian. A gif ends with a semicolon.
     """
     size, at = path.stat().st_size, 0

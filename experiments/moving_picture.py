@@ -2,9 +2,9 @@
 
     python -m experiments.moving_picture --checkpoint out/uso --out results/edits.gif
 
-Which rows: of the first 40 test samples of RAVE, the two on which the run gains most of the oracle's
-Overall over the base, of different types, and the one on which the run's Overall is lowest. So it
-shows what the run can, and one thing that it cannot.
+Which rows: of the first 40 test samples of RAVE, the two, of different types, on which the run
+gains most of the oracle's Overall over the base, and the one on which the run's Overall is lowest.
+So it shows what the run can, and one thing that it cannot.
 """
 
 from pathlib import Path
@@ -34,7 +34,7 @@ def choose(base: list[dict], run: list[dict]) -> list[int]:
 
 
 def draw(rows: list[tuple[str, list[torch.Tensor]]], names: list[str]) -> np.ndarray:
-    """The frames (F, height, width, 3), uint8, of rows of (text, clips (F, 3, H, W)) under these names."""
+    """Frames (F, height, width, 3), uint8: rows of (text, clips (F, 3, H, W)) under the names."""
     frames, _, h, w = rows[0][1][0].shape
     width = len(names) * (SCALE * w + GAP) + GAP
     line = SCALE * h + TEXT + GAP

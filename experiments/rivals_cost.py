@@ -1,11 +1,11 @@
 """What does a step of the other ways to learn from the same reward cost, in USO steps?
 
-    python -m experiments.rivals_cost                    # the tiny preset; realsize.bench has the real one
+    python -m experiments.rivals_cost                    # of the tiny preset
 
 A reward backpropagated through the last 1 (ReFL) or 5 (VideoX-Fun) of a rollout's 30 Euler steps,
 and a group-relative policy gradient (Flow-GRPO, groups of 24 in rollouts of 10 steps). Every sample
-pays: there is no gate. Flow-GRPO is measured on groups of 2 and scaled: rollouts are independent, so
-24 cost 12 times as much.
+pays: there is no gate. Flow-GRPO is measured on groups of 2 and scaled: rollouts are independent,
+so 24 cost 12 times as much.
 """
 
 import json
@@ -25,7 +25,7 @@ ROLLOUT, GROUP, MEASURED_GROUP, POLICY_STEPS = 30, 24, 2, 10
 
 
 def rollout_loss(model, critic, batch, last: int, steps: int = ROLLOUT) -> torch.Tensor:
-    """Eq. 4 on the end of a rollout from noise, with gradient through the last `last` Euler steps."""
+    """Eq. 4 on the end of a rollout from noise; its gradient through the `last` Euler steps."""
     ts = shifted(torch.linspace(1, 0, steps + 1), model.preset.shift).tolist()
     x = batch.noise
     for k, (t, t_next) in enumerate(zip(ts[:-1], ts[1:])):
@@ -61,7 +61,7 @@ def update(model, optimizer, loss_of, mark=lambda part: None) -> None:
 
 
 def measure(model, batch_size: int, repeats: int) -> dict:
-    """{way: {"ms", "lowest", "highest", "peak_mib", "in_uso_steps"}}, and USO's own milliseconds."""
+    """{way: {"ms", "lowest", "highest", "peak_mib", "in_uso_steps"}}, and USO's own "ms"."""
     optimizer = torch.optim.AdamW(model.freeze(), lr=0.)
     critic, batch = Critic(model), bench.random_batch(model, batch_size)
     bench.set_reflections(batch, critic)

@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "sample": {"common", "model"},
     "bench": {"common", "model", "data", "critic", "evaluate", "train", "tiny"},
     "tiny": {"common", "model", "data", "critic", "tiny"},
-    "rvebench": {"common", "model", "data", "critic", "tiny", "rvebench"},
+    "rvebench": {"common", "model", "data", "critic", "evaluate", "tiny", "rvebench"},
     "rvedata": {"common", "model", "data", "critic", "tiny", "rvebench", "rvedata"},
     "realsize": {*SCRIPTS, "common", "tiny", "realsize"},
     "experiments": {*SCRIPTS, "common", "tiny", "rvebench", "experiments"}}

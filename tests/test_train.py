@@ -410,8 +410,9 @@ def manifest(tmp_path):
     lines = []
     for i in range(3):
         t = world.make_triplet(i, "rave", "val")
-        write_video(tmp_path / f"{i}a.gif", t.source)
-        write_video(tmp_path / f"{i}b.gif", t.target)
+        dawn = torch.linspace(0, .2, TINY.frames).view(-1, 1, 1, 1)      # a gif keeps equal frames once
+        write_video(tmp_path / f"{i}a.gif", t.source + dawn)
+        write_video(tmp_path / f"{i}b.gif", t.target + dawn)
         lines.append({"source_video_path": f"{i}a.gif", "target_video_path": f"{i}b.gif", "instruction": t.instruction,
                       "type": t.type})
     path = tmp_path / "triplets.jsonl"
