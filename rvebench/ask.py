@@ -123,9 +123,13 @@ class Question:
 
 @dataclass(frozen=True)
 class Missing:
-    """There is no value, and why. unanswered: no reply came, so another run asks again."""
+    """There is no value, and why. unanswered: no reply came, so another run asks again.
+
+    reply: the last one, which could not be used; "" where there is none.
+    """
     reason: str
     unanswered: bool = False
+    reply: str = ""
 
 
 class NoCompletion(Exception):
@@ -357,7 +361,7 @@ class Client:
 
     def recall(self, question: Question, key: str) -> Any:
         """What the file says: the value, Missing when asked in vain, or None: to be asked."""
-        problems, used_up = [], 0
+        problems, used_up, reply = [], 0, ""
         for k, row in enumerate(self.replies.get(key, [])):
             problem = row["problem"]
             if problem is None:
@@ -370,9 +374,10 @@ class Client:
             if k < self._passed.get(key, 0) or has_more_room:
                 continue
             problems.append(problem)
+            reply = row["reply"] or reply
             used_up += limit is not None and not (row["reply"] or "").strip()
         if len(problems) >= self.tries or used_up >= USED_UP:
-            return Missing(problems[-1])
+            return Missing(problems[-1], reply=reply)
         return None
 
     def worth(self) -> float:

@@ -16,7 +16,7 @@ changed has PC 10 by construction; `--references` scores it as a method of its o
 doing nothing gets. What a judge does not say is `Missing` with the reason, and never a number.
 
 A verdict is {"EA": ..., "PC": ..., "GN": ..., "GR": ...} or {"Yes": ...}; one of a service has its
-"reasons", too, and where half of it is missing "missing", why.
+"reasons" and "replies", too, and where half of it is missing "missing", why.
 
 Axis letters: F frames, H W pixels. A clip is (F, H, W, 3), uint8, as common.video.read_pixels gives
 it.
@@ -79,7 +79,7 @@ def answer_schema(names: Iterable[str]) -> dict:
 
 
 def validator(names: Iterable[str]) -> Callable[[str], dict]:
-    """reply -> {name: score, "reason": text}.
+    """reply -> {name: score, "reason": text, "reply": reply}.
 
     Raises ValueError for a reply without JSON, and for all but numbers in 0..10 and a text.
     """
@@ -95,7 +95,7 @@ def validator(names: Iterable[str]) -> Callable[[str], dict]:
             found[name] = float(score)
         if not isinstance(answer.get("reason"), str):
             raise ValueError("there is no reason")
-        return {**found, "reason": answer["reason"]}
+        return {**found, "reason": answer["reason"], "reply": reply}
     return validate
 
 
@@ -135,6 +135,19 @@ def quality_question(sample: Sample, edited: list[np.ndarray], repeat: int = 0,
     parts = [text, "Frames of the edit:", *edited]
     return Question(f"{PROMPT}-quality", SYSTEM, parts, answer_schema(names), validator(names),
                     repeat, sample.id, max_tokens)
+
+
+def prompts(frames: int) -> dict[str, dict[str, str]]:
+    """{type: {what a question is about: its text}}, with {instruction} for the sample's own."""
+    pictures = [f"[{frames} frames]"]
+    found = {}
+    for kind in SUBSET_OF:
+        sample = Sample("", "", kind, "{instruction}", Path(), Path())
+        questions = {"consistency": consistency_question(sample, pictures, pictures),
+                     "quality": quality_question(sample, pictures)}
+        found[kind] = {about: "\n".join([question.instructions, "", *question.parts])
+                       for about, question in questions.items()}
+    return found
 
 
 class ServiceJudge:
@@ -185,17 +198,19 @@ class ServiceJudge:
 
 def join_halves(consistency: dict | Missing, quality: dict | Missing) -> dict | Missing:
     """One verdict of two answers. Where one is missing, the other's scores count."""
-    verdict, reasons, missing, unanswered = {}, [], [], False
+    verdict, reasons, replies, missing, unanswered = {}, [], {}, [], False
     for name, answer in (("consistency", consistency), ("quality", quality)):
         if isinstance(answer, Missing):
             missing.append(f"{name}: {answer.reason}")
             unanswered |= answer.unanswered
+            replies[name] = answer.reply
         else:
-            verdict |= {key: score for key, score in answer.items() if key != "reason"}
+            verdict |= {key: answer[key] for key in SCORES if key in answer}
             reasons.append(answer["reason"])
+            replies[name] = answer["reply"]
     if not verdict:
-        return Missing("; ".join(missing), unanswered)
-    verdict["reasons"] = reasons
+        return Missing("; ".join(missing), unanswered, "\n".join(filter(None, replies.values())))
+    verdict |= {"reasons": reasons, "replies": replies}
     if missing:
         verdict |= {"missing": missing, "unanswered": unanswered}
     return verdict

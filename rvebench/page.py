@@ -1,11 +1,11 @@
 """A page is one file: a template with its styles, scripts and data. For report, study and curation.
 
-    write_page("out/report.html", Path("rvebench/report.html"), "RVE-Bench", data)
+    write_page("out/report.html", Path("rvebench/report.html"), "RVE-Bench", data=data)
 
-A template names what goes into it: {{title}}, {{data}}, or a file beside it or beside this script,
-such as {{page.css}}. The page then works from the file system, without network. Whatever comes from
-elsewhere (instructions, reasons, names) reaches it as the JSON of {{data}}, escaped here and
-nowhere else; the scripts show it as text, never as HTML.
+A template names what goes into it: {{title}}, values such as {{data}}, or a file beside it or beside
+this script, such as {{page.css}}. The page then works from the file system, without network.
+Whatever comes from elsewhere (instructions, reasons, names) reaches it as the JSON of a value,
+escaped here and nowhere else; the scripts show it as text, never as HTML.
 """
 
 import html
@@ -37,14 +37,14 @@ def embed(value) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def write_page(path: str | Path, template: Path, title: str, data) -> None:
+def write_page(path: str | Path, template: Path, title: str, **values) -> None:
     """Fill the slots of a template and write the page. Raises BadInput where it cannot."""
     def fill(slot):
         name = slot[1]
         if name == "title":
             return html.escape(title)
-        if name == "data":
-            return embed(data)
+        if name in values:
+            return embed(values[name])
         beside = template.parent / name
         return (beside if beside.exists() else HERE / name).read_text()
 

@@ -16,11 +16,11 @@ from pathlib import Path
 
 from common.files import BadInput, Parser, atomic_write, run_script
 from common.intervals import interval, paired_difference
-from rvebench import judge, quality, study
-from rvebench.benchmark import SCORES, Sample
+from rvebench import quality, study
+from rvebench.benchmark import SCORES
 from rvebench.page import HERE, write_page
 from rvebench.playable import make_playable
-from rvebench.results import NOTHING, SUMMARIES, judged_by, merge, role, samples
+from rvebench.results import NOTHING, SUMMARIES, judged_by, merge, replies, role, samples
 from rvebench.scores import as_markdown, correlation
 from rvebench.tables import read_human, study_table, tables
 
@@ -153,22 +153,15 @@ def judge_and_people(rows: list[dict], human: dict) -> list[dict]:
 
 # ------------------------------------------------------------------------------------ the page
 
-def judge_sees(rows: list[dict], about: dict) -> dict | None:
-    """What an endpoint was shown of a clip and asked: N frames, and texts by type; else None.
+def judge_sees(about: dict) -> dict | None:
+    """What an endpoint was shown and asked: N frames of a clip, the texts by type; else None.
 
-    The texts have {instruction} for the sample's own. Where the prompt has changed since, none.
+    Older results do not say what was asked.
     """
     frames = re.search(r"(\d+) frames", judged_by(about))
     if about["judge"] != "openai" or not frames:
         return None
-    prompts = {}
-    if f"prompt {judge.PROMPT}" in judged_by(about):
-        for kind in dict.fromkeys(row["type"] for row in rows):
-            sample = Sample("", "", kind, "{instruction}", Path(), Path())
-            questions = [judge.consistency_question(sample, [], []),
-                         judge.quality_question(sample, [])]
-            prompts[kind] = ["\n".join([each.system, *each.parts]) for each in questions]
-    return {"frames": int(frames[1]), "prompts": prompts}
+    return about.get("asked", {"frames": int(frames[1]), "prompts": {}})
 
 
 def page_data(rows: list[dict], about: dict, blocks: list, human: dict | None = None,
@@ -192,7 +185,7 @@ def page_data(rows: list[dict], about: dict, blocks: list, human: dict | None = 
         "summaries": summaries(rows, methods, columns, main),
         "types": by_type(rows, methods, main),
         "samples": samples(rows, human),
-        "judgeSees": judge_sees(rows, about),
+        "judgeSees": judge_sees(about),
         "people": judge_and_people(rows, human or {}),
         "study": ranked,
         "blocks": blocks,
@@ -203,7 +196,8 @@ def write_report(out: Path, rows: list[dict], about: dict, blocks: list, human: 
                  ranked: dict | None = None) -> None:
     """Write out/report.html. blocks: of `tables`; human: of `read_human`; ranked: of the study."""
     data = page_data(rows, about, blocks, human, ranked)
-    write_page(out / "report.html", HERE / "report.html", f"RVE-Bench: {data['title']}", data)
+    write_page(out / "report.html", HERE / "report.html", f"RVE-Bench: {data['title']}", data=data,
+               replies=replies(rows))
 
 
 def read_all_human(folders: list[Path]) -> dict:
@@ -216,8 +210,8 @@ def read_all_human(folders: list[Path]) -> dict:
     return found
 
 
-def rebuild(folders: list[Path], out: Path | None = None, bundle: bool = False) -> None:
-    """Write table.md and report.html of what is in the folders into `out`, and print the tables.
+def build(folders: list[Path], out: Path | None = None, bundle: bool = False) -> str:
+    """Write table.md and report.html of what is in the folders into `out`; returns the tables.
 
     out: the first folder, if None. bundle: copy all videos there. Raises BadInput.
     """
@@ -233,7 +227,13 @@ def rebuild(folders: list[Path], out: Path | None = None, bundle: bool = False) 
     text = as_markdown(blocks)
     atomic_write(out / "table.md", text)
     write_report(out, make_playable(rows, out, bundle), about, blocks, human, ranked)
-    print(f"{text}\nwrote table.md and report.html into {out}")
+    return text
+
+
+def rebuild(folders: list[Path], out: Path | None = None, bundle: bool = False) -> None:
+    """`build`, and print the tables."""
+    text = build(folders, out, bundle)
+    print(f"{text}\nwrote table.md and report.html into {out or folders[0]}")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -120,6 +120,7 @@ def samples(rows: list[dict], human: dict | None = None) -> list[dict]:
         sample["methods"][row["method"]] = {
             "video": row["video"],
             "failed": row["failed"],
+            "frames": row.get("frames"),
             "scores": scores | row["quality"],
             "human": rated,
             "repeats": row.get("repeats", []),
@@ -127,3 +128,12 @@ def samples(rows: list[dict], human: dict | None = None) -> list[dict]:
             "missing": row.get("missing", []),
         }
     return list(found.values())
+
+
+def replies(rows: list[dict]) -> dict[str, dict[str, list]]:
+    """{id: {method: what a service said, {what it was asked about: text} a repeat}}."""
+    found = {}
+    for row in rows:
+        if row.get("replies"):
+            found.setdefault(row["id"], {})[row["method"]] = row["replies"]
+    return found

@@ -225,39 +225,51 @@ function addClamped(text, parent) {
 
 // ------------------------------------------------------------------------------ what the judge saw
 
+let replies = null;                                  // read when they are first looked at
+
+function repliesOf(sample, name) {
+  replies ??= JSON.parse(byId('replies').textContent);
+  return replies[sample.id]?.[name] ?? [];
+}
+
 function addWhatTheJudgeSaw(card, sample, scored) {
   const details = make('details', null, card, 'saw');
   make('summary', 'what the judge saw, was asked and answered', details);
   details.ontoggle = () => {
     details.ontoggle = null;
-    const clips = { source: sample.source };
+    addFrames('source', sample.source, null, details);
     for (const name of scored) {
-      if (!roleOf[name]) clips[name] = sample.methods[name].video;
-    }
-    for (const [name, path] of Object.entries(clips)) {
-      make('div', `${name}, ${data.judgeSees.frames} frames`, details);
-      drawFrames(path, data.judgeSees.frames, make('div', null, details, 'scroll'));
+      const { video, frames } = sample.methods[name];
+      if (!roleOf[name]) addFrames(name, video, frames, details);
+      for (const reply of repliesOf(sample, name)) {
+        for (const [about, text] of Object.entries(reply)) {
+          addText(`${nameOf(name)}, reply about ${about}`, text || 'none', details);
+        }
+      }
     }
     const asked = data.judgeSees.prompts[sample.type];
-    if (asked) {
-      make('div', 'prompts', details);
-      for (const text of asked) {
-        make('pre', text.replaceAll('{instruction}', () => sample.instruction), details);
-      }
-    } else {
-      make('p', 'The prompt has changed since; it is not shown.', details);
+    for (const [about, text] of Object.entries(asked ?? {})) {
+      const own = text.replaceAll('{instruction}', () => sample.instruction);
+      addText(`asked about ${about}`, own, details);
     }
-    for (const name of scored) {
-      for (const reply of sample.methods[name].replies ?? []) {
-        make('div', `reply about ${name}: ${reply.about}`, details);
-        make('pre', reply.text, details);
-      }
-    }
+    if (!asked) make('p', 'The prompt was not kept with these scores.', details);
   };
 }
 
-// Evenly spaced frames of a clip, the first and the last among them, as the judge gets them.
-async function drawFrames(path, count, parent) {
+function addText(title, text, parent) {
+  make('h4', title, parent);
+  make('pre', text, parent);
+}
+
+function addFrames(name, path, length, parent) {
+  const count = data.judgeSees.frames;
+  make('h4', `${name}, ${count} frames`, parent);
+  drawFrames(path, count, length, make('div', null, parent, 'scroll'));
+}
+
+// `count` evenly spaced frames of a clip, the first and the last among them, as the judge gets them.
+// length: frames of the clip, null if nobody counted them.
+async function drawFrames(path, count, length, parent) {
   const video = make('video');
   const event = name => new Promise((resolve, reject) => {
     video.addEventListener(name, resolve, { once: true });
@@ -269,11 +281,14 @@ async function drawFrames(path, count, parent) {
   try {
     await event('loadeddata');
     for (let k = 0; k < count; k++) {
-      const place = count > 1 ? k / (count - 1) : 0;
+      let place = count > 1 ? k / (count - 1) : 0;
+      if (length) place = (Math.round(place * (length - 1)) + .5) / length;          // its middle
       const seeked = event('seeked');
       video.currentTime = Math.min(place * video.duration, video.duration - 1e-3);
       await seeked;
       const canvas = make('canvas', null, parent);
+      canvas.setAttribute('role', 'img');
+      canvas.setAttribute('aria-label', `frame ${k + 1} of ${count}`);
       [canvas.width, canvas.height] = [video.videoWidth, video.videoHeight];
       canvas.getContext('2d').drawImage(video, 0, 0);
     }

@@ -112,14 +112,16 @@ def score_row(verdicts: list) -> dict:
     """What the verdicts of one edit (scores or Missing, one a repeat) come to, for its row.
 
     Each column is the mean over the repeats that have it; `repeats` holds those, `missing` why
-    others do not, `unanswered` how many of these another run asks again. Overall needs all of a
-    verdict. failed: why, where no repeat is left.
+    others do not, `unanswered` how many of these another run asks again, `replies` what a service
+    said, {what it was asked about: text} a repeat. Overall needs all of a verdict. failed: why,
+    where no repeat is left.
     """
-    missing, repeats, reasons, unanswered = [], [], [], 0
+    missing, repeats, reasons, replies, unanswered = [], [], [], [], 0
     for verdict in verdicts:
         if isinstance(verdict, Missing):
             missing.append(verdict.reason)
             unanswered += verdict.unanswered
+            replies += [{"both": verdict.reply}] if verdict.reply else []
             continue
         scores = {name: verdict[name] for name in (*SCORES, "Yes") if name in verdict}
         if "EA" in scores and "GN" in scores:
@@ -128,6 +130,7 @@ def score_row(verdicts: list) -> dict:
             scores["Geometric mean"] = float(geometric_mean(*four))
         repeats.append(scores)
         reasons += verdict.get("reasons", [])
+        replies += [verdict["replies"]] if "replies" in verdict else []
         missing += verdict.get("missing", [])
         unanswered += verdict.get("unanswered", False)
     row = {"failed": f"judge: {missing[-1]}" if missing and not repeats else None}
@@ -135,7 +138,7 @@ def score_row(verdicts: list) -> dict:
         found = [scores[column] for scores in repeats if column in scores]
         row[column] = float(np.mean(found)) if found else None
     return {**row, "missing": missing, "unanswered": unanswered, "repeats": repeats,
-            "reasons": reasons}
+            "reasons": reasons, "replies": replies}
 
 
 # ----------------------------------------------------------------------------------------- the rows
@@ -185,8 +188,11 @@ def describe(args: argparse.Namespace, client: Client | None, methods: list[str]
     times = f", {args.repeat} times" if args.repeat > 1 else ""
     head = (f"{args.manifest.name}{subset}, judged by {describe_judge(args, client)}{times}: "
             f"means [95 % interval].")
-    return {"head": head, "judge": args.judge, "repeat": args.repeat, "methods": methods,
-            "labels": labels, "why": why}
+    about = {"head": head, "judge": args.judge, "repeat": args.repeat, "methods": methods,
+             "labels": labels, "why": why}
+    if client:
+        about["asked"] = {"frames": args.judge_frames, "prompts": judge.prompts(args.judge_frames)}
+    return about
 
 
 def keep_other_methods(out: Path, about: dict) -> list[dict]:

@@ -64,7 +64,7 @@ def write_study(out: Path, rows: list[dict], names: list[str], n: int, seed: int
         copy_or_encode(out / path, folder / name)
     criteria = [{"name": name, "question": question} for name, question in CRITERIA.items()]
     data = {"study": key["study"], "criteria": criteria, "samples": shown}
-    write_page(folder / "study.html", HERE / "study.html", "Which edit is best?", data)
+    write_page(folder / "study.html", HERE / "study.html", "Which edit is best?", data=data)
     return folder / "study.html"
 
 

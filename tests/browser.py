@@ -1,32 +1,23 @@
 """A headless Chromium for the tests of pages; they are skipped where there is none."""
 
-import shutil
 import time
 
 import pytest
 
-
-def start(folder):
-    """A browser that downloads into a folder, browser.down."""
-    webdriver = pytest.importorskip("selenium.webdriver")
-    chromium, driver = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
-    if not (chromium and driver):
-        pytest.skip("there is no Chromium with its driver here")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-                 "--window-size=1300,900"):
-        options.add_argument(flag)
-    options.add_experimental_option("prefs", {"download.default_directory": str(folder)})
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    browser.down = folder
-    return browser
+from common.files import BadInput
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def browser(tmp_path_factory):
-    browser = start(tmp_path_factory.mktemp("down"))
+    """The one browser of a session; it downloads into a folder, browser.down."""
+    pytest.importorskip("selenium.webdriver")
+    from rvebench.bench import start_browser
+    folder = tmp_path_factory.mktemp("down")
+    try:
+        browser = start_browser(**{"download.default_directory": str(folder)})
+    except BadInput as error:
+        pytest.skip(str(error))
+    browser.down = folder
     yield browser
     browser.quit()
 

@@ -107,7 +107,8 @@ def test_the_two_questions(bench):
 def test_what_is_no_score(reply, words):
     with pytest.raises(ValueError, match=words):
         judge.validator(("EA", "PC"))(reply)
-    assert judge.validator(("EA", "PC"))('{"reason": "r", "EA": 0, "PC": 10}') == {"EA": 0, "PC": 10, "reason": "r"}
+    good = '{"reason": "r", "EA": 0, "PC": 10}'
+    assert judge.validator(("EA", "PC"))(good) == {"EA": 0, "PC": 10, "reason": "r", "reply": good}
 
 
 def test_verdicts(bench):
@@ -127,10 +128,11 @@ def test_verdicts(bench):
         client = Client(bench / "replies.jsonl", "m", server.url, tries=2)
         service = ServiceJudge(jobs, 3)
         good, broken, half, missing = [only for only, in service.verdicts(client.ask(service.questions()))]
-        assert good == {"EA": 3, "PC": 4, "GN": 3, "GR": 4, "reasons": ["EA,PC", "GN,GR"]}
+        said = {"consistency": '{"reason": "EA,PC", "EA": 3, "PC": 4}', "quality": '{"reason": "GN,GR", "GN": 3, "GR": 4}'}
+        assert good == {"EA": 3, "PC": 4, "GN": 3, "GR": 4, "reasons": ["EA,PC", "GN,GR"], "replies": said}
         assert isinstance(broken, Missing) and "cannot be read to its end" in broken.reason
         assert half == {"GN": 3, "GR": 4, "reasons": ["GN,GR"], "missing": ["consistency: refused: no"],
-                        "unanswered": False}
+                        "unanswered": False, "replies": said | {"consistency": ""}}
         assert "no such video" in missing.reason
         assert len(server.requests) == 2 + 2             # one of quality for both jobs, the refused one is asked twice
         client.close()
@@ -143,12 +145,26 @@ def test_verdicts(bench):
 
 
 def test_both_halves_missing_is_no_verdict():
-    late, refused = Missing("error 503: busy", unanswered=True), Missing("refused: no")
-    assert judge.join_halves(late, refused) == Missing("consistency: error 503: busy; quality: refused: no", True)
-    assert judge.join_halves(refused, refused) == Missing("consistency: refused: no; quality: refused: no", False)
-    quality = {"GN": 1., "GR": 2., "reason": "r"}
+    late, refused = Missing("error 503: busy", unanswered=True), Missing("refused: no", reply="I will not")
+    assert judge.join_halves(late, refused) \
+        == Missing("consistency: error 503: busy; quality: refused: no", True, "I will not")
+    assert judge.join_halves(refused, refused) \
+        == Missing("consistency: refused: no; quality: refused: no", False, "I will not\nI will not")
+    quality = {"GN": 1., "GR": 2., "reason": "r", "reply": "{}"}
     assert judge.join_halves(late, quality) == {"GN": 1., "GR": 2., "reasons": ["r"], "unanswered": True,
+                                                "replies": {"consistency": "", "quality": "{}"},
                                                 "missing": ["consistency: error 503: busy"]}
+
+
+def test_the_prompt_of_a_page_is_the_one_that_is_asked(bench):
+    one, two = read_manifest(bench / "bench.jsonl")
+    texts = judge.prompts(3)
+    for sample in (one, two):
+        about = texts[sample.type]
+        asked = consistency_question(sample, ["[3 frames]"], ["[3 frames]"])
+        assert about["consistency"].replace("{instruction}", sample.instruction) \
+            == "\n".join([asked.messages()[0]["content"], "", *asked.parts])
+        assert sample.instruction not in about["quality"] and "GN, generation naturalness" in about["quality"]
 
 
 # ------------------------------------------------------------------------------------------------------ local judges

@@ -9,7 +9,7 @@ import imageio_ffmpeg
 import pytest
 import torch
 
-from browser import browser, downloaded, errors, press, until
+from browser import downloaded, errors, press, until
 from common.files import BadInput
 from common.video import count_frames, write_video
 from rvebench import page, playable, report, results
@@ -161,12 +161,15 @@ def opened(browser, folder):
     for k in range(30):
         more = dict(type=["Temporal Reasoning", "Spatial Reasoning", "Story Progression"][k % 3],
                     subset=["rave", "rave", "icvg"][k % 3], repeats=[{"EA": 1., "Overall": 2.}],
-                    reasons=[f"{HOSTILE} of {k}", "smooth"])
+                    reasons=[f"{HOSTILE} of {k}", "smooth"], frames=9)
+        if k == 0:
+            more["replies"] = [{"consistency": f"reply {HOSTILE}", "quality": ""}]
         rows += [row(f"s{k}", "ours", 5 + k % 4, **more), row(f"s{k}", "theirs", 6., **more),
                  row(f"s{k}", "source", 1., **more | {"video": "videos/source.mp4"}),
                  row(f"s{k}", "target", 9., **more | {"video": "videos/target.mp4"})]
     about = ABOUT | {"methods": ["source", "ours", "theirs", "target"],
-                     "head": "bench.jsonl, judged by gpt, 4 frames, prompt judge-0: means"}
+                     "head": "bench.jsonl, judged by gpt, 4 frames, prompt judge-0: means",
+                     "asked": {"frames": 4, "prompts": {"Temporal Reasoning": {"consistency": "Look: {instruction}"}}}}
     report.write_report(folder, rows, about, [])
     return (folder / "report.html").as_uri()
 
@@ -248,13 +251,35 @@ def test_what_the_judge_saw(browser, opened):
     fresh(browser, opened)
     scroll(browser, "s0")
     until(browser, "document.querySelector('article[data-id=s0] .saw summary')")
+    browser.execute_script("""
+        window.drawn = [];
+        const draw = CanvasRenderingContext2D.prototype.drawImage;
+        CanvasRenderingContext2D.prototype.drawImage = function (video, x, y) {
+            window.drawn.push(video.currentTime / video.duration);
+            draw.call(this, video, x, y);
+        }""")
     browser.find_element("css selector", "article[data-id=s0] .saw summary").click()
     until(browser, "document.querySelectorAll('article[data-id=s0] .saw canvas').length == 12")    # 4 of 3 clips
     sizes = browser.execute_script("return [...document.querySelectorAll('.saw canvas')].map(x => x.width)")
     assert sizes == [32] * 12
-    assert "The prompt has changed since" in browser.find_element("css selector", ".saw").text
-    sees = report.judge_sees([row("a", "m", 1)], ABOUT | {"head": f"x, judged by g, 3 frames, prompt {report.judge.PROMPT}: means"})
-    assert sees["frames"] == 3 and "{instruction}" in sees["prompts"]["Temporal Reasoning"][0]
+    text = browser.find_element("css selector", ".saw").text
+    assert "Look: dusk s0" in text and text.count(f"reply {HOSTILE}") == 4 and "reply about quality\nnone" in text
+    assert browser.execute_script("return window.hacked") is None
+    drawn = browser.execute_script("return window.drawn")
+    frames = [.5 / 9, 3.5 / 9, 5.5 / 9, 8.5 / 9]         # the first, fourth, sixth and last of 9, as the judge gets them
+    assert sum(place == pytest.approx(frames[k // 3], abs=.01) for k, place in enumerate(sorted(drawn))) >= 8
+    assert page_of(browser, "s0").count("asked about consistency") == 1
+    scroll(browser, "s1")                                # of another type, whose prompt was not kept
+    until(browser, "document.querySelector('article[data-id=s1] .saw summary')")
+    browser.find_element("css selector", "article[data-id=s1] .saw summary").click()
+    assert "The prompt was not kept" in page_of(browser, "s1")
+    asked = {"frames": 3, "prompts": {}}
+    head = "x, judged by g, 3 frames, prompt judge-0: means"
+    assert report.judge_sees(ABOUT | {"head": head}) == asked            # as older results have it
+
+
+def page_of(browser, id):
+    return browser.find_element("css selector", f"article[data-id={id}]").text
 
 
 def test_look_closely(browser, opened):

@@ -323,6 +323,10 @@ def test_a_service_that_answers_as_they_do(bench, tmp_path, monkeypatch):
         assert "not JSON" in rows[1]["missing"][0] and "EA is 11" in rows[2]["missing"][0]
         assert rows[2]["EA"] is rows[2]["Overall"] is None and rows[2]["GN"] == 5          # the half that came counts
         assert rows[2]["quality"]["TF"] > 0              # the video itself is fine
+        assert rows[1]["replies"] == [{"consistency": "what?", "quality": rows[0]["replies"][0]["quality"]}]
+        asked = json.loads((tmp_path / "never/about.json").read_text())["asked"]
+        assert asked["frames"] == 3 and "{instruction}" in asked["prompts"][rows[1]["type"]]["consistency"]
+        assert "what?" in (tmp_path / "never/report.html").read_text()
         assert "2 judgements are missing" in text
         run(*flags, "--base-url", server.url, "--out", tmp_path / "thrice", "--repeat", 3, "--subset", "icvg", "--n", 1)
         one, = rows_of(tmp_path / "thrice")              # its consistency is garbage for ever

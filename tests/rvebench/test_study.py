@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from browser import browser, downloaded, errors, press, until
+from browser import downloaded, errors, press, until
 from common.files import BadInput
 from rvebench import report, study
 from scored import ABOUT, folder, row, rows
