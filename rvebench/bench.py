@@ -184,7 +184,7 @@ def main(argv: list[str] | None = None) -> None:
         words = "" if seconds < goal else ", missed"
         print(f"{name:<16}{seconds:8.2f} s    (goal: below {goal:g} s{words})")
     print(f"{args.samples:,} samples, {args.methods} methods: {page}")
-    print(f"{'built in':<16}{built:8.1f} s\n{'size':<16}{page.stat().st_size / 1e6:8.1f} MB")
+    print(f"{'built in':<16}{built:8.2f} s\n{'size':<16}{page.stat().st_size / 1e6:8.1f} MB")
     line("first paint", found["first paint"], PAINT)
     line("largest paint", found["largest paint"], PAINT)
     line("filter", found["filter"], RESPONSE)
