@@ -65,8 +65,9 @@ def make_row(sample: str, method: str, place: int, rng: np.random.Generator) -> 
     four = scores["EA"], scores.get("PC"), scores["GN"], scores["GR"]
     scores |= {"Overall": overall(*four), "Geometric mean": geometric_mean(*four)}
     scores = {name: float(score) for name, score in scores.items()}
-    answers = {about: {"reason": REASON * 2, **{name: scores[name] for name in of if name in scores}}
-               for about, of in (("consistency", ("EA", "PC")), ("quality", ("GN", "GR")))}
+    answers = {"consistency": {name: scores[name] for name in ("EA", "PC") if name in scores},
+               "quality": {name: scores[name] for name in ("GN", "GR")}}
+    answers = {about: {"reason": REASON * 2, **given} for about, given in answers.items()}
     row = {"id": sample, "subset": SUBSET_OF[kind], "type": kind,
            "instruction": f"It is {int(sample) % 24} hours later at the place of sample {sample}.",
            "method": method, "source": f"videos/source/{sample}.mp4",

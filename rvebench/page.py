@@ -2,8 +2,8 @@
 
     write_page("out/report.html", Path("rvebench/report.html"), "RVE-Bench", data=data)
 
-A template names what goes into it: {{title}}, values such as {{data}}, or a file beside it or beside
-this script, such as {{page.css}}. The page then works from the file system, without network.
+A template names what goes into it: {{title}}, values such as {{data}}, or a file beside it or
+beside this script, such as {{page.css}}. The page then works from the file system, without network.
 Whatever comes from elsewhere (instructions, reasons, names) reaches it as the JSON of a value,
 escaped here and nowhere else; the scripts show it as text, never as HTML.
 """
