@@ -24,7 +24,7 @@ from data import SUBSET_OF
 from rvebench import judge, quality, report
 
 CLIPS = 16                                               # different ones; the files are copies
-REASON = "The light has changed as asked, but the tree on the left was moved and its shadow stayed. "
+REASON = "The light has changed as asked, but the tree on the left has moved, its shadow has not. "
 PAINT, RESPONSE = 2., .2                                 # seconds: what is aimed at
 
 

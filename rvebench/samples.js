@@ -267,7 +267,7 @@ function addFrames(name, path, length, parent) {
   drawFrames(path, count, length, make('div', null, parent, 'scroll'));
 }
 
-// `count` evenly spaced frames of a clip, the first and the last among them, as the judge gets them.
+// `count` evenly spaced frames of a clip, first and last among them, as the judge gets them.
 // length: frames of the clip, null if nobody counted them.
 async function drawFrames(path, count, length, parent) {
   const video = make('video');
