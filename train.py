@@ -90,12 +90,14 @@ def save(model, args, name: str) -> None:
         model.save_pretrained(args.out / name, frozen=frozen)
 
 
-def main(argv=None, step=uso_step, settings=None, prepare=None, change=None) -> None:
+def main(argv=None, step=uso_step, settings=None, prepare=None, change=None,
+         judge=Critic) -> None:
     """Train, and say what it did.
 
     step(model, critic, batch, lam) -> loss, log. settings: what tells a run with another step
     apart, its "objective" first. prepare(model, batches) -> gather, called before the optimizer is
     made: see `train`. change(model), called once it is loaded: experiments/ switches parts off.
+    judge(model, think, decode) -> the critic.
     """
     args = parse(argv)
     start()
@@ -108,7 +110,7 @@ def main(argv=None, step=uso_step, settings=None, prepare=None, change=None) -> 
     latents = encode(model, args)
     critic = reflections = None
     if args.lam > 0:
-        critic = Critic(model, args.think, args.decode)
+        critic = judge(model, args.think, args.decode)
         with model.precision():
             reflections = reflect(critic, latents, args.cache)
     batches = Batches(latents, model, reflections, batch=args.batch, tau=args.tau,

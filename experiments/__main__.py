@@ -4,7 +4,8 @@
     python -m experiments --table 4                # 2: cross, 3: literal, 4: objectives, 5: lambda,
                                                    # 6: tau
     python -m experiments --figure gamed           # also 4, samples, data, gradient, read, compute,
-                                                   # search
+                                                   # search, headline, map
+    python -m experiments --figure headline --targets drift-60 --seeds 8 --n 400
     python -m experiments --all --list             # only what is left to do, and for how long
     python -m experiments --all --out results      # how the files in results/ were made
 
@@ -25,7 +26,7 @@ import torch
 
 from common.files import BadInput, Parser, atomic_write, check_writable, positive, run_script
 from experiments import figures, jobs, tables, train
-from experiments.runs import BASE, Study, needed_scores
+from experiments.runs import BASE, EQUAL_TIME, TARGETS, Study, needed_scores
 from model import load_model
 from tiny import world
 
@@ -35,7 +36,8 @@ MAKERS = {
     "figure 4": figures.figure_4, "figure samples": figures.figure_samples,
     "figure gamed": figures.figure_gamed, "figure gradient": figures.figure_gradient,
     "figure read": figures.figure_read, "figure data": figures.figure_data,
-    "figure compute": figures.figure_compute, "figure search": figures.figure_search}
+    "figure compute": figures.figure_compute, "figure search": figures.figure_search,
+    "figure headline": figures.figure_headline, "figure map": figures.figure_map}
 
 
 def parse(argv=None):
@@ -50,6 +52,9 @@ def parse(argv=None):
     parser.add_argument("--seeds", type=positive, default=3, help="how many training seeds")
     parser.add_argument("--n", type=positive, default=200, help="samples of a split to score")
     parser.add_argument("--steps", type=positive, default=500, help="of each training")
+    parser.add_argument("--targets", choices=TARGETS, default="wrong-30",
+                        help="what is wrong with the training targets: a share of near misses, or "
+                             "of right edits in which the rest is re-rendered")
     parser.add_argument("--more", default="", metavar="FLAGS",
                         help="flags for every training, such as '--batch 2', to try things out")
     parser.add_argument("--runs", type=Path, default=Path("out/ablate"), help="folder of the runs")
@@ -71,24 +76,29 @@ def open_study(args) -> Study:
     check_writable(args.out / "table.md")
     check_writable(args.runs / "times.json")
     return Study(folder=args.runs / stamp(args), out=args.out, weights=args.weights,
-                 seeds=range(args.seeds), n=args.n, steps=args.steps, flags=flags)
+                 seeds=range(args.seeds), n=args.n, steps=args.steps, targets=args.targets,
+                 flags=flags)
 
 
 def stamp(args) -> str:
-    """The name of the runs' folder: another base, world, --steps or --more, another folder."""
-    sha = hashlib.sha256(f"{world.VERSION} {args.steps} {args.more}".encode())
+    """The name of the runs' folder: another base, world, --steps, --targets or --more, another."""
+    sha = hashlib.sha256(f"{world.VERSION} {args.steps} {args.targets} {args.more}".encode())
     weights = Path(args.weights or jobs.ROOT / "weights" / "tiny")
     for file in sorted(weights.rglob("*.safetensors")):
         sha.update(file.read_bytes())
     return sha.hexdigest()[:8]
 
 
-def check_flags(args, study: Study) -> None:
-    """Parse the flags of a training now, so that --more does not fail an hour later."""
+def check_flags(args, study: Study, items: list[str]) -> None:
+    """Parse the flags of all trainings now, so that none is refused an hour later."""
     try:
         train.parse(jobs.training_flags(study, "uso"))
     except BadInput as error:
         raise BadInput(f"--more {args.more}: {error}") from error
+    needed = needed_scores(study)
+    for run in {score.run for item in items for score in needed[item]} - {BASE}:
+        if not run.endswith(EQUAL_TIME):         # a run without flags of its own
+            train.parse(jobs.training_flags(study, run))
 
 
 def note(study: Study, item: str) -> str:
@@ -99,7 +109,7 @@ def note(study: Study, item: str) -> str:
     size = ""
     if trained:
         seeds = ", ".join(map(str, study.seeds_of(trained[0])))
-        size = (f"training seeds {seeds}, {study.steps} steps; scores 0..10 of {study.n} samples; "
+        size = (f"training seeds {seeds}, {study.steps} steps, targets {study.targets}; scores 0..10 of {study.n} samples; "
                 f"{minutes:.0f} core-minutes; ")
     return (f"`python -m experiments --{item}`: {size}[95 % interval]; torch {torch.__version__}, "
             f"Python {platform.python_version()}, base {study.folder.name}.")
@@ -108,10 +118,10 @@ def note(study: Study, item: str) -> str:
 def main(argv=None) -> None:
     args = parse(argv)
     study = open_study(args)
-    check_flags(args, study)
     items = [f"table {name}" for name in args.table] + [f"figure {name}" for name in args.figure]
     if args.all:
         items = list(needed_scores(study))
+    check_flags(args, study, items)
     left = jobs.plan(study, items)
     print(jobs.how_long(study, left))
     if args.list:

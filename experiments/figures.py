@@ -16,12 +16,12 @@ from common.files import markdown, replacing
 from common.intervals import format_interval
 from critic import THINK, Critic
 from experiments.gradient_probe import gradient_at_levels
-from experiments.jobs import read_times, training_name
-from experiments.runs import (BASE, COMPUTE, LEARNING_RATES, PARTS_OFF, UNGUARDED, WATCHED,
-                              WRONG_SHARES, Score, Study, copy_steps, over_time,
-                              run_of_learning_rate, run_of_wrong_share)
+from experiments.jobs import read_times, steps_of, training_name
+from experiments.runs import (BASE, COMPUTE, CRITICS, HEADLINE, LEARNING_RATES, PARTS_OFF,
+                              UNGUARDED, WATCHED, WRONG_SHARES, Score, Study, copy_steps,
+                              map_cells, over_time, run_of_learning_rate, run_on)
 from experiments.scores import (cell, compare, correlation_of, measured_once, read_scores,
-                                seed_and_sample_interval)
+                                seed_and_sample_interval, smallest_visible)
 from model import load_model
 from tiny import world
 
@@ -40,9 +40,14 @@ class Panel:
     bars: dict[str, Interval] = field(default_factory=dict)
 
 
-def draw_panels(path: Path, panels: list[Panel]) -> None:
-    """Draw the panels side by side into a PNG; a legend where its lines are new."""
-    figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.4), squeeze=False)
+def draw_panels(path: Path, panels: list[Panel], height: float = 3.4) -> None:
+    """Draw the panels side by side into a PNG; a legend where its lines are new.
+
+    height: inches. Panels of bars name their bars once, at the left.
+    """
+    only_bars = all(panel.bars for panel in panels)
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), height), squeeze=False,
+                                sharey=only_bars)
     known = None
     for axis, panel in zip(axes[0], panels):
         for k, (name, (x, intervals)) in enumerate(panel.lines.items()):
@@ -51,6 +56,8 @@ def draw_panels(path: Path, panels: list[Panel]) -> None:
             axis.fill_between(x, low, high, color=f"C{k}", alpha=.15, lw=0)
         for k, (name, (mean, low, high)) in enumerate(panel.bars.items()):
             axis.barh(name, mean, color=f"C{k}", alpha=.6, xerr=[[mean - low], [high - mean]])
+        if panel.bars:
+            axis.axvline(0, color="black", lw=.8)
         axis.set(title=panel.title, xlabel=panel.xlabel)
         if panel.lines and panel.lines.keys() != known:
             axis.legend(fontsize=7)
@@ -167,22 +174,20 @@ def figure_read(study: Study) -> str:
 
 def figure_data(study: Study) -> str:
     """Does the critic help where the data is wrong?"""
-    sft = [read_scores(study, Score(run_of_wrong_share("sft", share), "rave"))
-           for share in WRONG_SHARES]
-    uso = [read_scores(study, Score(run_of_wrong_share("uso", share), "rave"))
-           for share in WRONG_SHARES]
+    sft = [read_scores(study, Score(run_on("sft", targets), "rave")) for targets in WRONG_SHARES]
+    uso = [read_scores(study, Score(run_on("uso", targets), "rave")) for targets in WRONG_SHARES]
     gain = [with_critic - without for with_critic, without in zip(uso, sft)]
 
     def line(arrays):
-        return list(WRONG_SHARES), [seed_and_sample_interval(x) for x in arrays]
+        return [0, 30, 60], [seed_and_sample_interval(x) for x in arrays]
 
-    xlabel = "share of wrong targets"
+    xlabel = "% of the targets are wrong"
     draw_panels(study.out / "data.png", [
         Panel("Overall", xlabel, {"sft": line(sft), "uso": line(uso)}),
         Panel("uso - sft", xlabel, {"uso - sft": line(gain)})])
     table = [["wrong targets", "sft", "uso", "uso - sft"]]
-    for i, share in enumerate(WRONG_SHARES):
-        table.append([f"{share:.0%}", cell(sft[i]), cell(uso[i]), cell(gain[i], sign="+")])
+    for i, targets in enumerate(WRONG_SHARES):
+        table.append([targets, cell(sft[i]), cell(uso[i]), cell(gain[i], sign="+")])
     head = "Overall on RAVE. Wrong targets are near misses, of seven kinds, each as often."
     return f"{head}\n\n{markdown(table)}"
 
@@ -212,3 +217,45 @@ def figure_search(study: Study) -> str:
         table.append([rate, *(cell(x) for x in scores), f"{np.mean(scores):.2f}"])
     head = "Overall on RAVE's val split, seed 0; the default is the rate with the best mean."
     return f"{head}\n\n{markdown(table)}"
+
+
+def figure_headline(study: Study) -> str:
+    """Is USO better than SFT? Each run minus SFT, paired by seed and sample."""
+    panels, parts = [], []
+    for subset in ("rave", "icvg"):
+        sft = read_scores(study, Score("sft", subset))
+        gain = {run: read_scores(study, Score(run, subset)) - sft for run in HEADLINE[1:]}
+        bars = {run: seed_and_sample_interval(gain[run]) for run in HEADLINE[:0:-1]}
+        panels.append(Panel(f"{subset.upper()}: Overall - SFT", bars=bars))
+        parts.append(f"{subset.upper()}\n\n{compare(study, [BASE, *HEADLINE], subset, 'sft')}")
+        if len(study.seeds) > 1:
+            visible = ", ".join(f"{run} {smallest_visible(x):.2f}" for run, x in gain.items())
+            parts.append(f"The smallest difference to SFT that would have been seen, four times in "
+                         f"five: {visible}.\n")
+    draw_panels(study.out / "headline.png", panels)
+    head = ("All runs of a seed share noise and order of samples. plain critic: the VLM as it was "
+            "before it was taught what would please it; the model's own VLM judges in all others.")
+    return "\n".join([f"{head}\n", *parts])
+
+
+def figure_map(study: Study) -> str:
+    """When does USO beat SFT? USO - SFT over critic, data, length of training and baseline."""
+    columns = ("Overall", "EA", "PC")
+    table = [["critic", "baseline", "targets", "steps", *(f"{c}, USO - SFT" for c in columns)]]
+    bars = {column: {} for column in columns}
+    for place in map_cells():
+        sft, uso = (Score(run, "rave") for run in place.runs)
+        gain = {column: read_scores(study, uso, column) - read_scores(study, sft, column)
+                for column in columns}
+        critic = "hardened" if place.critic == CRITICS[0] else "plain"
+        steps = steps_of(study, uso.run)
+        baseline = place.baseline.removeprefix(", ") or "m_0"
+        table.append([critic, baseline, place.targets, str(steps),
+                      *(cell(gain[column], sign="+") for column in columns)])
+        name = f"{place.targets}, {steps} steps, {critic}, {baseline}"
+        for column in columns:
+            bars[column][name] = seed_and_sample_interval(gain[column])
+    panels = [Panel(f"{column}, USO - SFT", bars=dict(reversed(bars[column].items())))
+              for column in columns]
+    draw_panels(study.out / "map.png", panels, height=7)
+    return f"RAVE, paired by seed and sample.\n\n{markdown(table)}"

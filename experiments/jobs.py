@@ -21,8 +21,8 @@ import numpy as np
 from tqdm import tqdm
 
 from common.files import BadInput, atomic_write
-from experiments.runs import (BASE, EQUAL_TIME, KEEP_EVERY, RUNS, WATCHED, WRONG_SHARE, Score,
-                              Study, keeps_margin, needed_scores)
+from experiments.runs import (BASE, EQUAL_TIME, KEEP_EVERY, LONGER, RUNS, TARGETS, TIMES_LONGER,
+                              WATCHED, Score, Study, keeps_margin, needed_scores)
 
 ROOT = Path(__file__).parents[1]
 STOPPED = 130                                    # the exit code of a command that Ctrl-C stopped
@@ -54,7 +54,8 @@ def training_name(run: str, seed: int) -> str:
 
 def training_flags(study: Study, run: str) -> list[str]:
     """What the run is given beside seed and folders; of a flag that comes twice the last counts."""
-    flags = ["--wrong", str(WRONG_SHARE), *RUNS[run.removesuffix(EQUAL_TIME)].split()]
+    name, _, targets = run.removesuffix(EQUAL_TIME).removesuffix(LONGER).partition(" on ")
+    flags = [*TARGETS[targets or study.targets].split(), *RUNS[name].split()]
     flags += ["--steps", str(steps_of(study, run))]
     if run in WATCHED:
         flags += ["--keep-every", str(KEEP_EVERY)]
@@ -62,7 +63,9 @@ def training_flags(study: Study, run: str) -> list[str]:
 
 
 def steps_of(study: Study, run: str) -> int:
-    """The study's steps; with equal time, as many as fit into the time that USO took."""
+    """The study's steps, or more; with equal time, as many as fit into the time that USO took."""
+    if run.endswith(LONGER):
+        return TIMES_LONGER * study.steps
     if not run.endswith(EQUAL_TIME):
         return study.steps
     times = read_times(study)

@@ -3,8 +3,8 @@
 A *run* is a training, known by its name: RUNS has its flags. A *score* is a run's model on a subset
 of a split of the tiny world. `needed_scores` says which scores a table or figure shows.
 
-All runs share base, data, steps, batch and learning rate. Three in ten of their targets are near
-misses (--wrong 0.3), as in a data set that a model has made; `--figure data` has other shares.
+All runs share base, data, steps, batch and learning rate. What is wrong with their data is the
+study's choice of TARGETS; a run "... on <targets>" has other ones, "..., longer" more steps.
 """
 
 from dataclasses import dataclass, field
@@ -15,10 +15,24 @@ BASE = "base"                                    # the run that is none: the mod
 LAMBDAS = (0, .1, .25, .5, .75)                  # Table 5
 TAUS = (.1, .3, .5, .7, .9)                      # Table 6
 LEARNING_RATES = ("4e-4", "8e-4", "1.6e-3", "3.2e-3")
-WRONG_SHARE = .3                                 # of the training targets, in all other runs
-WRONG_SHARES = (0, .3, .6)
+TARGETS = {                                      # what is wrong with the training targets
+    "right": "",
+    "wrong-30": "--wrong 0.3",                   # near misses, of seven kinds
+    "wrong-60": "--wrong 0.6",
+    "drift-60": "--drift 0.6"}                   # the edit is right, the rest re-rendered
+WRONG_SHARES = ("right", "wrong-30", "wrong-60")                             # --figure data
 KEEP_EVERY = 250                                 # steps between the copies of a WATCHED run
 EQUAL_TIME = ", equal time"                      # a rival with so few steps that it takes as long
+LONGER, TIMES_LONGER = ", longer", 5             # a run of so many times the study's steps
+PLAIN_CRITIC = Path("out/plain/weights/tiny")    # the weights before tiny.harden_vlm
+
+
+BASELINES = {                                    # of the reason loss
+    "": "",                                      # m_0, as in the paper
+    ", m_0 above 0": "--without negative-baseline",
+    ", no m_0": "--without baseline"}
+CRITICS = ("uso", "uso, plain critic")           # hardened, as in weights/tiny, or as it was before
+HEADLINE = ["sft", "rwr", "uso", "uso, no m_0", "uso, plain critic"]
 
 
 def run_of_lambda(lam: float) -> str:
@@ -33,9 +47,9 @@ def run_of_tau(tau: float) -> str:
     return "uso" if tau == .5 else f"tau {tau}"
 
 
-def run_of_wrong_share(objective: str, share: float) -> str:
-    """The run of this objective on data of which `share` is wrong."""
-    return objective if share == WRONG_SHARE else f"{objective}, {share} wrong"
+def run_on(run: str, targets: str, longer: bool = False) -> str:
+    """The run on these TARGETS, whatever the study's are."""
+    return f"{run} on {targets}{LONGER if longer else ''}"
 
 
 def run_of_learning_rate(objective: str, rate: str) -> str:
@@ -44,7 +58,7 @@ def run_of_learning_rate(objective: str, rate: str) -> str:
 
 
 def all_runs() -> dict[str, str]:
-    """The flags of each run, by name, beside --wrong; what is not named has train.py's default."""
+    """The flags of each run, by name, beside TARGETS; what is not named has train.py's default."""
     runs = {"sft": "--objective sft", "rwr": "--objective rwr", "uso": "--objective uso"}
     for lam in LAMBDAS:
         runs.setdefault(run_of_lambda(lam), f"--lambda {lam}")
@@ -54,10 +68,9 @@ def all_runs() -> dict[str, str]:
         for objective in ("sft", "rwr", "uso"):
             name = run_of_learning_rate(objective, rate)
             runs[name] = f"--objective {objective} --lr {rate}"
-    for share in WRONG_SHARES:
-        for objective in ("sft", "uso"):
-            name = run_of_wrong_share(objective, share)
-            runs.setdefault(name, f"--objective {objective} --wrong {share}")
+    for critic, flags in (("uso", ""), ("uso, plain critic", f"--critic {PLAIN_CRITIC}")):
+        for baseline, more in BASELINES.items():
+            runs.setdefault(critic + baseline, f"{flags} {more}")
     return runs | {
         "uso, no vlm": "--without vlm",
         "uso, no position": "--without position",
@@ -90,6 +103,7 @@ class Study:
     seeds: range = range(3)                      # of the trainings
     n: int = 200                                 # samples of a split
     steps: int = 500                             # of each training
+    targets: str = "wrong-30"                    # of each training, a key of TARGETS
     flags: list[str] = field(default_factory=list)                           # for every training
 
     def seeds_of(self, run: str) -> range:
@@ -145,8 +159,8 @@ def needed_scores(study: Study) -> dict[str, list[Score]]:
     gamed = [Score(run, "rave", "val") for run in (BASE, *UNGUARDED)]
     for run in WATCHED:
         gamed += over_time(study, run)
-    data = [run_of_wrong_share(objective, share)
-            for share in WRONG_SHARES for objective in ("sft", "uso")]
+    data = [run_on(objective, targets)
+            for targets in WRONG_SHARES for objective in ("sft", "uso")]
     search = [Score(run_of_learning_rate(objective, rate), "rave", "val")
               for rate in LEARNING_RATES for objective in ("sft", "rwr", "uso")]
     return {
@@ -162,7 +176,32 @@ def needed_scores(study: Study) -> dict[str, list[Score]]:
         "figure read": on_test(PARTS_OFF, "rave"),
         "figure compute": on_test(COMPUTE, "rave"),
         "figure gamed": gamed,
-        "figure search": search}
+        "figure search": search,
+        "figure headline": on_test([BASE, *HEADLINE], "rave", "icvg"),
+        "figure map": on_test(sorted({run for cell in map_cells() for run in cell.runs}), "rave")}
+
+
+class Cell(NamedTuple):
+    """A place on the map: USO with one critic and baseline, on one kind of data, for so long."""
+    critic: str
+    baseline: str
+    targets: str
+    longer: bool
+
+    @property
+    def runs(self) -> tuple[str, str]:
+        """SFT and USO."""
+        return (run_on("sft", self.targets, self.longer),
+                run_on(self.critic + self.baseline, self.targets, self.longer))
+
+
+def map_cells() -> list[Cell]:
+    """Each critic on all data, short and long, with m_0; each baseline on drifted data, short."""
+    cells = [Cell(critic, "", targets, longer)
+             for critic in CRITICS for longer in (False, True) for targets in TARGETS]
+    cells += [Cell(critic, baseline, "drift-60", False)
+              for critic in CRITICS for baseline in BASELINES if baseline]
+    return cells
 
 
 def keeps_margin(study: Study, score: Score) -> bool:

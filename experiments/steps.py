@@ -5,6 +5,7 @@
     grpo_step      the same reward as a policy gradient
     no_flow_step   USO without L_FM: the reason loss alone
     no_baseline    a step with m_0 = 0
+    no_negative_baseline    a step with m_0 = 0 where the critic says No to the unedited source
 
 A step gets (model, critic, batch, lam) and returns the loss and what is logged, as uso_step does:
 data, gate, critic, lambda and the loop are the same, train.py's. `python -m experiments.train`
@@ -88,6 +89,17 @@ def no_baseline(step: Callable) -> Callable:
     """The same step with m_0 = 0: the critic's margin itself, not its gain over the source."""
     def step_without(model, critic, batch, lam):
         return step(model, critic, replace(batch, baseline=torch.zeros_like(batch.baseline)), lam)
+    return step_without
+
+
+def no_negative_baseline(step: Callable) -> Callable:
+    """The same step with what of m_0 is above zero: a bias to say Yes to what did nothing.
+
+    A critic that says a clear No to the source has none, and against that No even a poor edit is
+    far ahead: there is hardly a gradient left.
+    """
+    def step_without(model, critic, batch, lam):
+        return step(model, critic, replace(batch, baseline=batch.baseline.clamp_min(0)), lam)
     return step_without
 
 

@@ -3,22 +3,27 @@
     python -m experiments.train --objective rwr                  # Table 4
     python -m experiments.train --objective refl --steps 500     # also grpo; all flags of train.py
     python -m experiments.train --without baseline --lambda 3    # also flow, vlm, position
+    python -m experiments.train --critic out/plain/weights/tiny  # judged by another model's VLM
     python -m experiments.train --resume out/rwr                 # go on, bit for bit
 
 The loop is train.py's, and so are its flags and what it leaves in the run's folder; steps.py says
 what an objective does in a step. With uso or sft and nothing switched off this is train.py.
 """
 
+import hashlib
 from pathlib import Path
 
 import train
 from common.files import BadInput, Parser, run_script
 from common.run import read_run
-from experiments.steps import grpo_step, no_baseline, no_flow_step, refl_step, rwr_step
+from critic import Critic
+from experiments.steps import (grpo_step, no_baseline, no_flow_step, no_negative_baseline,
+                               refl_step, rwr_step)
+from model import load_model
 
 STEPS = {"uso": train.uso_step, "sft": train.uso_step, "rwr": rwr_step, "refl": refl_step,
          "grpo": grpo_step}
-PARTS = ("baseline", "flow", "vlm", "position")
+PARTS = ("baseline", "negative-baseline", "flow", "vlm", "position")
 
 
 def parse(argv=None):
@@ -27,8 +32,11 @@ def parse(argv=None):
                     description=__doc__.split("\n\n")[0])
     parser.add_argument("--objective", choices=STEPS, help="what a step does (without it: uso)")
     parser.add_argument("--without", nargs="+", choices=PARTS, metavar="PART",
-                        help="switch off: baseline (m_0 = 0), flow (its loss), vlm (its states), "
-                             "position (of the visual tokens)")
+                        help="switch off: baseline (m_0 = 0), negative-baseline (m_0 = 0 where it "
+                             "is below), flow (its loss), vlm (its states), position (of the "
+                             "visual tokens)")
+    parser.add_argument("--critic", metavar="FOLDER",
+                        help="whose VLM judges (without it: the model's own)")
     parser.add_argument("--out", help="run folder (without it: out/<objective>)")
     parser.add_argument("--resume", type=Path, metavar="RUN", help="run folder to go on with")
     args, rest = parser.parse_known_args(argv)
@@ -40,8 +48,23 @@ def parse(argv=None):
         rest += ["--out", args.out or f"out/{args.objective}"]
         if args.objective == "sft":
             rest += ["--objective", "sft"]
-    check(args, train.parse(rest))
+    train_args = train.parse(rest)
+    check(args, train_args)
+    if args.critic:                              # what it says of the sources is kept beside them
+        rest += ["--cache", str(train_args.cache / hash_of_folder(args.critic))]
     return args, rest
+
+
+def hash_of_folder(folder: str) -> str:
+    """Names the weights in a folder. Raises BadInput where there are none."""
+    files = sorted(Path(folder).rglob("*.safetensors"))
+    if not files:
+        raise BadInput(f"--critic {folder}: holds no weights; experiments/README.md says how the "
+                       f"plain critic comes there")
+    sha = hashlib.sha256()
+    for file in files:
+        sha.update(file.read_bytes())
+    return sha.hexdigest()[:16]
 
 
 def name_of(args) -> str:
@@ -53,10 +76,11 @@ def name_of(args) -> str:
 
 def read_objective(args) -> None:
     """Take objective and switches from the run that is to go on."""
-    if args.objective or args.without or args.out:
-        raise BadInput(f"--resume {args.resume}: goes on with the run's own --objective, --without "
-                       f"and --out; drop them")
-    name = read_run(args.resume)["settings"].get("objective", "")
+    if args.objective or args.without or args.out or args.critic:
+        raise BadInput(f"--resume {args.resume}: goes on with the run's own --objective, --without, "
+                       f"--critic and --out; drop them")
+    settings = read_run(args.resume)["settings"]
+    name, args.critic = settings.get("objective", ""), settings.get("critic")
     args.objective, _, parts = name.partition(" without ")
     args.without = parts.split()
     if args.objective not in STEPS or not set(args.without) <= set(PARTS):
@@ -68,6 +92,8 @@ def check(args, train_args) -> None:
     """Raises BadInput for flags that are fine by themselves, but not together."""
     if args.objective == "rwr" and train_args.lam == 0:
         raise BadInput("--lambda 0: would leave rwr without its critic; drop it, rwr has no lambda")
+    if args.critic and train_args.lam == 0:
+        raise BadInput(f"--critic {args.critic}: is not asked at lambda 0; drop it")
     if "flow" in args.without and args.objective != "uso":
         raise BadInput(f"--without flow: is for --objective uso, not {args.objective}; drop it")
 
@@ -77,11 +103,19 @@ def main(argv=None) -> None:
     step = no_flow_step if "flow" in args.without else STEPS[args.objective]
     if "baseline" in args.without:
         step = no_baseline(step)
+    if "negative-baseline" in args.without:
+        step = no_negative_baseline(step)
 
     def switch_off(model):
         model.without(args.without)
 
-    train.main(rest, step, {"objective": name_of(args)}, change=switch_off)
+    def another(model, think, decode):
+        other = load_model(args.critic, model.preset.name).requires_grad_(False).to(model.device)
+        other.set_vlm_frames(model.vlm.frames)
+        return Critic(other, think, decode)
+
+    settings = {"objective": name_of(args), "critic": args.critic}
+    train.main(rest, step, settings, change=switch_off, judge=another if args.critic else Critic)
 
 
 if __name__ == "__main__":

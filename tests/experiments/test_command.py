@@ -1,21 +1,10 @@
 """python -m experiments: its flags, and one table from training to Markdown."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 
 from common.files import BadInput
 from experiments import __main__ as command
-from experiments.jobs import ROOT
 from experiments.runs import needed_scores
-
-
-def run(*flags):
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.run([sys.executable, "-m", "experiments", *map(str, flags)], cwd=ROOT,
-                          env=environment, capture_output=True, text=True)
 
 
 def test_every_table_and_figure_has_runs_and_a_function(study):
@@ -54,26 +43,25 @@ def test_by_default_nothing_tracked_is_written():
     assert str(args.out).startswith("out/") and str(args.runs).startswith("out/")
 
 
-def test_a_table_from_training_to_markdown(tiny_dir, tmp_path):
+def test_a_table_from_training_to_markdown(tiny_dir, tmp_path, capsys):
     def of_this_size(*flags):
-        return run("--weights", tiny_dir, "--seeds", 1, "--n", 2, "--steps", 1,
-                   "--more", "--items 2 --batch 2", "--runs", tmp_path / "runs",
-                   "--out", tmp_path / "results", *flags)
-    done = of_this_size("--table", "3")
-    assert done.returncode == 0, done.stderr
+        small = ["--weights", tiny_dir, "--seeds", 1, "--n", 2, "--steps", 1,
+                 "--more", "--items 2 --batch 2", "--runs", tmp_path / "runs",
+                 "--out", tmp_path / "results"]
+        command.main([*map(str, small), *flags])
+        return capsys.readouterr().out
+    of_this_size("--table", "3")
     text = (tmp_path / "results" / "table-3.md").read_text()
-    assert "python -m experiments --table 3" in text and "training seeds 0, 1 steps;" in text
+    assert "python -m experiments --table 3" in text
+    assert "training seeds 0, 1 steps, targets wrong-30;" in text
     ours, theirs = text.split("The paper's Table 3")
 
     def first_column(table):
         return [line.split()[1] for line in table.splitlines() if line.startswith("| ")][2:]
     assert first_column(ours) == ["base", "sft", "uso"] and first_column(theirs)[-1] == "ReViSE"
-    again = of_this_size("--table", "3")
-    assert "nothing is left to run" in again.stdout
+    assert "nothing is left to run" in of_this_size("--table", "3")
     assert (tmp_path / "results" / "table-3.md").read_text() == text
     listed = of_this_size("--table", "4", "--list")
-    assert "train rwr, seed 0" in listed.stdout and "train sft" not in listed.stdout
-    broken = of_this_size("--table", "5", "--more", "--data nothing.jsonl")
-    assert broken.returncode == 2
-    assert "failed" in broken.stderr and "Traceback" not in broken.stderr
-    assert "nothing.jsonl: cannot be read" in broken.stderr
+    assert "train rwr, seed 0" in listed and "train sft" not in listed
+    with pytest.raises(BadInput, match="failed, .*nothing.jsonl: cannot be read"):
+        of_this_size("--table", "5", "--more", "--data nothing.jsonl")

@@ -7,7 +7,7 @@ import pytest
 
 from critic import THINK
 from experiments import figures
-from experiments.runs import BASE, Score
+from experiments.runs import BASE, HEADLINE, Score, map_cells
 
 
 def test_figure_4_is_a_rank_correlation(study, pretend):
@@ -37,3 +37,35 @@ def test_figure_gradient(study, tiny_dir):
     lines = [line for line in text.splitlines() if line.startswith("| 0")]
     assert [line.split()[1] for line in lines] == [str(t) for t in levels]
     assert (study.out / "gradient.png").stat().st_size > 10_000
+
+
+def test_headline_is_paired_and_says_what_could_have_been_seen(study, pretend):
+    study = study(n=5, seeds=range(2))
+    for subset in ("rave", "icvg"):
+        pretend(study, Score(BASE, subset), 0, [1] * 5)
+        for number, run in enumerate(HEADLINE):          # a run is ahead of SFT by its number
+            for seed in (0, 1):
+                pretend(study, Score(run, subset), seed, [seed + k + number for k in range(5)])
+    text = figures.figure_headline(study)
+    assert text.count("+2.00 [+2.00, +2.00]") == 2       # uso, on both subsets
+    assert "rwr 0.00, uso 0.00, uso, no m_0 0.00" in text
+    assert (study.out / "headline.png").stat().st_size > 1000
+
+
+def test_map_is_uso_minus_sft_place_by_place(study, pretend):
+    study = study(n=5, seeds=range(1), steps=100)
+    places = map_cells()
+    assert len(places) == len(set(places)) == 2 * 4 * 2 + 2 * 2
+    scores = {}
+    for number, place in enumerate(places):
+        sft, uso = place.runs
+        scores[sft] = 0
+        scores[uso] = number / 10
+    for run, value in scores.items():
+        pretend(study, Score(run, "rave"), 0, [value] * 5)
+    lines = figures.figure_map(study).splitlines()[4:]
+    gains = [float(line.split("|")[5].split()[0]) for line in lines]
+    assert gains == [pytest.approx(number / 10) for number in range(len(places))]
+    cells = [cell.strip() for cell in lines[7].split("|")]
+    assert cells[1:5] == ["hardened", "m_0", "drift-60", "500"]
+    assert (study.out / "map.png").stat().st_size > 10_000

@@ -20,7 +20,8 @@ def names(chains):
 def test_every_score_is_of_a_run(study):
     for scores in needed_scores(study()).values():
         for score in scores:
-            assert score.run.partition(", equal ")[0] in {*RUNS, BASE}
+            name = score.run.removesuffix(", equal time").partition(" on ")[0]
+            assert name in {*RUNS, BASE}
     assert plan(study(), ["figure gradient"]) == []
 
 
@@ -52,15 +53,27 @@ def test_equal_time_waits_for_the_times(study):
     assert steps["train refl, seed 0"] == "100"
 
 
-def test_all_runs_share_the_data_but_those_of_figure_data(study):
-    study = study(seeds=range(1))
+@pytest.mark.parametrize("targets", ["wrong-30", "drift-60"])
+def test_all_runs_share_the_data_but_those_on_other_targets(study, targets):
+    study = study(seeds=range(1), targets=targets)
     trainings = [job for chain in plan(study, list(needed_scores(study))) for job in chain
                  if job.name.startswith("train")]
     assert len(trainings) > 30
-    for job in trainings:                        # the last of a flag that is given twice counts
-        last = len(job.command) - job.command[::-1].index("--wrong")
-        share = float(job.name.split()[-4]) if "wrong" in job.name else .3
-        assert float(job.command[last]) == share, job.name
+    flags = {"right": [], "wrong-30": ["--wrong", "0.3"], "wrong-60": ["--wrong", "0.6"],
+             "drift-60": ["--drift", "0.6"]}
+    for job in trainings:
+        own = job.name.partition(" on ")[2].split(",")[0]
+        given = [word for i, word in enumerate(job.command)
+                 if {"--wrong", "--drift"} & {word, job.command[i - 1]}]
+        assert given == flags[own or targets], job.name
+
+
+def test_a_longer_run(study):
+    study = study(steps=100)
+    assert jobs.steps_of(study, "uso on right") == 100
+    assert jobs.steps_of(study, "uso on right, longer") == 500
+    flags = jobs.training_flags(study, "uso, plain critic, no m_0 on right, longer")
+    assert flags == ["--critic", "out/plain/weights/tiny", "--without", "baseline", "--steps", "500"]
 
 
 # ------------------------------------------------------------------------ doing it

@@ -134,6 +134,19 @@ def test_no_baseline(ready):
     assert batch.baseline.abs().min() > 0                # it was there, and still is
 
 
+def test_no_negative_baseline(ready):
+    """Rows with m_0 above zero keep it, the others have none: the loss of each row by hand."""
+    model, critic, batch = ready
+    numbers = batch.near.nonzero()[:, 0].tolist()
+    signs = torch.ones_like(batch.baseline)
+    signs[numbers[0]] = -1
+    batch = replace(batch, baseline=signs * 2.)
+    loss, _ = steps.no_negative_baseline(train.uso_step)(model, critic, batch, LAMBDA)
+    kept = torch.where(signs > 0, 2., 0.)
+    flow, reason = reasons_by_hand(model, critic, replace(batch, baseline=kept), usual_estimate)
+    assert_same(model, loss, flow + LAMBDA * reason)
+
+
 def test_grpo_rewards_each_rollout_by_its_own_question(ready, monkeypatch):
     model, critic, batch = ready
     seen = {}

@@ -79,6 +79,23 @@ def test_a_stopped_run_goes_on_with_its_objective(run, tmp_path):
     assert weights(straight) == weights(stopped)
 
 
+def test_another_critic_judges(run, uso, tiny_dir, tmp_path):
+    """Its own copy says the same; a VLM of other weights does not; a resumed run keeps it."""
+    same = run(tmp_path / "same", "--critic", str(tiny_dir))
+    assert read_log(same) == read_log(uso)
+    other = load_model(tiny_dir)
+    with torch.no_grad():
+        for parameter in other.vlm.llm.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=.3)
+    other.save_pretrained(tmp_path / "other")
+    judged = run(tmp_path / "judged", "--critic", str(tmp_path / "other"))
+    row, first = read_log(judged)[0], read_log(uso)[0]
+    assert row["flow_loss"] == first["flow_loss"] and row["p_yes"] != first["p_yes"]
+    train.main(["--resume", str(judged), "--steps", "2"])
+    args, _ = train.parse(["--resume", str(judged), "--steps", "2"])
+    assert args.critic == str(tmp_path / "other") and len(read_log(judged)) == 2
+
+
 def test_one_folder_holds_one_objective(run, uso):
     for flags in (["--objective", "rwr"], ["--without", "baseline"]):
         with pytest.raises(BadInput, match="holds a run with another --objective"):
@@ -92,6 +109,8 @@ def test_one_folder_holds_one_objective(run, uso):
     (["--objective", "rwr", "--batch", "0"], "--batch: must be at least 1"),
     (["--objective", "rwr", "--lambda", "0"], "--lambda 0: would leave rwr without its critic"),
     (["--objective", "refl", "--without", "flow"], "--without flow: is for --objective uso"),
+    (["--critic", "nowhere"], "--critic nowhere: holds no weights"),
+    (["--critic", "weights/tiny", "--lambda", "0"], "is not asked at lambda 0"),
     (["--resume", "nowhere"], "nowhere: no run.json there"),
     (["--resume", "nowhere", "--out", "x"], "drop them")])
 def test_bad_flags(flags, says):
