@@ -109,8 +109,8 @@ def note(study: Study, item: str) -> str:
     size = ""
     if trained:
         seeds = ", ".join(map(str, study.seeds_of(trained[0])))
-        size = (f"training seeds {seeds}, {study.steps} steps, targets {study.targets}; scores 0..10 of {study.n} samples; "
-                f"{minutes:.0f} core-minutes; ")
+        size = (f"training seeds {seeds}, {study.steps} steps, targets {study.targets}; "
+                f"scores 0..10 of {study.n} samples; {minutes:.0f} core-minutes; ")
     return (f"`python -m experiments --{item}`: {size}[95 % interval]; torch {torch.__version__}, "
             f"Python {platform.python_version()}, base {study.folder.name}.")
 

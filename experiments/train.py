@@ -77,8 +77,8 @@ def name_of(args) -> str:
 def read_objective(args) -> None:
     """Take objective and switches from the run that is to go on."""
     if args.objective or args.without or args.out or args.critic:
-        raise BadInput(f"--resume {args.resume}: goes on with the run's own --objective, --without, "
-                       f"--critic and --out; drop them")
+        raise BadInput(f"--resume {args.resume}: goes on with the run's own --objective, "
+                       f"--without, --critic and --out; drop them")
     settings = read_run(args.resume)["settings"]
     name, args.critic = settings.get("objective", ""), settings.get("critic")
     args.objective, _, parts = name.partition(" without ")
