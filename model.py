@@ -852,11 +852,11 @@ def require(path: Path) -> Path:
 
 def replace_folder(new: Path, folder: Path) -> None:
     """Rename `new` to `folder`, in place of what was there."""
-    old = Path(f"{folder}.old{os.getpid()}")
     if folder.exists():
-        folder.rename(old)
+        folder.rename(f"{folder}.old{os.getpid()}")
     new.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    for old in folder.parent.glob(f"{folder.name}.old*"):               # also of a killed run
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def load_model(folder: str | Path | None, preset: str | None = None) -> UnifiedModel:

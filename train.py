@@ -166,12 +166,14 @@ def set_aside(model, critic) -> None:
 
 def report(latents, log: list[dict], args, settings: dict) -> None:
     """Compare the base with this run: by the oracle in the tiny world, by PSNR on own videos."""
+    if not (args.data or args.eval_items):
+        return
     base, tuned = load_model(args.weights, args.preset), load_model(args.out, args.preset)
     base.set_vlm_frames(args.vlm_frames)
     models = {"base's edit": base, "this run's edit": tuned}
     if args.data:
         report_on_manifest(models, latents, args)
-    elif args.eval_items:
+    else:
         report_on_world(models, log, args, settings)
 
 

@@ -6,12 +6,9 @@ import json
 import math
 import multiprocessing
 import os
-import random
-import shutil
+import signal
 import subprocess
 import sys
-import time
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,13 +20,14 @@ from safetensors.torch import load_file
 from scipy.stats import ks_2samp, kstest
 
 import bench
+import data
 import sample
 from common.files import BadInput
 from common.run import Run, load_state, save_state
 from common.video import count_frames, write_video
 from critic import Critic, decode_frames
 from data import draws
-from model import PRESETS, load_model, sample_timesteps
+from model import PRESETS, UnifiedModel, load_model, sample_timesteps
 from realsize import train as size_train
 from realsize import weighting
 from realsize.gate_together import sample_timesteps_together
@@ -54,7 +52,7 @@ def one_thread(monkeypatch):
 def common(tiny_dir, tmp_path_factory) -> list[str]:
     """The flags of all small runs; they share one cache."""
     return ["--weights", str(tiny_dir), "--cache", str(tmp_path_factory.mktemp("cache")), "--items", "8",
-            "--batch", "4", "--steps", "4", "--lr", "1e-3", "--eval-items", "0", "--tau", ".8",
+            "--batch", "4", "--steps", "3", "--lr", "1e-3", "--eval-items", "0", "--tau", ".8",
             "--gate-together", "2"]
 
 
@@ -247,27 +245,28 @@ def test_the_bell_is_another_run(common, one, tmp_path):
 
 # ---------------------------------------------------------------------------------------- many ranks
 
-def ranks(tmp_path, *runs, stop_at=None):
-    """torchrun on two ranks of gloo: realsize.train's main with each of `runs`' flags in turn."""
+def ranks(tmp_path, *runs):
+    """torchrun on two ranks of gloo: realsize.train's main for each (flags, the step of a Ctrl-C or None)."""
     script = tmp_path / "driver.py"
     script.write_text(f"""
 import signal, sys
 sys.path.insert(0, {str(ROOT)!r})
 import data, train
 from realsize import train as size_train
-batch = data.batch_indices
+batch, stop_at = data.batch_indices, None
 def stopping(n, size, step, seed):
-    if step == {stop_at!r}:
+    if step == stop_at:
         signal.raise_signal(signal.SIGINT)
     return batch(n, size, step, seed)
 data.batch_indices = stopping
 train.start()
 train.start = train.stop = lambda: None                              # one group for all runs
-for flags in {[list(map(str, flags)) for flags in runs]!r}:
+for flags, stop_at in {[(list(map(str, flags)), stop_at) for flags, stop_at in runs]!r}:
     try:
         size_train.main(flags)
+        assert stop_at is None
     except KeyboardInterrupt:
-        pass
+        assert stop_at is not None
 """)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", script]
     done = subprocess.run(launch, capture_output=True, text=True, timeout=400,
@@ -277,9 +276,6 @@ for flags in {[list(map(str, flags)) for flags in runs]!r}:
 
 def stop_at(patch, number):
     """Ctrl-C in the middle of a step."""
-    import signal
-
-    import data
     batch = data.batch_indices
 
     def stopping(n, size, step, seed):
@@ -297,12 +293,12 @@ def test_two_ranks_and_shards_are_one_and_go_on_from_each_other(common, one, tmp
         with pytest.raises(KeyboardInterrupt):
             run(common, first)                           # on one rank to the end of step 1
     fsdp = ("--parallel", "fsdp")
-    ranks(tmp_path, [*common, "--out", tmp_path / "ddp"], [*common, "--out", tmp_path / "fsdp", *fsdp],
-          [*common, "--out", tmp_path / "all", *fsdp, "--recompute", "--accumulate", "2"],
-          [*common, "--out", first, *fsdp])
-    for name in ("ddp", "fsdp", "all", "first"):
+    ranks(tmp_path, ([*common, "--out", tmp_path / "ddp"], None),
+          ([*common, "--out", tmp_path / "all", *fsdp, "--recompute", "--accumulate", "2"], None),
+          ([*common, "--out", first, *fsdp], None),      # on two from step 2
+          ([*common, "--out", half, *fsdp], 1))
+    for name in ("ddp", "all", "first"):
         same_run(one, tmp_path / name)
-    ranks(tmp_path, [*common, "--out", half, *fsdp], stop_at=1)
     state = torch.load(half / "state.pt")
     assert state["step"] == 2 and all(type(x) is torch.Tensor for x in state["params"].values())
     shapes = lambda run: {k: v.shape for k, v in torch.load(run / "state.pt")["params"].items()}
@@ -371,41 +367,72 @@ def test_every_flipped_byte_is_seen(tmp_path):
             load_state(file)
 
 
-def test_twenty_kills(common, tmp_path):
-    """kill -9 at random moments of a real run, each time resumed; the weights are those of the run that nobody killed."""
-    flags = [*common, "--objective", "sft", "--batch", "2", "--steps", "40", "--save-every", "1"]
-    straight = run(flags, tmp_path / "straight")
-    fork = multiprocessing.get_context("forkserver")     # of a process without threads, which has imported all
-    fork.set_forkserver_preload(["test_realsize_train"])
-    rng, state = random.Random(0), tmp_path / "run" / "state.pt"
-    starts, kills = [], 0
-    while kills < 20:
-        starts.append(steps_of(state))
-        if starts[-1] == 40:                             # it has arrived: begin once more
-            shutil.rmtree(tmp_path / "run")
-            continue
-        process = fork.Process(target=run, args=(flags, tmp_path / "run"), daemon=True)
+# In this order, each run goes on where the one before was killed.
+MOMENTS = [
+    "step 0",                                            # nothing is there yet
+    "half of state.pt",
+    "renamed to state.pt",                               # what was left over is not cleared away yet
+    "step 1",
+    "renamed to state.pt.old",                           # and no state.pt
+    "renamed to log.csv",
+    "half of the model",
+    "renamed to model",
+    "renamed to model.old",                              # and no model
+]
+
+
+def kill_at(moment):
+    """kill -9 of this process when it comes to `moment`."""
+    def reached(name):
+        if name == moment:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def rename(old, new, plain):
+        plain(old, new)
+        reached("renamed to " + Path(new).name.rstrip("0123456789"))             # of a process
+    os.rename, os.replace = partial(rename, plain=os.rename), partial(rename, plain=os.replace)
+
+    def write_bytes(file, content, plain=Path.write_bytes):
+        if file.suffix == ".pt":
+            plain(file, content[:len(content) // 2])
+            reached("half of state.pt")
+        return plain(file, content)
+    Path.write_bytes = write_bytes
+
+    def save_part(*args, plain=UnifiedModel._save_part):
+        plain(*args)
+        reached("half of the model")
+    UnifiedModel._save_part = save_part
+
+    def batch_indices(n, size, step, seed, plain=data.batch_indices):
+        reached(f"step {step}")
+        return plain(n, size, step, seed)
+    data.batch_indices = batch_indices
+
+
+def run_until(moment, flags, out):
+    """In a process of its own."""
+    kill_at(moment)
+    run(flags, out)
+
+
+def test_killed_at_every_moment(common, tmp_path):
+    """kill -9 of a real run wherever files are half written or renamed, each time resumed: in the end
+    nothing but what the run left that nobody killed, to the last bit."""
+    flags = [*common, "--objective", "sft", "--save-every", "1"]
+    straight, killed = run(flags, tmp_path / "straight"), tmp_path / "killed"
+    fork = multiprocessing.get_context("fork")           # so it has one thread, too, and has imported all
+    for moment in MOMENTS:
+        process = fork.Process(target=run_until, args=(moment, flags, killed), daemon=True)
         process.start()
-        further, end = starts[-1] + (rng.random() < .8), time.time() + 60                  # or it has hardly begun
-        while steps_of(state) < further and process.is_alive() and time.time() < end:
-            time.sleep(.02)
-        time.sleep(rng.random() * .3)
-        kills += process.is_alive()
-        process.kill()
-        process.join()
-    run(flags, tmp_path / "run")
-    assert len(set(starts)) > 5                          # it was killed on its way
-    files = sorted(p.relative_to(straight) for p in (straight / "model").rglob("*.safetensors"))
-    assert len(files) == 2
-    assert all((straight / f).read_bytes() == (tmp_path / "run" / f).read_bytes() for f in (*files, "log.csv"))
-
-
-def steps_of(state: Path) -> int:
-    """How far a run is, by its newest checkpoint."""
-    for file in (state, Path(f"{state}.old")):
-        with suppress(FileNotFoundError):                # between two renames
-            return torch.load(file)["step"]
-    return 0
+        process.join(120)
+        assert process.exitcode == -signal.SIGKILL, moment
+    run(flags, killed)
+    files = {file.relative_to(straight) for file in straight.rglob("*") if file.is_file()}
+    assert {file.relative_to(killed) for file in killed.rglob("*") if file.is_file()} == files
+    weights_and_log = [file for file in files if file.suffix in (".safetensors", ".csv")]
+    assert len(weights_and_log) == 3
+    assert all((straight / file).read_bytes() == (killed / file).read_bytes() for file in weights_and_log)
 
 
 # ------------------------------------------------------------------ all of it, as at the real size
