@@ -67,7 +67,7 @@ def on_paper(p: Preset, tau: float, mfu: float, peak: float = PEAK["H100"]) -> s
     parts = step_flops(p, prefix, suffix)
     ratio = sum(amortised(parts, tau).values()) / sum(parts["DiT"])
     weights = part_bytes(p)
-    sampling = sampling_flops(p)
+    sampling = sampling_flops(p, parts)
     head = (f"{p.name}: {p.frames} frames of {p.height}x{p.width}; the VLM reads "
             f"{prefix} + {suffix} tokens; USO / SFT in FLOPs {ratio:.2f}\n")
     edit = (f"An edit of one clip, {p.sample_steps} steps with guidance: {tera(sampling)} TFLOPs, "

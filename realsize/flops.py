@@ -185,9 +185,12 @@ def step_flops(p: Preset, prefix: int, suffix: int) -> dict[str, Flops]:
             "Llama, edit and verdict": after}
 
 
-def sampling_flops(p: Preset) -> float:
-    """An edit of one clip with guidance: G twice a step, and the decoder. Without VLM and T5."""
-    return 2 * p.sample_steps * dit_flops(p).forward + decode_flops(p).forward
+def sampling_flops(p: Preset, parts: dict[str, Flops]) -> float:
+    """An edit of one clip with guidance: G twice a step, and the decoder. Without VLM and T5.
+
+    parts: of `step_flops`.
+    """
+    return 2 * p.sample_steps * parts["DiT"].forward + parts["VAE decoder"].forward
 
 
 # -------------------------------------------------------------------------------------------- bytes

@@ -51,9 +51,14 @@ def test_flops_are_those_that_torch_counts(tiny_dir, monkeypatch, decode):
         assert sum(parts[name][1] for name in names) == pytest.approx(back, rel=2e-2), names
 
 
-def test_flops_of_the_real_size_against_the_rule_of_thumb():
+@pytest.fixture(scope="module")
+def real_parts():
+    return step_flops(WAN, 1748, 1584)
+
+
+def test_flops_of_the_real_size_against_the_rule_of_thumb(real_parts):
     """2 FLOPs a parameter and token, and attention; and what torch counts of G on shapes alone."""
-    parts = step_flops(WAN, 1748, 1584)
+    parts = real_parts
     assert parts["Llama, prefix"][0] == pytest.approx(2 * 7e9 * 1748, rel=.1)
     with torch.device("meta"):
         model = UnifiedModel(WAN)
@@ -70,11 +75,13 @@ def test_flops_of_the_real_size_against_the_rule_of_thumb():
     assert held["all-reduced"] == pytest.approx(4 * 1.4257e9, rel=1e-3)
 
 
-def test_the_page(capsys):
-    """Hours by hand from the printed FLOPs."""
+def test_the_page(real_parts, capsys, monkeypatch):
+    """Hours by hand from the FLOPs."""
+    parts, asked = real_parts, []
+    monkeypatch.setattr(cost, "step_flops", lambda *args: asked.append(args) or parts)
     cost.main([])
     printed = capsys.readouterr().out
-    parts = step_flops(WAN, *flops.prompt_tokens(WAN))
+    assert asked == [(WAN, 1748, 1584)]
     whole = sum(sum(x) * (1 if name == "DiT" else .25) for name, x in parts.items())
     assert flops.prompt_tokens(WAN) == (8 * 196 + 180, 8 * 196 + 16)
     assert f"USO / SFT in FLOPs {whole / sum(parts['DiT']):.2f}" in printed
