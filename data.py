@@ -25,7 +25,7 @@ from typing import Callable
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from tqdm import tqdm
 
 from common.distributed import RANK, WORLD_SIZE, wait_for_all
@@ -192,9 +192,21 @@ def fingerprint(model, parts: tuple[str, ...] = FROZEN) -> str:
     for tokenizer in (model.vlm.tokenizer, model.text_tokenizer):
         sha.update(repr(sorted(tokenizer.get_vocab().items())).encode())
     for part in parts:
-        for name, tensor in sorted(getattr(model, part).state_dict().items()):
-            sha.update(f"{part}.{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            sha.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        add_tensors(sha, f"{part}.", getattr(model, part).state_dict())
+    return sha.hexdigest()
+
+
+def add_tensors(sha, prefix: str, tensors: dict[str, torch.Tensor]) -> None:
+    """Hash the names, shapes, types and all bytes of tensors."""
+    for name, tensor in sorted(tensors.items()):
+        sha.update(f"{prefix}{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        sha.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+
+
+def hash_of_tensors(tensors: dict[str, torch.Tensor]) -> str:
+    """sha256 of tensors and their names."""
+    sha = hashlib.sha256()
+    add_tensors(sha, "", tensors)
     return sha.hexdigest()
 
 
@@ -232,7 +244,8 @@ class Latents:
 
     and latents.items[i] its Item. Each is encoded once, to `folder`/<hash of its key and of the
     frozen weights>.safetensors: a run that was stopped goes on where it was, and a broken file is
-    made again. Raises BadInput where a clip cannot be read or the folder cannot be written.
+    made again. Raises BadInput where a clip cannot be read or the folder cannot be written, and for
+    a file with a changed byte, once it is read.
     """
 
     def __init__(self, items: list[Item], model, folder: str | Path, progress: bool = True):
@@ -258,13 +271,14 @@ class Latents:
                     continue
                 for i, tensors in zip(rows, encode(model, [self.items[i] for i in rows])):
                     if i in missing:
-                        atomic_write(self.files[i], save(tensors))
+                        stamp = {"sha256": hash_of_tensors(tensors)}
+                        atomic_write(self.files[i], save(tensors, stamp))
                         bar.update()
 
     def _is_whole(self, i: int) -> bool:
         try:
             with safe_open(self.files[i], "pt") as file:                # checks header and length
-                return set(file.keys()) == TENSORS
+                return set(file.keys()) == TENSORS and "sha256" in (file.metadata() or {})
         except (OSError, SafetensorError):
             return False
 
@@ -274,10 +288,21 @@ class Latents:
     def __getitem__(self, i: int) -> dict[str, torch.Tensor]:
         row = self._memory.get(i)
         if row is None:
-            row = load_file(self.files[i])
+            row = self._read(self.files[i])
             if len(self._memory) * self.files[i].stat().st_size < MEMORY:
                 self._memory[i] = row
         return {name: from_bytes(x) if name == "frames" else x.float() for name, x in row.items()}
+
+
+    def _read(self, path: Path) -> dict[str, torch.Tensor]:
+        with safe_open(path, "pt") as file:
+            row = {name: file.get_tensor(name) for name in file.keys()}
+            stamp = file.metadata()["sha256"]
+        if hash_of_tensors(row) != stamp:
+            path.unlink()
+            raise BadInput(f"{path}: had changed since it was written, and is deleted; "
+                           f"the same command encodes it anew and goes on")
+        return row
 
 
 # ------------------------------------------------------------------------------- what is in step n?

@@ -102,8 +102,10 @@ def main(argv=None, step=uso_step, settings=None, prepare=None, change=None,
     args = parse(argv)
     start()
     settings = {**settings_of(args), **(settings or {})}
-    check_run(args.out, settings, may_grow="steps" if args.resume else None)
+    may_grow = "steps" if args.resume else None
+    check_run(args.out, settings, may_grow)
     check_writable(args.out / "run.json")
+    check_writable(args.cache / "latents")
     model = load(args)
     if change:
         change(model)
@@ -117,7 +119,7 @@ def main(argv=None, step=uso_step, settings=None, prepare=None, change=None,
                       drop=args.drop, seed=args.seed, accumulate=args.accumulate)
     set_aside(model, critic)
     gather = prepare(model, batches) if prepare else lambda model: model
-    claim_folder(args.out, args.argv, settings)
+    claim_folder(args.out, args.argv, settings, may_grow)
     log = train(model, critic, batches, args, step, settings["objective"], gather)
     if is_first_rank():
         report(latents, log, args, settings)

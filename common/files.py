@@ -4,13 +4,19 @@ tables."""
 import argparse
 import json
 import os
+import re
+import shutil
 import sys
+import tempfile
+import time
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Callable, Iterator
 
 from safetensors import SafetensorError
+
+ROOM = 2 ** 20                                           # bytes that a disk must have room for
 
 
 # --------------------------------------------------------------------------------- errors and flags
@@ -29,10 +35,19 @@ def run_script(main: Callable,
         main()
     except (BadInput, OSError, SafetensorError) as error:
         print(f"{name}: {error}", file=sys.stderr)
+        tell_torchrun(f"{name}: {error}")
         sys.exit(2)
     except KeyboardInterrupt:
         print(f"\n{name}: {stopped}", file=sys.stderr)
         sys.exit(130)
+
+
+def tell_torchrun(line: str) -> None:
+    """Have torchrun end with this line, which it would otherwise bury under its own traceback."""
+    if "TORCHELASTIC_ERROR_FILE" in os.environ:
+        details = {"py_callstack": line, "timestamp": str(int(time.time()))}
+        record = {"message": {"message": line, "extraInfo": details}}
+        Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(json.dumps(record))
 
 
 def require_packages(folder: str, *modules: str) -> None:
@@ -72,14 +87,14 @@ def positive(text: str) -> int:
 
 
 def at_least_0(text: str) -> int:
-    """A whole number from 0 on that fits 63 bits, as a flag's `type`: counts, and seeds."""
+    """A whole number from 0 on, as a flag's `type`: counts, and seeds."""
     return _whole_number(text, 0)
 
 
 def _whole_number(text: str, least: int) -> int:
     value = int(text)
-    if not least <= value < 2 ** 63:
-        raise argparse.ArgumentTypeError(f"must be at least {least} and below 2^63, not {value}")
+    if not least <= value < 2 ** 32:                     # a seed is multiplied by a million
+        raise argparse.ArgumentTypeError(f"must be at least {least} and below 2^32, not {value}")
     return value
 
 
@@ -127,16 +142,35 @@ def atomic_write(path: str | Path, content: bytes | str) -> None:
 
 
 def check_writable(path: str | Path) -> None:
-    """Raises BadInput where the file `path` cannot be written, before any work is done for it."""
-    if Path(path).is_dir():
+    """Raises BadInput where the file `path` cannot be written, before any work is done for it.
+
+    It is tried where the file will be: nothing else finds a disk that is full or read-only.
+    """
+    path = Path(path)
+    if path.is_dir():
         raise BadInput(f"{path}: cannot be written (it is a folder); name a file")
-    parents = Path(path).absolute().parents
-    parent = next(folder for folder in parents if os.path.lexists(folder))
-    if not parent.is_dir():
-        raise BadInput(f"{path}: cannot be written ({parent} is no folder); choose another place")
-    if not os.access(parent, os.W_OK):
-        raise BadInput(f"{path}: cannot be written ({parent} does not allow it); "
-                       f"choose another place")
+    if path.exists() and not path.is_file():
+        raise BadInput(f"{path}: cannot be written (it is a device or a pipe); name a file")
+    folder = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
+    try:
+        with tempfile.TemporaryFile(dir=folder) as trial:
+            trial.write(bytes(ROOM))
+            trial.flush()
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be written ({folder}: {error.strerror}); "
+                       f"choose a place that is writable and has room") from error
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes have left in a folder: the temporary names of `replacing`."""
+    for path in list(folder.rglob("*.tmp*")):
+        owner = re.search(r"\.tmp(\d+)(\.|$)", path.name)
+        if not owner or Path("/proc", owner[1]).exists():
+            continue
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def markdown(lines: list[list[str]]) -> str:

@@ -9,10 +9,12 @@
         run.update()                         # average over ranks, clip, skip what is not finite
 
 It leaves state.pt (a sealed checkpoint), log.csv and curves.png in the run's folder. SIGINT
-(Ctrl-C), SIGTERM and SIGHUP let the step end, save, and raise KeyboardInterrupt.
+(Ctrl-C), SIGTERM and SIGHUP let the step end, save, and raise KeyboardInterrupt. A run's script
+holds its folder with `claim_folder`, so that no other run mixes with it.
 """
 
 import csv
+import fcntl
 import hashlib
 import io
 import json
@@ -30,7 +32,7 @@ from tqdm import tqdm
 
 from common.distributed import (all_true, average_gradients, is_first_rank, mean_log, shard_like,
                                 whole, whole_on_first_rank)
-from common.files import BadInput, atomic_write, replacing
+from common.files import BadInput, atomic_write, remove_leftovers, replacing
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
@@ -148,9 +150,22 @@ class Run:
             save_state(self.out / "state.pt", state)
 
     def _load(self) -> None:
-        state = load_state(self.out / "state.pt")
-        if not state:
-            return
+        file = self.out / "state.pt"
+        try:
+            state = load_state(file)
+            if state:
+                self._take(state)
+        except BadInput:
+            raise
+        except Exception as error:                       # whatever a foreign file makes torch raise
+            raise BadInput(f"{file}: is no checkpoint of this run ({error!r:.80}); "
+                           f"take it away to start this run again") from error
+
+    def _take(self, state: dict) -> None:
+        """Go on from a checkpoint's state. Raises half a dozen kinds where it is another run's."""
+        shapes = {k: p.shape for k, p in self.params.items()}
+        if {k: p.shape for k, p in state["params"].items()} != shapes:
+            raise ValueError("its parameters are others")
         self.log, self.skipped = state["log"], state["skipped"]
         for k, p in self.params.items():
             p.data.copy_(shard_like(state["params"][k], p))
@@ -197,8 +212,6 @@ def save_state(path: Path, state: dict) -> None:
         temporary.write_bytes(seal(buffer.getvalue()))
         if path.exists():
             os.replace(path, f"{path}.old")
-    for left in path.parent.glob(f"{path.stem}.tmp*{path.suffix}"):      # by a run that was killed
-        left.unlink(missing_ok=True)
 
 
 def load_state(path: Path) -> dict | None:
@@ -249,10 +262,12 @@ def read_run(folder: Path) -> dict:
 
 
 def check_run(folder: Path, settings: dict, may_grow: str | None = None) -> None:
-    """Raises BadInput where the folder holds a run with other settings: nothing is lost.
+    """Raises BadInput where the folder holds a run with other settings, or one that is at work.
 
     may_grow: the setting, a number, that may be larger than it was.
     """
+    if is_first_rank() and (folder / "lock").exists():
+        os.close(lock(folder))
     if not (folder / "run.json").is_file():
         return
     before = read_run(folder)["settings"]
@@ -265,11 +280,34 @@ def check_run(folder: Path, settings: dict, may_grow: str | None = None) -> None
                            f"({before.get(name)}, not {value}): choose another --out, or delete it")
 
 
-def claim_folder(folder: Path, argv: list[str], settings: dict) -> None:
-    """Write run.json: from here on the folder is this run's."""
+def claim_folder(folder: Path, argv: list[str], settings: dict,
+                 may_grow: str | None = None) -> None:
+    """Write run.json: from here on, until this process ends, the folder is this run's.
+
+    What a kill has left there is cleared away. Raises BadInput as `check_run` does.
+    """
+    check_run(folder, settings, may_grow)                # another run may have come first
     if is_first_rank():
+        folder.mkdir(parents=True, exist_ok=True)
+        lock(folder)
+        remove_leftovers(folder)
         record = {"argv": argv, "settings": settings}
         atomic_write(folder / "run.json", json.dumps(record, indent=1))
+
+
+def lock(folder: Path) -> int:
+    """Take the folder's lock; returns the open file. Its end, or the process's, lets go of it.
+
+    Raises BadInput where another process has it.
+    """
+    file = os.open(folder / "lock", os.O_CREAT | os.O_RDWR)
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(file)
+        raise BadInput(f"{folder}/lock: another run is at work in this folder; wait for it, or "
+                       f"choose another --out") from error
+    return file
 
 
 # ----------------------------------------------------------------------------------- the log, drawn

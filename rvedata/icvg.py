@@ -24,7 +24,8 @@ from typing import Callable, Iterator
 
 from safetensors.numpy import save
 
-from common.files import BadInput, Parser, atomic_write, between, positive, run_script
+from common.files import (BadInput, Parser, atomic_write, between, positive, remove_leftovers,
+                          run_script)
 from rvedata import pages
 from rvedata.clusters import find_clusters
 from rvedata.embed import embed_clips, load_embedder
@@ -38,7 +39,7 @@ from rvedata.pairs import select_pairs
 from rvedata.shots import (clips_of, find_all_shots, movie_names, raise_if_error, read_movies,
                            with_frames)
 from rvedata.stages import (Rejected, finished_ids, my_shard, read_accepted, read_grouped,
-                            read_records, remove_leftovers, run_stage, short_hash)
+                            read_records, run_stage, short_hash)
 from rvedata.vlm import cost_of, make_captioner, make_vlm
 
 CHUNK = 64                                               # shots whose embeddings share a file

@@ -12,7 +12,6 @@ Nothing depends on the order of the lines: two shards are joined by writing one 
 
 import hashlib
 import json
-import re
 import sys
 from collections import Counter
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -149,14 +148,6 @@ def run_stage(path: Path, items: Iterable[dict], work: Callable[[dict], dict],
         print(f"{path.stem}: {cost(running.counts.total(), None)}")
     print_counts(path, running.counts)
     return running.counts
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove temporary files that killed runs left (see common.files.replacing)."""
-    for path in folder.rglob("*.tmp*"):
-        owner = re.search(r"\.tmp(\d+)(\.|$)", path.name)
-        if owner and path.is_file() and not Path("/proc", owner[1]).exists():
-            path.unlink()
 
 
 class _Running:

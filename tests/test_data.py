@@ -253,6 +253,18 @@ def test_cache_resumes_and_mends(latents, items, tiny, monkeypatch, tmp_path):
     assert not [p for p in folder.iterdir() if p not in ds.files]
 
 
+def test_a_changed_byte_is_found_when_it_is_read(items, tiny, tmp_path):
+    ds = data.Latents(items[:2], tiny, tmp_path, progress=False)
+    whole = bytearray(ds.files[1].read_bytes())
+    whole[-5] ^= 1                                       # of a tensor: the header is whole
+    ds.files[1].write_bytes(whole)
+    again = data.Latents(items[:2], tiny, tmp_path, progress=False)
+    with pytest.raises(BadInput, match=f"{ds.files[1]}: had changed since it was written, and is deleted"):
+        again[1]
+    mended = data.Latents(items[:2], tiny, tmp_path, progress=False)
+    assert torch.equal(mended[1]["target"], ds[1]["target"]) and torch.equal(again[0]["text"], mended[0]["text"])
+
+
 def test_latents_stay_in_memory(latents):
     first = latents[3]
     hidden = latents.files[3].rename(latents.files[3].with_suffix(".away"))

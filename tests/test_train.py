@@ -328,12 +328,15 @@ def test_resume_is_bit_for_bit(finetune, uso, tmp_path, monkeypatch):
         stop_at(patch, 2)
         with pytest.raises(KeyboardInterrupt):
             finetune(run, "--tau", "1")
-    assert sorted(p.name for p in run.iterdir()) == ["run.json", "state.pt"]
-    (run / "state.tmp123.pt").write_bytes(b"half a checkpoint")                            # what a kill -9 leaves
-    (run / "model.tmp123").mkdir()
+    assert sorted(p.name for p in run.iterdir()) == ["lock", "run.json", "state.pt"]
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    (run / f"state.tmp{dead.pid}.pt").write_bytes(b"half a checkpoint")                    # what a kill -9 leaves
+    (run / f"model.tmp{dead.pid}").mkdir()
     torch.rand(3)                                        # the global generator plays no part
     finetune(run, "--tau", "1")
     assert weights(run) == weights(uso) and (run / "log.csv").read_bytes() == (uso / "log.csv").read_bytes()
+    assert not list(run.glob("*.tmp*"))
     shutil.rmtree(run / "model")                         # killed after the last step
     finetune(run, "--tau", "1")
     assert weights(run) == weights(uso)
@@ -478,7 +481,7 @@ def refused(monkeypatch, capfd, folder, words, *args):
     (["--drop", "2"], "--drop"), (["--wrong", "2"], "--wrong"), (["--lr", "nan"], "--lr"), (["--clip", "0"], "--clip"), (["--seed", "-1"], "--seed"),
     (["--eval-items", "-1"], "--eval-items"), (["--think", "aloud"], "--think"), (["--decode", "none"], "--decode"),
     (["--vlm-frames", "10"], "--vlm-frames 10"), (["--vlm-frames", "5"], "--vlm-frames 5: a clip has 3"),
-    (["--seed", str(2 ** 63)], "--seed"), (["--step", "3"], "--step"), (["--objective", "rwr"], "--objective"),
+    (["--seed", str(2 ** 32)], "--seed"), (["--step", "3"], "--step"), (["--objective", "rwr"], "--objective"),
     (["--resume", "nowhere"], "--resume nowhere: no run.json"), (["--resume", "broken"], "broken"),
     (["--out", "broken"], "broken"), (["--out", "file"], "cannot be written"),
     (["--out", "file/run"], "cannot be written"), (["--cache", "file"], "cannot be written"),

@@ -6,6 +6,8 @@ import json
 import math
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ import torch
 import torch.nn as nn
 
 from common.files import BadInput
-from common.run import Run, check_run, learning_rate, load_state, read_run
+from common.run import Run, check_run, claim_folder, learning_rate, load_state, read_run, seal
 
 
 @pytest.fixture(autouse=True)
@@ -282,3 +284,47 @@ def test_what_may_grow(tmp_path):
     for settings, grow in (({"steps": 20}, None), ({"steps": 9}, "steps"), ({"lr": .2}, "steps")):
         with pytest.raises(BadInput, match="holds a run with another"):
             check_run(tmp_path, settings, may_grow=grow)
+
+
+@pytest.mark.parametrize("change, words", [
+    (lambda state: state.pop("log"), "KeyError"), (lambda state: state.update(params={}), "parameters are others"),
+    (lambda state: state["params"].update(w=torch.ones(1)), "parameters are others"),
+    (lambda state: state.update(optimizers=[]), "ValueError")])
+def test_a_foreign_checkpoint_is_named(tmp_path, change, words):
+    """Whole and sealed, but not of this run."""
+    toy(tmp_path, steps=2)
+    file = tmp_path / "state.pt"
+    state = torch.load(file)
+    change(state)
+    torch.save(state, file)
+    file.write_bytes(seal(file.read_bytes()))
+    with pytest.raises(BadInput, match=f"state.pt: is no checkpoint of this run .*{words}.*; take it away"):
+        toy(tmp_path)
+
+
+def test_a_sealed_file_that_torch_cannot_read_is_named(tmp_path):
+    (tmp_path / "state.pt").write_bytes(seal(b"no checkpoint at all"))
+    with pytest.raises(BadInput, match="state.pt: is no checkpoint of this run"):
+        toy(tmp_path)
+
+
+HOLD = "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); input()"
+
+
+def test_one_run_in_a_folder_at_a_time(tmp_path):
+    """Another process has the lock; killed, it has it no more."""
+    other = subprocess.Popen([sys.executable, "-c", HOLD, tmp_path / "lock"], stdin=subprocess.PIPE,
+                             stdout=subprocess.PIPE)
+    try:
+        other.stdout.readline()
+        for start in (lambda: check_run(tmp_path, {}), lambda: claim_folder(tmp_path, [], {})):
+            with pytest.raises(BadInput, match=f"{tmp_path}/lock: another run is at work in this folder"):
+                start()
+        assert not (tmp_path / "run.json").exists()
+    finally:
+        other.kill()
+        other.communicate()
+    claim_folder(tmp_path, ["--seed", "1"], {"seed": 1})
+    assert read_run(tmp_path)["settings"] == {"seed": 1}
+    with pytest.raises(BadInput, match="another --seed"):
+        claim_folder(tmp_path, ["--seed", "2"], {"seed": 2})

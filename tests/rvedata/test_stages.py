@@ -1,14 +1,12 @@
 """Files of JSON lines: any order, interrupted writes, streams."""
 
 import json
-import os
-import subprocess
 
 import pytest
 
 from common.files import BadInput
 from curation import read
-from rvedata.stages import read_accepted, read_grouped, remove_leftovers, run_stage
+from rvedata.stages import read_accepted, read_grouped, run_stage
 
 
 def test_grouped_reads_any_order(tmp_path):
@@ -46,18 +44,6 @@ def test_what_is_read_back_is_checked(line, words, tmp_path):
     (tmp_path / "x.jsonl").write_text(line + "\n")
     with pytest.raises(BadInput, match=words):
         list(read_accepted(tmp_path / "x.jsonl", shots=list, fps=float))
-
-
-def test_what_a_killed_run_left_is_removed(tmp_path):
-    dead = subprocess.Popen(["true"])
-    dead.wait()
-    (tmp_path / "clips").mkdir()
-    stale, running, other = (tmp_path / "clips" / name for name in (
-        f"a.tmp{dead.pid}.mp4", f"a.tmp{os.getpid()}.mp4", "a.tmpl.mp4"))
-    for path in (stale, running, other):
-        path.write_bytes(b"x")
-    remove_leftovers(tmp_path)
-    assert not stale.exists() and running.exists() and other.exists()
 
 
 def test_one_run_at_a_time(tmp_path):

@@ -311,7 +311,7 @@ def test_a_contact_sheet(tmp_path):
 
 @pytest.mark.parametrize("flags, words", [
     (["--number", "0"], "--number: must be at least 1"), (["--subset", "raven"], "--subset"),
-    (["--out", "."], "it is a folder"), (["--out", "file/world.png"], "file is no folder")])
+    (["--out", "."], "it is a folder"), (["--out", "file/world.png"], "file: Not a directory")])
 def test_bad_flags(tmp_path, monkeypatch, flags, words):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()

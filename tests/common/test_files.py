@@ -1,0 +1,69 @@
+"""Files and errors: what can be written, what kills left, one line for the user, torchrun's too."""
+
+import os
+import resource
+import subprocess
+import sys
+
+import pytest
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+from common.files import BadInput, check_writable, remove_leftovers, run_script
+
+
+def test_writable_is_tried_and_leaves_nothing(tmp_path):
+    check_writable(tmp_path / "new" / "folder" / "a.txt")
+    check_writable(tmp_path / "b.txt")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_written_is_found_at_once(tmp_path):
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for path, words in ((tmp_path, "it is a folder"), (tmp_path / "file" / "a", "file: Not a directory"),
+                        (tmp_path / "loop" / "a", "loop: Too many levels"), ("/dev/null", "a device"),
+                        ("/dev/null/a", "Not a directory"), ("/proc/a/b", "/proc: ")):
+        with pytest.raises(BadInput, match=f"cannot be written .*{words}"):
+            check_writable(path)
+
+
+def test_a_full_disk_is_found_at_once(tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(BadInput, match="a.txt: cannot be written .*; choose a place that is writable and has room"):
+            check_writable(tmp_path / "a.txt")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_run_left_is_removed(tmp_path):
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    (tmp_path / "clips").mkdir()
+    stale, running, other = (tmp_path / "clips" / name for name in (
+        f"a.tmp{dead.pid}.mp4", f"a.tmp{os.getpid()}.mp4", "a.tmpl.mp4"))
+    for path in (stale, running, other):
+        path.write_bytes(b"x")
+    folder = tmp_path / f"model.tmp{dead.pid}"
+    folder.mkdir()
+    (folder / "model.json").write_text("{}")
+    remove_leftovers(tmp_path)
+    assert not stale.exists() and running.exists() and other.exists() and not folder.exists()
+
+
+def test_torchrun_ends_with_the_line(tmp_path, monkeypatch, capsys):
+    """Read by torch's own classes, which make the last thing that torchrun prints."""
+    file = tmp_path / "error.json"
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(file))
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+
+    def main():
+        raise BadInput("--tau 2: is too large")
+    with pytest.raises(SystemExit):
+        run_script(main)
+    line = "train.py: --tau 2: is too large"
+    assert capsys.readouterr().err == f"{line}\n"
+    failure = ProcessFailure(local_rank=0, pid=1, exitcode=2, error_file=str(file))
+    assert f"traceback : {line}\n" in str(ChildFailedError("train.py", {0: failure}))
