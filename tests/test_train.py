@@ -253,7 +253,7 @@ def test_broken_reflections_are_made_again(encoded, tmp_path, broken):
 # ------------------------------------------------------------------------------------------- whole runs
 
 def test_what_a_run_leaves(sft, tiny, tiny_dir):
-    assert sorted(p.name for p in sft.iterdir()) == ["curves.png", "log.csv", "model", "run.json", "state.pt"]
+    assert sorted(p.name for p in sft.iterdir()) == ["curves.png", "lock", "log.csv", "model", "run.json", "state.pt"]
     log = read_log(sft)
     assert [row["step"] for row in log] == [0, 1, 2, 3]
     assert set(log[0]) == {"step", "loss", "grad_norm", "flow_loss", "trigger_rate"}       # no critic was asked
