@@ -1,13 +1,14 @@
 """RVE-Bench: a test split without leaks, which people verify (Sec. 3.2).
 
     python -m rvedata.bench --from rave/ icvg/ --out bench/
-    python -m rvedata.bench --from rave/ icvg/ --out bench/ --decisions decisions.json
+    python -m rvedata.bench --from rave/ icvg/ --out bench/ --decisions anna.json ben.json
 
-The first command writes train.jsonl, test.jsonl (manifests), verify.html, in which a person
-accepts or rejects each triplet of the test, and report.html. The second takes what verify.html
-downloaded: then only what was accepted is in test.jsonl, and verify.html has another triplet of
-the same type for each that was rejected, as long as there are some. removed.jsonl says what was
-kept out, and why.
+The first command writes train.jsonl, test.jsonl (manifests), verify.html, in which people accept,
+correct or reject each triplet of the test, and report.html. The second takes what verify.html
+saved, a file a person, and tells how far they agree: then only what was accepted, and nobody
+rejected, is in test.jsonl, as they corrected it, and verify.html has another triplet of the same
+type for each that was rejected, as long as there are some. removed.jsonl says what was kept out,
+and why.
 """
 
 import base64
@@ -23,6 +24,8 @@ import numpy as np
 from common.files import BadInput, Parser, atomic_write, positive, run_script
 from data import FIELDS
 from rvedata import pages
+from rvedata.decisions import (KEPT, agreement_lines, changed, read_decisions, read_kept, settle,
+                               to_keep)
 from rvedata.embed import embed_clips, load_embedder
 from rvedata.film import read_frames
 from rvedata.flags import add_siglip_flag, add_work_flags, existing_folder, ratio
@@ -75,69 +78,61 @@ def hold_out(args: Namespace, embed_images: Callable) -> None:
     """Write the split, what was kept out of it, verify.html and report.html in args.out."""
     out = args.out
     triplets = read_triplets(args.source, out)
-    decisions = read_decisions(out / "decisions.json", triplets) or {}
-    if args.decisions:
-        decisions |= read_decisions(args.decisions, triplets, required=True)
+    people = read_kept(out, triplets)
+    for file in args.decisions:
+        name, found = read_decisions(file, triplets)
+        people[name] = people.get(name, {}) | found
+    decisions = settle(people)
+    triplets = {name: changed(triplet, decisions.get(name), ("instruction",))
+                for name, triplet in triplets.items()}
     paths = {triplet[field] for triplet in triplets.values() for field in VIDEO_FIELDS}
     videos = index_videos(args, sorted(paths), embed_images)
     readable = [triplet for triplet in triplets.values()
                 if all(triplet[field] in videos for field in VIDEO_FIELDS)]
     quota = quota_of_types(readable, args.n, args.share)
-    rejected = {name for name, decision in decisions.items() if decision == "reject"}
+    rejected = {name for name, said in decisions.items() if said["decision"] == "reject"}
     found = split(readable, quota, videos, args.same, rejected)
     leaks = find_leaks(found.candidates, found.train, videos, args.same, args.near)
     removed = found.duplicates | leaks
-    write_stage(out / "removed.jsonl", [{"id": name, "rejected": reason}
-                                        for name, reason in sorted(removed.items())])
+    write_stage(out / "removed.jsonl", [
+        {"id": name, "rejected": reason, **{field: triplets[name][field] for field in VIDEO_FIELDS}}
+        for name, reason in sorted(removed.items())])
     write_stage(out / "reserve.jsonl", found.reserve)
     write_stage(out / "train.jsonl", [triplet for triplet in found.train
                                         if triplet["id"] not in leaks])
     write_stage(out / "candidates.jsonl", found.candidates)
     write_test(out, found.candidates, decisions)
+    if people:
+        atomic_write(out / KEPT, json.dumps(to_keep(people), indent=1) + "\n")
+    print("".join(f"{line}\n" for line in agreement_lines(people)), end="")
     undecided = [triplet for triplet in found.candidates if triplet["id"] not in decisions]
     pages.verify(out, undecided, short_hash([triplet["id"] for triplet in undecided]))
     pages.report(out)
 
 
-def write_test(out: Path, candidates: list[dict], decisions: dict[str, str]) -> None:
-    """Write test.jsonl: the accepted candidates, or all of them as long as there is no decision."""
+def write_test(out: Path, candidates: list[dict], decisions: dict[str, dict]) -> None:
+    """Write test.jsonl: the accepted candidates, or all of them as long as there is no decision.
+
+    A type that a person has changed is changed only here: it does not move the quotas.
+    """
+    said = {name: decision["decision"] for name, decision in decisions.items()}
     accepted = candidates
     if decisions:
-        accepted = [triplet for triplet in candidates if decisions.get(triplet["id"]) == "accept"]
+        accepted = [changed(triplet, decisions[triplet["id"]], ("type",)) for triplet in candidates
+                    if said.get(triplet["id"]) == "accept"]
     write_stage(out / "test.jsonl", accepted)
     types = Counter(triplet["type"] for triplet in accepted)
     print("test: " + ", ".join(f"{n} {name}" for name, n in sorted(types.items())))
-    verify = f"open {out}/verify.html, then pass what it downloads as --decisions"
+    verify = f"open {out}/verify.html, then pass what it saves as --decisions"
     if not decisions:
         print(f"not verified yet: {verify}")
         return
-    atomic_write(out / "decisions.json", json.dumps(decisions, indent=1) + "\n")
-    rejected = sum(decisions.get(triplet["id"]) == "reject" for triplet in candidates)
+    rejected = sum(said.get(triplet["id"]) == "reject" for triplet in candidates)
     undecided = len(candidates) - len(accepted) - rejected
     print(f"{len(accepted)} accepted, {rejected} rejected, {undecided} not decided, "
           f"of {len(candidates)}")
     if undecided:
         print(f"others take the rejected places: {verify}")
-
-
-def read_decisions(path: Path, triplets: dict, required: bool = False) -> dict | None:
-    """{id: "accept" or "reject"} as verify.html writes it; None if there is none.
-
-    Raises BadInput if it is something else, or about other triplets.
-    """
-    if not required and not path.exists():
-        return None
-    try:
-        decisions = json.loads(path.read_text())
-        odd = [name for name, decision in decisions.items()
-               if name not in triplets or decision not in ("accept", "reject")]
-    except (OSError, ValueError, AttributeError) as error:
-        raise BadInput(f"--decisions {path}: cannot be read ({error}); "
-                       f"give what verify.html downloaded") from error
-    if odd:
-        raise BadInput(f"--decisions {path}: {odd[0]!r} is no triplet here, or neither accept nor "
-                       f"reject; whose is it?")
-    return decisions
 
 
 def parse(argv: list[str] | None = None) -> Namespace:
@@ -150,7 +145,8 @@ def parse(argv: list[str] | None = None) -> Namespace:
     add("--share", type=ratio, default=.2,
         help="share of a type's triplets that may go to the test, at most")
     add("--same", type=ratio, default=.98, help="videos of such a cosine are the same")
-    add("--decisions", type=Path, help="what verify.html downloaded")
+    add("--decisions", type=Path, nargs="+", default=[], metavar="FILE",
+        help="what verify.html saved, a file a person")
     add_work_flags(parser)
     add_siglip_flag(parser)
     args = parser.parse_args(argv)

@@ -129,12 +129,11 @@ def instruct_pairs(args: Namespace, ask: Callable) -> None:
         source, target = item["source"], item["target"]
         if item["error"]:
             raise item["error"]
-        paths = [clip_path(clip) for clip in (source, target)]
-        earlier, later = [read_frames(args.out / path) for path in paths]
+        earlier, later = [read_frames(args.out / clip_path(clip)) for clip in (source, target)]
         parts = ["Earlier:", *earlier, source["caption"], "Later:", *later, target["caption"]]
         answer = write_instruction(ask, parts, target["caption"], "icvg", args.examples,
                                    args.overlap)
-        return {"subset": "icvg", **dict(zip(VIDEO_FIELDS, paths)), **answer,
+        return {"subset": "icvg", **item["shown"], **answer,
                 "movie": source["movie"], "shots": [source["index"], target["index"]],
                 "score": item["score"]}
 
@@ -144,7 +143,8 @@ def instruct_pairs(args: Namespace, ask: Callable) -> None:
             wanted = [pair for pair in pairs if pair["id"] not in finished]
             error = cut_out(args, wanted)
             for pair in wanted:
-                yield {**pair, "error": error}
+                paths = [clip_path(pair[name]) for name in ("source", "target")]
+                yield {**pair, "error": error, "shown": dict(zip(VIDEO_FIELDS, paths))}
 
     total = sum(len(pairs) for pairs in pairs_of_movies(args))
     run_stage(path, items(), work, args.skip_bad, args.workers, total, cost_of(ask))

@@ -39,6 +39,7 @@ def write_triplets(out: Path, records: Iterable[dict], share: float) -> None:
             triplets.append(record)
         elif other != record["id"]:                      # after a merge an item may have two lines
             reason = f"says near the same as {other}"
-            duplicates.append({"id": record["id"], "rejected": reason})
+            videos = {field: record[field] for field in VIDEO_FIELDS}
+            duplicates.append({"id": record["id"], "rejected": reason, **videos})
     write_stage(out / "duplicates.jsonl", duplicates)
     write_stage(out / "triplets.jsonl", triplets)

@@ -69,12 +69,14 @@ def rewrite(args: Namespace, ask: Callable) -> None:
         parts = ["Source:", *read_frames(source), "Edited:", *read_frames(target),
                  f"Literal: {item['literal']}"]
         answer = write_instruction(ask, parts, item["literal"], "rave", args.examples, args.overlap)
-        paths = [os.path.relpath(video, args.out) for video in (source, target)]
-        return {"subset": "rave", **dict(zip(VIDEO_FIELDS, paths)), **answer,
-                "literal": item["literal"]}
+        return {"subset": "rave", **item["shown"], **answer, "literal": item["literal"]}
 
     path = args.out / "rewrites.jsonl"
     items = list(read_ditto(args.ditto, args.shard, args.near))
+    for item in items:
+        paths = [os.path.relpath(args.videos / item[name], args.out)
+                 for name in ("source", "target")]
+        item["shown"] = dict(zip(VIDEO_FIELDS, paths))
     run_stage(path, items, work, args.skip_bad, args.workers, len(items),
               cost_of(ask))
     print_check_counts(path)

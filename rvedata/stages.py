@@ -126,6 +126,7 @@ def run_stage(path: Path, items: Iterable[dict], work: Callable[[dict], dict],
 
     `work` raises Rejected, which becomes a line with the reason, or BadInput: with skip_bad that
     becomes a line, too, otherwise the run ends, and the same command goes on from what is there.
+    An item's "shown" goes into its line where it is rejected, for the report: its videos.
     total: number of items, for the progress bar. cost(done, left): what to say about the money.
     """
     known = finished_ids(path)
@@ -138,7 +139,7 @@ def run_stage(path: Path, items: Iterable[dict], work: Callable[[dict], dict],
                 if item["id"] in known:
                     continue
                 known.add(item["id"])
-                running.add(pool.submit(work, item), item["id"])
+                running.add(pool.submit(work, item), item)
                 running.collect(at_most=2 * workers - 1)
             running.collect(at_most=0)
         except BaseException:                            # Ctrl-C: what still waits does not begin
@@ -156,31 +157,33 @@ class _Running:
     def __init__(self, stage: str, file: JsonLines, bar: tqdm, skip_bad: bool, cost):
         self.stage, self.file, self.bar = stage, file, bar
         self.skip_bad, self.cost = skip_bad, cost
-        self.ids: dict[Future, str] = {}
+        self.items: dict[Future, dict] = {}
         self.counts = Counter()
         self.fatal: BadInput | None = None
 
-    def add(self, future: Future, name: str) -> None:
-        self.ids[future] = name
+    def add(self, future: Future, item: dict) -> None:
+        self.items[future] = item
 
     def collect(self, at_most: int) -> None:
         """Wait until at most so many items are running; write what they gave.
 
         After a fatal error what has begun is finished and written first: it is paid for.
         """
-        while len(self.ids) > (0 if self.fatal else at_most):
-            for future in wait(self.ids, return_when=FIRST_COMPLETED).done:
+        while len(self.items) > (0 if self.fatal else at_most):
+            for future in wait(self.items, return_when=FIRST_COMPLETED).done:
                 self._settle(future)
         if self.fatal:
             hint = "" if isinstance(self.fatal, StopRun) else " (or pass --skip-bad)"
             raise BadInput(f"{self.stage}: {self.fatal}{hint}") from self.fatal
 
     def _settle(self, future: Future) -> None:
-        name = self.ids.pop(future)
+        item = self.items.pop(future)
+        name = item["id"]
         try:
             self._write("done", {"id": name, **future.result()})
         except Rejected as error:
-            self._write("rejected", {"id": name, "rejected": str(error)})
+            shown = item.get("shown", {})
+            self._write("rejected", {"id": name, "rejected": str(error), **shown})
         except BadInput as error:
             if self.skip_bad and not isinstance(error, StopRun):
                 print(f"{self.stage}: skipped: {error}", file=sys.stderr)
@@ -190,9 +193,9 @@ class _Running:
                 self._cancel_waiting()
 
     def _cancel_waiting(self) -> None:
-        for future in list(self.ids):
+        for future in list(self.items):
             if future.cancel():
-                del self.ids[future]
+                del self.items[future]
 
     def _write(self, what: str, record: dict) -> None:
         self.file.append(record)

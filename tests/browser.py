@@ -8,7 +8,7 @@ from common.files import BadInput
 
 
 @pytest.fixture(scope="session")
-def browser(tmp_path_factory):
+def one_browser(tmp_path_factory):
     """The one browser of a session; it downloads into a folder, browser.down."""
     pytest.importorskip("selenium.webdriver")
     from rvebench.bench import start_browser
@@ -20,6 +20,14 @@ def browser(tmp_path_factory):
     browser.down = folder
     yield browser
     browser.quit()
+
+
+@pytest.fixture
+def browser(one_browser):
+    """The browser with an empty page, without the errors of other tests."""
+    one_browser.get("about:blank")
+    one_browser.get_log("browser")
+    return one_browser
 
 
 def until(browser, script, seconds=60):

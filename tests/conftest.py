@@ -8,7 +8,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from browser import browser
+from browser import browser, one_browser
 from tiny import world
 from model import PRESETS, UnifiedModel
 from tiny.tokenizer import make_tokenizer

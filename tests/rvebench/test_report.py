@@ -155,7 +155,7 @@ def test_a_failed_row_has_no_score_and_counts():
 # ------------------------------------------------------------------------------ what one can do with it
 
 @pytest.fixture(scope="module")
-def opened(browser, folder):
+def opened(folder):
     """A page of 30 samples with two methods, a source and a reference, a hostile judge, in two subsets."""
     rows = []
     for k in range(30):

@@ -7,7 +7,7 @@ import pytest
 
 from common.files import BadInput
 from curation import go, no_leak, read
-from data import manifest_items
+from data import SUBSET_OF, manifest_items
 from model import PRESETS
 
 
@@ -26,8 +26,18 @@ def test_bench_holds_out_without_leaks(rave, icvg, tmp_path, capsys):
     for name in ("test", "train"):
         assert len(manifest_items(out / f"{name}.jsonl", PRESETS["tiny"])[0]) == len(read(out / f"{name}.jsonl"))
     decisions = {r["id"]: "accept" if k % 2 else "reject" for k, r in enumerate(test[:-1])}
-    (tmp_path / "decisions.json").write_text(json.dumps(decisions))
-    go("bench", out, *flags, "--decisions", tmp_path / "decisions.json")
+    said = {name: {"decision": word} for name, word in decisions.items()}
+    kind = test[1]["type"]
+    other = next(x for x in SUBSET_OF if SUBSET_OF[x] == SUBSET_OF[kind] and x != kind)
+    said[test[1]["id"]] |= {"instruction": "a week of frost", "type": other}               # corrected
+    (tmp_path / "anna.json").write_text(json.dumps({"annotator": "anna", "decisions": said}))
+    ben = {"annotator": "ben", "decisions": {r["id"]: {"decision": "accept"} for r in test[1:3]}}
+    (tmp_path / "ben.json").write_text(json.dumps(ben))
+    go("bench", out, *flags, "--decisions", tmp_path / "anna.json", tmp_path / "ben.json")
+    assert "anna and ben decide alike on 50% of 2, Cohen's kappa 0.00" in capsys.readouterr().out
+    corrected = read(out / "test.jsonl")[0]
+    assert (corrected["id"], corrected["instruction"], corrected["type"]) == (test[1]["id"], "a week of frost", other)
+    test[1]["instruction"] = "a week of frost"
     accepted = [r["id"] for r in read(out / "test.jsonl")]
     assert accepted == [name for name, what in decisions.items() if what == "accept"]
     rejected = [r for r in test if decisions.get(r["id"]) == "reject"]
@@ -40,8 +50,8 @@ def test_bench_holds_out_without_leaks(rave, icvg, tmp_path, capsys):
     page = (out / "verify.html").read_text()
     assert all(r["id"] in page for r in new) and not any(name in page for name in decisions)
     assert not {r["id"] for r in read(out / "train.jsonl")} & {r["id"] for r in filled}
-    assert told in capsys.readouterr().out
     go("bench", out, *flags)                             # they are kept
+    assert told in capsys.readouterr().out
     assert [r["id"] for r in read(out / "test.jsonl")] == accepted
     assert read(out / "candidates.jsonl") == filled
     (tmp_path / "no id").mkdir()

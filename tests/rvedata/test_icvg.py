@@ -125,4 +125,4 @@ def test_a_vlm_that_is_of_no_use(movies, tmp_path):
         raise Rejected("the VLM's answer is not JSON: 'g g g'")
     with pytest.raises(BadInput, match="no movie has two clips in a window of 16 shots"):
         go("icvg", tmp_path, "--movies", movies.folder, "--least", 9, ask=useless)
-    assert (tmp_path / "report.html").read_text().count("&#x27;g g g&#x27;") == 18
+    assert (tmp_path / "report.html").read_text().count("'g g g'") == 18

@@ -1,0 +1,116 @@
+// What came out of each stage of curation: counts, threshold, cuts, clusters, triplets, rejections.
+
+const parts = byId('parts');
+const cards = lazily(fillCard, emptyCard);
+const count = n => n.toLocaleString('en');
+
+function fillTable(table, lines) {
+  lines.forEach((cells, place) => {
+    const line = make('tr', null, table);
+    for (const cell of cells) {
+      const isNumber = typeof cell == 'number';
+      make(place ? 'td' : 'th', isNumber ? count(cell) : cell, line, isNumber ? '' : 'text');
+    }
+  });
+}
+
+function addTable(lines) {
+  fillTable(make('table', null, make('div', null, parts, 'scroll')), lines);
+}
+
+function addManifest({ name, n, types, words }) {
+  make('h2', `${name}: ${count(n)}`, parts);
+  const rows = Object.entries(types).map(([type, some]) => [type, [some, null, null]]);
+  const most = Math.max(...Object.values(types));
+  parts.append(barChart(rows, most, `triplets of each type in ${name}`));
+  make('p', words, parts);
+}
+
+// The cosines within windows; bars as the square roots of counts, so that small groups show.
+function addThreshold({ counts, threshold, by, clusters, alone }) {
+  make('h2', 'Threshold', parts);
+  const first = Math.max(0, counts.findIndex(n => n));
+  const lowest = 2 * first / counts.length - 1;
+  const top = Math.sqrt(Math.max(...counts)) || 1;
+  const step = 1000 / (counts.length - first);
+  const chart = svg('svg', { viewBox: '0 0 1000 225', width: '100%', role: 'img',
+                             'aria-label': 'histogram of cosines with the threshold' }, parts);
+  counts.slice(first).forEach((n, k) => {
+    const height = 190 * Math.sqrt(n) / top;
+    svg('rect', { x: step * k, y: 200 - height, width: step, height, class: 'bar' }, chart);
+  });
+  const at = 1000 * (threshold - lowest) / (1 - lowest);
+  svg('path', { d: `M${at} 0V200`, class: 'threshold' }, chart);
+  svg('text', { x: 0, y: 220 }, chart, lowest.toFixed(2));
+  svg('text', { x: 1000, y: 220, 'text-anchor': 'end' }, chart, '1');
+  svg('text', { x: Math.min(at, 900), y: 220 }, chart, threshold.toFixed(3));
+  const pairs = counts.reduce((a, b) => a + b, 0);
+  make('p', `Cosines of all ${count(pairs)} pairs of clips within windows (height: square root ` +
+    `of count). The threshold was chosen by ${by}; ${count(clusters)} clusters, ` +
+    `${count(alone)} clips alone.`, parts);
+}
+
+// groups: [a title, [[a picture as JPEG or why there is none, a caption], ...]]
+function addPictures(title, groups) {
+  if (!groups.length) return;
+  make('h2', title, parts);
+  for (const [name, pictures] of groups) {
+    make('h3', name, parts);
+    const sheet = make('div', null, parts, 'sheet');
+    for (const [picture, caption] of pictures) {
+      const figure = make('figure', null, sheet);
+      if (picture.startsWith('data:image/jpeg;base64,')) {
+        const image = make('img', null, figure);
+        image.alt = caption;
+        image.loading = 'lazy';
+        image.src = picture;
+      } else {
+        make('div', picture, figure, 'bad');
+      }
+      make('figcaption', caption, figure);
+    }
+  }
+}
+
+// Triplets, or what was rejected: both videos play when they are near the screen.
+function addTriplets(title, items) {
+  if (!items.length) return;
+  make('h2', title, parts);
+  const list = make('div', null, parts, 'triplets');
+  for (const item of items) {
+    const card = make('article', null, list);
+    card.item = item;
+    make('div', null, card, 'pair');
+    for (const [text, className] of item.texts) make('p', text, card, className);
+    cards.watch(card);
+  }
+}
+
+function fillCard(card) {
+  const { source, target, texts } = card.item;
+  const videos = Object.entries({ source, target }).map(([name, path]) => {
+    const figure = make('figure', null, card.querySelector('.pair'));
+    make('figcaption', name, figure);
+    const video = makeVideo(path, `${name}: ${texts[0][0]}`, figure);
+    video.onloadedmetadata = () => figure.classList.toggle('small', video.videoWidth < 200);
+    return video;
+  });
+  card.player = playInStep(videos);
+}
+
+function emptyCard(card) {
+  card.player.end();
+  card.querySelector('.pair').replaceChildren();
+}
+
+byId('title').textContent = data.title;
+fillTable(byId('stages'), [['stage', 'done', 'rejected', 'failed'], ...data.stages]);
+data.manifests.forEach(addManifest);
+if (data.threshold) addThreshold(data.threshold);
+addPictures('Cuts: the frames before and after', data.cuts);
+addPictures('Clusters', data.clusters);
+for (const { name, items } of data.shown) addTriplets(`Some of ${name}`, items);
+addTriplets('Rejected pairs', data.rejected);
+make('h2', 'Rejected and failed', parts);
+if (data.bad.length) addTable([['stage', 'id', '', 'reason'], ...data.bad]);
+else make('p', 'None.', parts);

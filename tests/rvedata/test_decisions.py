@@ -1,0 +1,60 @@
+"""What people decided: read, settled, and how far they agree."""
+
+import json
+import math
+
+import pytest
+
+from common.files import BadInput
+from rvedata.decisions import agreement, agreement_lines, changed, read_decisions, read_kept, settle, to_keep
+
+TRIPLETS = {name: {"id": name, "type": "Temporal Reasoning", "instruction": "dusk"} for name in "abcd"}
+
+
+def decided(**words):
+    return {name: {"decision": word} for name, word in words.items()}
+
+
+def test_agreement_by_hand():
+    one = decided(a="accept", b="accept", c="reject", d="reject")
+    other = decided(a="accept", b="reject", c="reject", d="reject", e="accept")
+    n, share, kappa = agreement(one, other)              # chance: .5 * .25 + .5 * .75 = .5
+    assert (n, share, kappa) == (4, .75, .5)
+    assert agreement(one, one)[1:] == (1, 1) and agreement(one, {}) [0] == 0
+    assert math.isnan(agreement(decided(a="accept"), decided(a="accept"))[2])
+    lines = agreement_lines({"anna": one, "ben": other, "cleo": decided(z="accept")})
+    assert lines == ["anna and ben decide alike on 75% of 4, Cohen's kappa 0.50"]
+
+
+def test_who_rejects_has_the_last_word():
+    anna = {"a": {"decision": "reject", "reason": "dark"}, "b": {"decision": "accept", "instruction": "night"}}
+    ben = {"a": {"decision": "accept"}, "b": {"decision": "accept", "type": "Spatial Reasoning"}}
+    for people in ({"anna": anna, "ben": ben}, {"ben": ben, "anna": anna}):
+        settled = settle(people)
+        assert settled["a"] == {"decision": "reject", "reason": "dark"}
+        assert changed(TRIPLETS["b"], settled["b"], ("instruction", "type")) \
+            == {"id": "b", "type": "Spatial Reasoning", "instruction": "night"}
+    assert changed(TRIPLETS["c"], None, ("type",)) == TRIPLETS["c"]
+
+
+def test_files_of_decisions(tmp_path):
+    file = tmp_path / "ben.json"
+    file.write_text(json.dumps({"a": "accept", "b": "reject"}))                            # as earlier versions saved it
+    assert read_decisions(file, TRIPLETS) == ("ben", decided(a="accept", b="reject"))
+    assert read_kept(tmp_path, TRIPLETS) == {}
+    (tmp_path / "decisions.json").write_bytes(file.read_bytes())
+    assert read_kept(tmp_path, TRIPLETS) == {"decisions": decided(a="accept", b="reject")}
+    people = {"anna": decided(a="accept"), "ben": decided(a="reject")}
+    (tmp_path / "decisions.json").write_text(json.dumps(to_keep(people)))
+    assert read_kept(tmp_path, TRIPLETS) == people
+
+
+@pytest.mark.parametrize("said, words", [
+    ({"other": "accept"}, "'other' is no triplet here"), ({"a": "perhaps"}, "neither accept nor reject"),
+    ({"decisions": {"a": {"decision": "accept", "type": "Causal Reasoning"}}}, "choose one of its subset"),
+    ({"decisions": {"a": {"decision": "accept", "instruction": " "}}}, "no instruction"),
+    ([], "cannot be read"), ({"decisions": {"a": "accept"}}, "cannot be read")])
+def test_what_is_no_file_of_decisions(tmp_path, said, words):
+    (tmp_path / "x.json").write_text(json.dumps(said))
+    with pytest.raises(BadInput, match=f"--decisions .*x.json: .*{words}"):
+        read_decisions(tmp_path / "x.json", TRIPLETS)
