@@ -22,7 +22,7 @@ from rvebench.page import HERE, write_page
 from rvebench.playable import make_playable
 from rvebench.results import NOTHING, SUMMARIES, judged_by, merge, replies, role, samples
 from rvebench.scores import as_markdown, correlation
-from rvebench.tables import read_human, study_table, tables
+from rvebench.tables import read_human, tables
 
 Interval = tuple[float, float, float]                    # mean, low, high; NaN where there is none
 
@@ -223,7 +223,7 @@ def build(folders: list[Path], out: Path | None = None, bundle: bool = False) ->
     blocks = tables(rows, about, human or None)[0]
     if ranked:
         blocks += ["## user study\n", f"{ranked['words']} Pairwise win rates:\n",
-                   study_table(ranked["rankings"])]
+                   ranked["table"]]
     text = as_markdown(blocks)
     atomic_write(out / "table.md", text)
     write_report(out, make_playable(rows, out, bundle), about, blocks, human, ranked)

@@ -143,6 +143,14 @@ def by_criterion(ratings: list[dict]) -> dict[str, list[dict[str, int]]]:
     return found
 
 
+def clusters_of(ratings: list[dict]) -> dict[str, list[tuple[str, str]]]:
+    """{criterion: [(rater, sample), ...]}, in the order of `by_criterion`."""
+    found = {name: [] for name in CRITERIA}
+    for row in ratings:
+        found[row["criterion"]].append((row["rater"], row["sample"]))
+    return found
+
+
 def agreement(ratings: list[dict]) -> tuple[float, int]:
     """(share, N): how often two people order two methods on a sample alike, of N such comparisons.
 
@@ -162,16 +170,19 @@ def agreement(ratings: list[dict]) -> tuple[float, int]:
 
 
 def results(folder: Path) -> dict | None:
-    """What the kept ratings come to: rankings, win rates by criterion, words; None if none."""
+    """What the kept ratings come to: a table, win rates by criterion, words; None if none.
+
+    The intervals of the win rates draw raters and samples anew.
+    """
     files = list((folder / "ratings").glob("*.json"))
     files.sort(key=lambda file: (file.stat().st_mtime, file.name))        # the last word counts
     if not files:
         return None
     ratings = read_ratings(folder, files)
-    rankings = by_criterion(ratings)
+    rankings, clusters = by_criterion(ratings), clusters_of(ratings)
     rates = []
     for criterion, some in rankings.items():
-        for (a, b), rate in win_rates(some).items():
+        for (a, b), rate in win_rates(some, clusters[criterion]).items():
             if a < b:                                    # b over a is the rest of it
                 rates.append({"criterion": criterion, "a": a, "b": b, "rate": rate})
     raters = len({row["rater"] for row in ratings})
@@ -181,7 +192,7 @@ def results(folder: Path) -> dict | None:
     if n:
         words += f" Two people order two edits alike in {share:.0%} of {n} cases; 50 % is chance."
     return {"raters": raters, "agreement": share, "rankings": rankings, "rates": rates,
-            "words": words}
+            "words": words, "table": study_table(rankings, clusters)}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -198,7 +209,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.ratings:
         keep_ratings(folder, args.ratings)
         found = results(folder)
-        print(f"{markdown(study_table(found['rankings']))}{found['words']}\nkept in "
+        print(f"{markdown(found['table'])}{found['words']}\nkept in "
               f"{folder}/ratings; python -m rvebench.report {folder} shows them on the page")
         return
     rows, about = read_results(folder)

@@ -3,7 +3,9 @@
 import csv
 import json
 import re
+import shutil
 import subprocess
+from pathlib import Path
 
 import imageio_ffmpeg
 import pytest
@@ -15,6 +17,7 @@ from common.video import count_frames, write_video
 from rvebench import page, playable, report, results
 from scored import ABOUT, HOSTILE, folder, row, rows
 
+OLDER = Path(__file__).parent / "older_results"
 BLOCKS = ["## rave", [["method", "EA"], [HOSTILE, "1.00 [0.50, 1.50]"]], f"text {HOSTILE}"]
 
 
@@ -448,3 +451,23 @@ def test_the_users_ratings_are_drawn(browser, folder, rows):
     assert browser.execute_script("return +document.querySelector('#charts .bar').getAttribute('width')") == 150
     browser.execute_script("document.querySelectorAll('#charts .dot')[1].onclick()")
     assert browser.execute_script("return document.activeElement.dataset.id") == "c"
+
+
+def test_results_of_an_older_version_still_open(browser, tmp_path):
+    """Made by the first version of the benchmark, with a judge of prompt judge-1, before replies were kept in rows."""
+    shutil.copytree(OLDER, tmp_path / "results")
+    for line in (OLDER / "scores.jsonl").read_text().splitlines():
+        for field in ("source", "target", "video"):
+            write_video(tmp_path / "results" / json.loads(line)[field], torch.zeros(5, 3, 32, 32))
+    report.main([str(tmp_path / "results")])
+    browser.get((tmp_path / "results/report.html").as_uri())
+    assert browser.find_element("id", "verdict").text == "No method was scored." \
+        and "judged by gpt-4o, 3 frames" in browser.find_element("id", "about").text
+    rows = browser.execute_script("return [...document.querySelectorAll('#ranking td.name')].map(x => x.innerText)")
+    assert rows == ["reference", "do nothing (the source)"] and len(shown(browser)) == 4
+    until(browser, "[...document.querySelectorAll('article video')].filter(v => v.currentTime > 0).length >= 4")
+    browser.find_element("css selector", "article .saw summary").click()
+    until(browser, "document.querySelectorAll('article .saw canvas').length == 3")             # of the source
+    text = browser.find_element("css selector", "article").text
+    assert "as EA and PC go" in text and "The prompt was not kept" in text
+    assert not errors(browser)

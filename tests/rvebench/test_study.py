@@ -115,10 +115,26 @@ def test_what_people_said_is_kept_and_counted(folder, rows, tmp_path, capsys):
     assert found["agreement"] == pytest.approx(1 / 3)    # of three pairs of people one agrees
     assert {(r["a"], r["b"]) for r in found["rates"]} == {("ours", "theirs")}
     assert [r["rate"][0] for r in found["rates"]] == pytest.approx([2 / 3] * 3)
+    assert found["table"][1][:2] == ["ours over theirs", "3"] and found["table"][1][2].startswith("67%")
     assert "ours over theirs" in capsys.readouterr().out
     report.main([str(folder)])                           # and stays, at each report
     assert "ours over theirs" in (folder / "table.md").read_text()
     assert "People who ranked: 3." in (folder / "report.html").read_text()
+
+
+def test_the_intervals_of_win_rates_are_clustered(tmp_path):
+    """Two people who agree with themselves on 8 samples say as little as two, not as 16, independent judgements."""
+    key = {"study": "x", "samples": [{"id": f"s{k}", "A": "ours", "B": "theirs"} for k in range(8)]}
+    (tmp_path / "study_key.json").write_text(json.dumps(key))
+    (tmp_path / "ratings").mkdir()
+    for rater, ranks in (("x", {"A": 1, "B": 2}), ("y", {"A": 2, "B": 1})):
+        rankings = [{"sample": k, "criterion": "Visual Quality", "ranks": ranks} for k in range(8)]
+        (tmp_path / f"ratings/{rater}.json").write_text(
+            json.dumps({"study": "x", "rater": rater, "rankings": rankings}))
+    found = study.results(tmp_path)
+    rate, = found["rates"]
+    assert rate["rate"] == (.5, 0, 1)                    # as one of them, or both, are drawn
+    assert found["table"][1][2:] == ["-", "-", "50% [0%, 100%]"]                           # the table has the same
 
 
 def test_agreement_by_hand():
