@@ -27,62 +27,52 @@ from model import add_noise, flow_loss, velocity_target
 def rwr_step(model, critic, batch, lam) -> tuple[torch.Tensor, dict]:
     """w * L_FM, with w from the critic's margin on samples with t < tau; lam is not used."""
     x_t, c, v, flow = flow_matching(model, batch)
+    if not batch.near.any():
+        return total(flow.mean(), batch)
+    with torch.no_grad():
+        reason, margin = critic_loss(critic, x_t, v, batch)                  # (G,), (G,)
     weights = torch.ones_like(flow)                                          # (B,)
-    asked = {}
-    if batch.near.any():
-        with torch.no_grad():
-            reason, margin = critic_loss(critic, x_t, v, batch)              # (G,), (G,)
-        weights[batch.near] = rwr_weights(margin, batch.baseline[batch.near])
-        asked = log_of_critic(reason, margin, batch)
-    loss = (weights * flow).mean()
-    return loss, log_of_flow(loss, batch) | asked
+    weights[batch.near] = rwr_weights(margin, batch.baseline[batch.near])
+    return total((weights * flow).mean(), batch, 0, reason, margin)
 
 
 def refl_step(model, critic, batch, lam) -> tuple[torch.Tensor, dict]:
     """L_FM + lambda * L_reason, as USO, but of the estimate that ends the model's own rollout."""
     x_t, c, v, flow = flow_matching(model, batch)
-    loss = flow.mean()
-    log = log_of_flow(loss, batch)
-    if lam > 0 and batch.near.any():
-        near, shown = batch.near, batch.select(batch.near)
-        x0_hat = refl_estimate(model, shown.noise, shown.t, c[near], shown.source)
-        margin = critic.margin(shown.frames, critic.decode(x0_hat), shown.instructions,
-                               shown.thoughts)                               # (G,)
-        reason = reason_loss(margin, shown.baseline)                         # (G,)
-        loss = loss + lam * reason.sum() / batch.n_near
-        log |= log_of_critic(reason, margin, batch)
-    return loss, log
+    if lam == 0 or not batch.near.any():
+        return total(flow.mean(), batch)
+    near, shown = batch.near, batch.select(batch.near)
+    x0_hat = refl_estimate(model, shown.noise, shown.t, c[near], shown.source)
+    margin = critic.margin(shown.frames, critic.decode(x0_hat), shown.instructions,
+                           shown.thoughts)                                   # (G,)
+    reason = reason_loss(margin, shown.baseline)                             # (G,)
+    return total(flow.mean(), batch, lam, reason, margin)
 
 
 def grpo_step(model, critic, batch, lam) -> tuple[torch.Tensor, dict]:
     """L_FM + lambda * the policy gradient of the critic's margin, on samples with t < tau."""
     x_t, c, v, flow = flow_matching(model, batch)
-    loss = flow.mean()
-    log = log_of_flow(loss, batch)
-    if lam > 0 and batch.near.any():
-        near, shown = batch.near, batch.select(batch.near)
-        frames = shown.frames.repeat_interleave(GROUP, 0)                    # (G * GROUP, K, ...)
-        instructions = repeat_each(shown.instructions)
-        thoughts = None if shown.thoughts is None else repeat_each(shown.thoughts)
+    if lam == 0 or not batch.near.any():
+        return total(flow.mean(), batch)
+    near, shown = batch.near, batch.select(batch.near)
+    frames = shown.frames.repeat_interleave(GROUP, 0)                        # (G * GROUP, K, ...)
+    instructions = repeat_each(shown.instructions)
+    thoughts = None if shown.thoughts is None else repeat_each(shown.thoughts)
 
-        def reward(x0):
-            return critic.margin(frames, critic.decode(x0), instructions, thoughts)
-        policy, margin = group_loss(model, c[near], shown.source, reward, batch.seed)  # (G,), (G,)
-        loss = loss + lam * policy.sum() / batch.n_near
-        log |= log_of_critic(policy, margin, batch)
-    return loss, log
+    def reward(x0):
+        return critic.margin(frames, critic.decode(x0), instructions, thoughts)
+    policy, margin = group_loss(model, c[near], shown.source, reward, batch.seed)  # (G,), (G,)
+    return total(flow.mean(), batch, lam, policy, margin)
 
 
 def no_flow_step(model, critic, batch, lam) -> tuple[torch.Tensor, dict]:
     """lambda * L_reason alone: what holds the generator in place where flow matching does not?"""
     x_t, c, v, flow = flow_matching(model, batch)
-    loss = 0 * flow.mean()                       # its gradient is zero, not missing
-    log = log_of_flow(loss, batch)
-    if lam > 0 and batch.near.any():
-        reason, margin = critic_loss(critic, x_t, v, batch)                  # (G,), (G,)
-        loss = loss + lam * reason.sum() / batch.n_near
-        log |= log_of_critic(reason, margin, batch)
-    return loss, log
+    nothing = 0 * flow.mean()                    # its gradient is zero, not missing
+    if lam == 0 or not batch.near.any():
+        return total(nothing, batch)
+    reason, margin = critic_loss(critic, x_t, v, batch)                      # (G,), (G,)
+    return total(nothing, batch, lam, reason, margin)
 
 
 def no_baseline(step: Callable) -> Callable:
@@ -123,12 +113,15 @@ def repeat_each(texts: list[str]) -> list[str]:
     return [text for text in texts for _ in range(GROUP)]
 
 
-def log_of_flow(loss: torch.Tensor, batch) -> dict:
-    """What every step logs: L_FM as it enters the loss, and the share of samples with t < tau."""
-    return {"flow_loss": loss.item(), "trigger_rate": batch.near.float().mean().item()}
+def total(flow: torch.Tensor, batch, lam: float = 0, reason: torch.Tensor | None = None,
+          margin: torch.Tensor | None = None) -> tuple[torch.Tensor, dict]:
+    """The second half of uso_step, Eq. 5: flow + lambda * L_reason, and what is logged.
 
-
-def log_of_critic(reason: torch.Tensor, margin: torch.Tensor, batch) -> dict:
-    """What a step logs that asked the critic, as uso_step does: means over the gated samples."""
-    return {"reason_loss": reason.sum().item() / batch.n_near,
-            "p_yes": margin.sigmoid().sum().item() / batch.n_near}
+    flow: a scalar. reason, margin: (G,) of the gated samples; None where the critic is not asked.
+    """
+    log = {"flow_loss": flow.item(), "trigger_rate": batch.near.float().mean().item()}
+    if reason is None:
+        return flow, log
+    log["reason_loss"] = reason.sum().item() / batch.n_near
+    log["p_yes"] = margin.sigmoid().sum().item() / batch.n_near
+    return flow + lam * reason.sum() / batch.n_near, log
