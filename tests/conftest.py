@@ -1,10 +1,20 @@
-"""What the tests share: a small model with random weights, so that no test needs the released ones."""
+"""What the tests share: a small model with random weights, so that no test needs the released ones.
 
+Each of pytest-xdist's workers has a core to itself, and so one thread: sums depend on the number of
+threads in their last bits, and such small tensors are slower on two.
+"""
+
+import os
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+CORES = sorted(os.sched_getaffinity(0))
+WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+os.sched_setaffinity(0, {CORES[WORKER % len(CORES)]})
+torch.set_num_threads(1)
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 

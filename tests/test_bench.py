@@ -20,15 +20,6 @@ SCRIPT = Path(bench.__file__)
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Quick wherever it runs: threads that wait for a busy core cost more than they bring to a tiny model."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 # ------------------------------------------------------------------------------------------------- the arithmetic
 
 def test_trigger_rates_are_those_of_table_6():

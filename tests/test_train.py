@@ -33,16 +33,6 @@ SCRIPT = Path(train.__file__)
 TINY = PRESETS["tiny"]
 
 
-@pytest.fixture(autouse=True)
-def one_thread(monkeypatch):
-    """Sums depend on the number of threads in their last bits."""
-    before = torch.get_num_threads()
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def small(tiny_dir, tmp_path_factory) -> list[str]:
     """The flags of all small runs; they share one cache."""
@@ -55,9 +45,7 @@ def small(tiny_dir, tmp_path_factory) -> list[str]:
 def finetune(small):
     """finetune(out, *flags): train in this process; returns the run folder."""
     def run(out, *flags):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(os, "sched_getaffinity", lambda pid: {0})
-            train.main([*small, "--out", str(out), *flags])
+        train.main([*small, "--out", str(out), *flags])
         return Path(out)
     return run
 
@@ -116,7 +104,6 @@ def test_draws_depend_on_step_and_seed_alone():
 @pytest.fixture(scope="module")
 def encoded(tiny_dir, small):
     """(model ready for training, its six encoded triplets)."""
-    torch.set_num_threads(1)
     model = load_model(tiny_dir)
     model.freeze()
     return model, Latents(world_items(("rave", "icvg"), "train", 6), model, small[3], progress=False)
@@ -357,9 +344,8 @@ def test_kill_minus_nine(small, uso, tmp_path, monkeypatch, capfd):
     """A process of its own, killed as soon as it has left a checkpoint."""
     run = tmp_path / "run"
     monkeypatch.undo()
-    core = min(os.sched_getaffinity(0))
     process = subprocess.Popen([sys.executable, SCRIPT, *small, "--out", run, "--tau", "1", "--save-every", "1"],
-                               preexec_fn=lambda: os.sched_setaffinity(0, {core}), stderr=subprocess.DEVNULL)
+                               stderr=subprocess.DEVNULL)
     try:
         end = time.time() + 120
         while not (run / "state.pt").exists() and process.poll() is None and time.time() < end:
@@ -368,8 +354,6 @@ def test_kill_minus_nine(small, uso, tmp_path, monkeypatch, capfd):
         process.kill()
         process.wait()
     assert 1 <= torch.load(run / "state.pt")["step"] <= 4
-    torch.set_num_threads(1)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})
     assert shell(monkeypatch, capfd, "--resume", run)[0] == 0
     assert weights(run) == weights(uso) and (run / "log.csv").read_bytes() == (uso / "log.csv").read_bytes()
 
@@ -539,9 +523,7 @@ def test_the_same_settings_and_those_that_do_not_matter_go_on(small, tmp_path):
 
 def test_a_resumed_run_may_grow(finetune, uso, tmp_path):
     run = finetune(tmp_path / "run", "--tau", "1", "--steps", "2")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "sched_getaffinity", lambda pid: {0})
-        train.main(["--resume", str(run), "--steps", "4"])
+    train.main(["--resume", str(run), "--steps", "4"])
     assert len(read_log(run)) == 4 and read_run(run)["settings"]["steps"] == 4
     assert read_log(run)[:2] == read_log(uso)[:2]
 

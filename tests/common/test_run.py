@@ -18,15 +18,6 @@ from common.files import BadInput
 from common.run import Run, check_run, claim_folder, learning_rate, load_state, read_run, seal
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Sums depend on the number of threads in their last bits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def read_log(run: Path) -> list[dict[str, float]]:
     return [{k: float(v) for k, v in row.items()} for row in csv.DictReader((run / "log.csv").open())]
 

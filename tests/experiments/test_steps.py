@@ -18,7 +18,6 @@ LAMBDA = .25
 @pytest.fixture(scope="module")
 def ready(tiny_dir, tmp_path_factory):
     """(model, critic, batch): four samples, of which two or three are below tau."""
-    torch.set_num_threads(1)
     model = load_model(tiny_dir)
     model.freeze()
     folder = tmp_path_factory.mktemp("cache")

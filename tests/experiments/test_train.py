@@ -15,7 +15,6 @@ from model import load_model
 @pytest.fixture(scope="module")
 def run(tiny_dir, tmp_path_factory):
     """run(out, *flags): a training of one step on two samples, all gated; returns its folder."""
-    torch.set_num_threads(1)
     cache = tmp_path_factory.mktemp("cache")
     common = ["--weights", tiny_dir, "--cache", cache, "--items", 2, "--batch", 2, "--lr", 1e-3,
               "--tau", 1, "--eval-items", 0]

@@ -17,14 +17,6 @@ from realsize.gate_cost import expected_step, gated_counts
 TINY, WAN = PRESETS["tiny"], PRESETS["wan1.3b"]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.mark.parametrize("decode", ["alone", "exact"])
 def test_flops_are_those_that_torch_counts(tiny_dir, monkeypatch, decode):
     """Each part of a step of the tiny preset, forward and backward."""

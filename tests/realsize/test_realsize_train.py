@@ -38,16 +38,6 @@ TINY = PRESETS["tiny"]
 ROOT = Path(size_train.__file__).parents[1]
 
 
-@pytest.fixture(autouse=True)
-def one_thread(monkeypatch):
-    """Sums depend on the number of threads in their last bits."""
-    before = torch.get_num_threads()
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def common(tiny_dir, tmp_path_factory) -> list[str]:
     """The flags of all small runs; they share one cache."""
@@ -65,7 +55,6 @@ def run(common, out, *flags):
 @pytest.fixture(scope="module")
 def one(common, tmp_path_factory):
     """What a single process makes of `common`."""
-    torch.set_num_threads(1)
     return run(common, tmp_path_factory.mktemp("runs") / "one")
 
 

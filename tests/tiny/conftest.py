@@ -1,9 +1,6 @@
 """What the tests of pretraining share."""
 
-import os
-
 import pytest
-import torch
 
 from tiny import lessons, world
 
@@ -26,13 +23,8 @@ class OneProcess:
 
 @pytest.fixture
 def small_world(monkeypatch):
-    """Few texts for the tokenizer, no pool of processes for the renderer, and one thread."""
+    """Few texts for the tokenizer, and no pool of processes for the renderer."""
     rules = [rule for of_subset in world.RULES.values() for rule in of_subset]
     phrases = [phrase for rule in rules for phrase in rule.phrases]
     monkeypatch.setattr(world, "all_texts", lambda: phrases)
     monkeypatch.setattr(lessons, "ProcessPoolExecutor", OneProcess)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)

@@ -35,15 +35,6 @@ def outcomes(kind, rule, scenes):
     return found
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Such small tensors are slower on two."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def scenes():
     """{place: 150 scenes in it}"""
