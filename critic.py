@@ -22,6 +22,7 @@ tokens, D width.
 """
 
 import json
+import math
 from contextlib import suppress
 from pathlib import Path
 
@@ -31,7 +32,8 @@ from tqdm import tqdm
 from transformers import DynamicCache
 
 from common.distributed import gather_rows, is_first_rank, my_shard
-from common.files import BadInput, Parser, at_least_0, atomic_write, between, replacing, run_script
+from common.files import (BadInput, Parser, at_least_0, atomic_write, between, check_writable,
+                          replacing, run_script)
 from data import Batch, Latents
 from model import SHORT_CHAT, UnifiedModel, add_noise, chat, load_model
 
@@ -375,10 +377,13 @@ def main(argv=None) -> None:
     add("--weights", help="a run's or model's folder (without it: weights/tiny)")
     add("--out", type=Path, default=Path("out/reflection.png"), help="the picture to write")
     args = parser.parse_args(argv)
+    check_writable(args.out)
     model = load_model(args.weights, "tiny")
     model.requires_grad_(False)
     triplet = make_triplet(args.index, args.subset)
     found = reflection(model, triplet, args.t)
+    if not all(math.isfinite(found[name]) for name in ("m_0", "m", "m_moved")):
+        raise BadInput(f"--weights {args.weights}: the margin is not finite; check the weights")
     draw_reflection(found, triplet.instruction, args.t, args.out)
     print(f"instruction: {triplet.instruction}\nU thinks: {found['thought']}")
     print(f"m_0 {found['m_0']:+.2f}, m {found['m']:+.2f}, "

@@ -200,6 +200,9 @@ def main(argv=None) -> None:
     atomic_write(folder / "table.md", text)
     print(text)
     failed = sum(row["failed"] is not None for row in result)
+    if failed == args.n:
+        raise BadInput(f"{weights}: not one of its {failed} videos is finite; check the weights, "
+                       f"or lower --guidance")
     if failed:
         print(f"{failed} of {args.n} samples failed: not finite, not scored")
     print(f"wrote scores.jsonl, table.md and strips.png into {folder}")

@@ -62,6 +62,16 @@ def require_packages(folder: str, *modules: str) -> None:
         sys.exit(2)
 
 
+def check_hub(name: str) -> None:
+    """Raises what Hugging Face's client raises where a model is no folder and cannot be had.
+
+    At once: transformers would try for half a minute, with a line for each time.
+    """
+    from huggingface_hub import model_info, try_to_load_from_cache
+    if not Path(name).exists() and try_to_load_from_cache(name, "config.json") is None:
+        model_info(name, timeout=10)
+
+
 class FlagHelp(argparse.ArgumentDefaultsHelpFormatter):
     """Defaults in the help, where there is one."""
 

@@ -26,7 +26,8 @@ import torch
 from scipy.stats import spearmanr
 from tqdm import tqdm
 
-from common.files import BadInput, Parser, atomic_write, run_script
+from common.files import (BadInput, Parser, at_least_0, atomic_write, check_writable, positive,
+                          run_script)
 from common.intervals import overall
 from critic import THINK, Critic, decode_frames
 from evaluate import run_name
@@ -221,15 +222,15 @@ def describe(found: dict) -> str:
 def parse(argv=None):
     parser = Parser(description="Measure a model's frozen critic and VAE on held-out triplets.")
     parser.add_argument("--weights", help="a run's or model's folder (default: weights/tiny)")
-    parser.add_argument("--n", type=int, default=200, help="how many triplets, at least 2")
+    parser.add_argument("--n", type=positive, default=200, help="how many triplets, at least 2")
     parser.add_argument("--split", choices=world.SPLITS, default="test", help="of the tiny world")
-    parser.add_argument("--seed", type=int, default=0, help="of near misses and generated edits")
+    parser.add_argument("--seed", type=at_least_0, default=0,
+                        help="of near misses and generated edits")
     parser.add_argument("--out", type=Path, default=Path("out/critic"), help="folder of the JSON")
     args = parser.parse_args(argv)
     if args.n < 2:
         raise BadInput(f"--n {args.n}: must be at least 2; 200 will do")
-    if args.seed < 0:
-        raise BadInput(f"--seed {args.seed}: must not be negative; 0 will do")
+    check_writable(args.out / "model.json")
     return args
 
 

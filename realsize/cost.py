@@ -16,7 +16,8 @@ import torch
 
 import bench
 from common.distributed import is_first_rank, start, stop
-from common.files import Parser, atomic_write, between, markdown, positive, run_script
+from common.files import (Parser, atomic_write, between, check_writable, markdown, positive,
+                          run_script)
 from model import PRESETS, Preset
 from realsize.flops import PEAK, part_bytes, prompt_tokens, sampling_flops, step_bytes, step_flops
 from realsize.gate_cost import TAU, draw_gate, measure_gate, step_over_sft
@@ -102,10 +103,11 @@ def main(argv=None) -> None:
     add("--batch", type=positive, default=1, help="--gate: samples a rank and step")
     add("--repeats", type=positive, default=5, help="--gate: how often each part is timed")
     add("--steps", type=positive, default=60, help="--gate: of the real run, both ways")
-    add("--out", type=Path, default=Path("results"),
+    add("--out", type=Path, default=Path("out/cost"),
         help="--gate: folder of gate.json and gate.png")
     args = parser.parse_args(argv)
     if args.gate:
+        check_writable(args.out / "gate.json")
         gate(args)
     else:
         print(on_paper(PRESETS[args.preset], args.tau, args.mfu))

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from common.files import BadInput, Parser, atomic_write, markdown, run_script
+from common.files import (BadInput, Parser, at_least_0, atomic_write, markdown, positive,
+                          run_script)
 from rvebench.page import HERE, write_page
 from rvebench.playable import copy_or_encode
 from rvebench.results import read_results, role, samples
@@ -199,12 +200,11 @@ def main(argv: list[str] | None = None) -> None:
     parser = Parser(prog="python -m rvebench.study", description=__doc__.partition("\n")[0])
     add = parser.add_argument
     add("results", type=Path, help="a folder that rvebench.score has written")
-    add("--n", type=int, default=50, help="samples to rank")
-    add("--seed", type=int, default=0, help="of the choice of samples and the order of letters")
+    add("--n", type=positive, default=50, help="samples to rank")
+    add("--seed", type=at_least_0, default=0,
+        help="of the choice of samples and the order of letters")
     add("--ratings", nargs="+", type=Path, metavar="FILE", help="count what people saved, instead")
     args = parser.parse_args(argv)
-    if args.n < 1:
-        raise BadInput(f"--n {args.n}: must be at least 1; 50 will do")
     folder = args.results
     if args.ratings:
         keep_ratings(folder, args.ratings)

@@ -21,7 +21,7 @@ from typing import Callable
 
 import numpy as np
 
-from common.files import BadInput, Parser, atomic_write, positive, run_script
+from common.files import BadInput, Parser, atomic_write, check_writable, positive, run_script
 from data import FIELDS
 from rvedata import pages
 from rvedata.decisions import (KEPT, agreement_lines, changed, read_decisions, read_kept, settle,
@@ -157,6 +157,7 @@ def parse(argv: list[str] | None = None) -> Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
+    check_writable(args.out / "test.jsonl")
     embed_images, _ = load_embedder(args.siglip)
     hold_out(args, embed_images)
 

@@ -12,7 +12,7 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
-from common.files import BadInput, Parser, positive, run_script
+from common.files import BadInput, Parser, check_writable, positive, run_script
 from rvedata import bench, icvg, rave
 from rvedata.tiny_films import TinyWorldVLM, make_ditto, make_movies
 
@@ -58,7 +58,9 @@ def parse(argv: list[str] | None = None) -> Namespace:
 
 
 def main(argv: list[str] | None = None) -> None:
-    demo(parse(argv))
+    args = parse(argv)
+    check_writable(args.out / "a file")
+    demo(args)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ Axis letters: N frames, clips or texts, K frames of a clip, D width of an embedd
 square picture. A frame is (H, W, 3) uint8; the rows of embeddings have length 1.
 """
 
-import logging
 import zlib
 from typing import Callable
 
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from common.files import BadInput
+from common.files import BadInput, check_hub
 from rvedata.text import content_words
 
 DEFAULT = "google/siglip2-base-patch16-224"
@@ -41,14 +40,13 @@ class SigLIP:
 
     def __init__(self, name: str):
         from transformers import AutoModel, AutoTokenizer
-        quiet = logging.getLogger("huggingface_hub")     # without network: a line for each retry
-        quiet.setLevel(logging.ERROR)
         try:
+            check_hub(name)
             self.model = AutoModel.from_pretrained(name, dtype=torch.float32)
             self.tokenizer = AutoTokenizer.from_pretrained(name)
             self.side = self.model.config.vision_config.image_size
             self.length = self.model.config.text_config.max_position_embeddings
-        except (OSError, ValueError, AttributeError) as error:
+        except Exception as error:               # the hub and safetensors raise what they like
             reason = " ".join(str(error).split())[:120]
             raise BadInput(f"--siglip {name}: cannot be loaded ({reason}); give the id or the "
                            f"folder of a SigLIP of fixed size, such as {DEFAULT}") from error

@@ -24,8 +24,8 @@ from typing import Callable, Iterator
 
 from safetensors.numpy import save
 
-from common.files import (BadInput, Parser, atomic_write, between, positive, remove_leftovers,
-                          run_script)
+from common.files import (BadInput, Parser, atomic_write, between, check_writable, positive,
+                          remove_leftovers, run_script)
 from rvedata import pages
 from rvedata.clusters import find_clusters
 from rvedata.embed import embed_clips, load_embedder
@@ -242,6 +242,7 @@ def parse(argv: list[str] | None = None) -> Namespace:
 
 def main(argv: list[str] | None = None, ask: Callable | None = None) -> None:
     args = parse(argv)
+    check_writable(args.out / "report.html")
     embed = load_embedder(args.siglip)
     if ask:
         curate(args, ask, ask, embed)

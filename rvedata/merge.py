@@ -11,7 +11,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Iterator
 
-from common.files import BadInput, Parser, run_script
+from common.files import BadInput, Parser, check_writable, run_script
 from rvedata.flags import existing_folder
 from rvedata.manifest import rebase_paths
 from rvedata.stages import read_records, write_stage
@@ -57,6 +57,7 @@ def parse(argv: list[str] | None = None) -> Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
+    check_writable(args.out / "shots.jsonl")
     merge(args.source, args.out)
 
 

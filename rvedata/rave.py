@@ -14,7 +14,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Callable, Iterator
 
-from common.files import BadInput, Parser, run_script
+from common.files import BadInput, Parser, check_writable, run_script
 from rvedata import pages
 from rvedata.film import read_frames
 from rvedata.flags import add_vlm_flags, add_work_flags, existing_folder
@@ -100,6 +100,7 @@ def parse(argv: list[str] | None = None) -> Namespace:
 
 def main(argv: list[str] | None = None, ask: Callable | None = None) -> None:
     args = parse(argv)
+    check_writable(args.out / "report.html")
     vlm = ask or make_vlm(args)
     try:
         rewrite(args, vlm)

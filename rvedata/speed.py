@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save
 
-from common.files import Parser, atomic_write, positive, run_script
+from common.files import Parser, atomic_write, check_writable, positive, run_script
 from common.video import write_video
 from rvedata.embed import embed_clips, load_embedder, unit
 from rvedata.film import find_shots, read_clips
@@ -115,6 +115,7 @@ def parse(argv: list[str] | None = None) -> Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
+    check_writable(args.out / "curate.json")
     result = measure(args.shots)
     atomic_write(args.out / "curate.json", json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+import critic
 from tiny import world
 from critic import (DECODE, EDITED, SOURCE, SYSTEM, THINK, VERDICT, Critic, clean_estimate, decode_frames, gate,
                     reason_loss)
@@ -373,3 +374,10 @@ def test_load_model_says_what_is_wrong(tiny_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(UnifiedModel, "from_preset", none)
     with pytest.raises(BadInput, match="cannot load weights/tiny: "):
         load_model(None)
+
+
+def test_weights_whose_margin_is_not_finite_are_named(mine, tmp_path, monkeypatch):
+    monkeypatch.setattr(critic, "load_model", lambda *which: mine)
+    monkeypatch.setattr(critic, "reflection", lambda *args: {"m_0": 0., "m": float("nan"), "m_moved": 1.})
+    with pytest.raises(BadInput, match="--weights broken: the margin is not finite; check the weights"):
+        critic.main(["--weights", "broken", "--out", str(tmp_path / "a.png")])

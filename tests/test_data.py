@@ -122,6 +122,7 @@ BAD_LINES = [("{\"instruction\": ", "is not JSON"), ("wait", "is not JSON"), ("[
              ({"target_video_path": "leave out"}, "the field 'target_video_path' is missing"),
              ({"instruction": 7}, "the field 'instruction' is 7"),
              ({"instruction": "  "}, "the field 'instruction' is \"  \""),
+             ({"instruction": "\ud800 gone"}, "is no Unicode text"), ({"id": "\udfff"}, "is no Unicode text"),
              ({"source_video_path": ["a"]}, "the field 'source_video_path' is"),
              ({"type": "Moral Reasoning"}, "unknown type 'Moral Reasoning'"),
              ({"source_video_path": "videos/c.mp4"}, "videos/c.mp4: there is no such video"),

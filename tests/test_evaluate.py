@@ -218,3 +218,11 @@ def test_an_output_folder_that_cannot_be_written(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate, "load_model", lambda folder: tiny)
     with pytest.raises(evaluate.BadInput, match="cannot be written"):
         evaluate.main(["--n", "1", "--steps", "1", "--out", str(tmp_path / "file")])
+
+
+def test_weights_that_make_nothing_finite_are_no_success(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(type(tiny), "sample", lambda self, source, *args: source * float("nan"))
+    monkeypatch.setattr(evaluate, "load_model", lambda folder: tiny)
+    with pytest.raises(evaluate.BadInput, match="weights/tiny: not one of its 2 videos is finite; check the weights"):
+        evaluate.main(["--n", "2", "--steps", "1", "--out", str(tmp_path)])
+    assert "| all " in (tmp_path / "tiny-rave-test/table.md").read_text()

@@ -12,11 +12,12 @@ PC 5.4, EA 6.2 and GR 8.4 on average: the edit can be seen, the rest is not kept
 Axis letters: F frames, H height, W width.
 """
 
-import argparse
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+
+from common.files import Parser, check_writable, run_script
 
 CONTRAST = .75                                   # of the original, around grey
 TINT = (.25, -.05, -.25)                         # added to red, green and blue
@@ -31,19 +32,19 @@ def drifted(video: torch.Tensor) -> torch.Tensor:
     return (CONTRAST * softer + tint).clamp(-1, 1)
 
 
-def main() -> None:
+def main(argv=None) -> None:
     from tiny.world import contact_sheet, make_triplet
-    parser = argparse.ArgumentParser(description="Draw drifted targets of the tiny world.")
+    parser = Parser(description="Draw drifted targets of the tiny world.")
     parser.add_argument("--out", type=Path, default=Path("out/drift.png"), help="picture to write")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
+    check_writable(args.out)
     triplets = [make_triplet(index, "rave", "train") for index in range(8)]
     columns = {"source": [triplet.source for triplet in triplets],
                "target": [triplet.target for triplet in triplets],
                "drifted target": [drifted(triplet.target) for triplet in triplets]}
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet(triplets, columns, args.out)
     print(f"wrote {args.out}")
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)
