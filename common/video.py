@@ -130,8 +130,15 @@ def frame_rate(path: str | Path) -> float:
 
 def _check_length(path: Path, n: int, least: int) -> int:
     if n < least:
-        raise BadInput(f"{path}: has {n} frames and {least} are needed; give a longer clip")
+        raise BadInput(f"{path}: has {n} frames and {least} are needed; {_longer(path)}")
     return n
+
+
+def _longer(path: Path) -> str:
+    """The mend of a clip that is too short."""
+    if path.suffix.lower() == ".gif":                    # one that stands still has one frame
+        return "give a longer clip, or an mp4: what writes a gif makes equal frames into one"
+    return "give a longer clip"
 
 
 # ---------------------------------------------------------------------------------- clips of a size
@@ -174,7 +181,7 @@ def clip_numbers(path: str | Path, frames: int, stride: int | None = None,
     try:
         return frame_numbers(n, frames, stride, start), n
     except ValueError as error:
-        raise BadInput(f"{path}: {error}; give a longer clip") from error
+        raise BadInput(f"{path}: {error}; {_longer(Path(path))}") from error
 
 
 def to_video(frames: list[np.ndarray]) -> torch.Tensor:

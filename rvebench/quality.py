@@ -334,6 +334,7 @@ def vbench_results(folder: str | Path) -> dict[tuple[str, str], dict[str, float]
             if math.isfinite(value):
                 values[column] = value
             else:
+                values.pop(column, None)                 # what an earlier file has of it, too
                 print(f"{file}: {column} of {path} is {value}: left out", file=sys.stderr)
     return found
 

@@ -382,6 +382,16 @@ def test_a_gif_of_one_frame_has_one_frame(tmp_path, duration):
         read_video(tmp_path / "one.gif", 2, 16, 16)
 
 
+def test_a_gif_that_never_moves_is_refused_with_the_reason(tmp_path):
+    """Its writer has made nine equal frames into one, of which nobody knows how many it was."""
+    write_video(tmp_path / "still.gif", torch.zeros(9, 3, 32, 32))
+    write_video(tmp_path / "still.mp4", torch.zeros(9, 3, 32, 32))
+    for read in (lambda: read_video(tmp_path / "still.gif", 9, 32, 32), lambda: count_frames(tmp_path / "still.gif", 9)):
+        with pytest.raises(BadInput, match="still.gif: has 1 frames and 9 are needed.*; give .* an mp4: .* equal frames"):
+            read()
+    assert count_frames(tmp_path / "still.mp4", 9) == 9
+
+
 def test_frame_rates(film, tmp_path):
     ffmpeg("-r", "24000/1001", "-i", film, *X264, tmp_path / "a.mkv")
     assert frame_rate(tmp_path / "a.mkv") == pytest.approx(24000 / 1001, abs=.01)

@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+import shlex
 
 import numpy as np
 import pytest
@@ -108,6 +110,21 @@ def wide(n=3, h=40, w=72):
     return torch.randint(0, 256, (n, 3, h, w), dtype=torch.uint8, generator=torch.manual_seed(1))
 
 
+def test_frames_are_resized_without_antialiasing_as_by_vbench():
+    """To a quarter: the bilinear value between the middle two of four pixels, the cubic one of all four; antialiasing
+    would see eight and sixteen. The cubic weights by hand, of Keys' kernel with a = -0.75 at 0.5 and 1.5."""
+    video, nothing = wide(2, 64, 96), ((0, 0, 0), (1, 1, 1))
+    x = video.double().numpy() / 255
+
+    def shrink(x, weights):
+        x = sum(weight * x[..., k::4, :] for k, weight in enumerate(weights))
+        return sum(weight * x[..., k::4] for k, weight in enumerate(weights))                  # (F, 3, 16, 24)
+    for mode, weights in (("bilinear", (0, .5, .5, 0)), ("bicubic", (-.09375, .59375, .59375, -.09375))):
+        found, middle = [quality.prepare(video, 16, mode, crop, nothing).numpy() for crop in (False, True)]
+        np.testing.assert_allclose(found, shrink(x, weights), atol=1e-5)
+        np.testing.assert_array_equal(middle, found[..., 4:20])
+
+
 def test_dino_is_the_class_token_of_a_normalised_frame(models):
     video = flat(50, 200).repeat_interleave(8, -1).repeat_interleave(8, -2)                # 32 x 48: nothing to resize
     features, model = quality.dino(str(models / "dino"))(video), ViTModel.from_pretrained(models / "dino").eval()
@@ -178,7 +195,16 @@ def test_a_wrong_extractor(models, monkeypatch, load, words):
 
 # --------------------------------------------------------------------------------------------- the vbench package
 
-def test_the_vbench_package(tmp_path):
+def test_the_printed_command_survives_the_shell(tmp_path):
+    out = tmp_path / "my results; rm -rf $HOME"
+    command = quality.vbench_folder(out, "ours & theirs", {}, {})
+    words = shlex.split(command)
+    assert words[words.index("--videos_path") + 1] == str(out / "ours & theirs")
+    assert words[words.index("--prompt_file") + 1] == str(out / "ours & theirs.json")
+    assert words[words.index("--output_path") + 1] == str(out / "results")
+
+
+def test_the_vbench_package(tmp_path, capsys):
     (tmp_path / "a.mp4").write_bytes(b"x")
     (tmp_path / "vbench/ours").mkdir(parents=True)
     (tmp_path / "vbench/ours/old.mp4").symlink_to(tmp_path / "gone.mp4")
@@ -199,6 +225,10 @@ def test_the_vbench_package(tmp_path):
     write("2026-01-02", motion_smoothness=[.8, [{"video_path": video, "video_results": .8}]],
           subject_consistency=[.7, [{"video_path": video, "video_results": .7}]])
     assert quality.vbench_results(tmp_path / "vbench") == {("ours", "one"): {"MS": .8, "SC": .7}}
+    write("2026-01-03", motion_smoothness=[math.nan, [{"video_path": video, "video_results": math.nan}]])
+    capsys.readouterr()
+    assert quality.vbench_results(tmp_path / "vbench") == {("ours", "one"): {"SC": .7}}
+    assert re.search(f"2026-01-03.*: MS of {video} is nan: left out", capsys.readouterr().err)
     write("2026-01-03", motion_smoothness=.8)
     with pytest.raises(BadInput, match="is no result of vbench"):
         quality.vbench_results(tmp_path / "vbench")

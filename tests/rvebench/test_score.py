@@ -228,7 +228,11 @@ def test_the_oracle_judges_three_methods(bench, tmp_path, capsys, monkeypatch):
     methods = [f for name in ("target", "source", "flawed") for f in ("--videos", f"{name}={bench / name}")]
     run(bench / "bench.jsonl", *methods, "--judge", "oracle", "--out", tmp_path)
     rows, text = rows_of(tmp_path), (tmp_path / "table.md").read_text()
-    assert text in capsys.readouterr().out and len(rows) == 12
+    printed = capsys.readouterr().out
+    assert text in printed and len(rows) == 12
+    commands = [line for line in printed.splitlines() if line.startswith("  vbench evaluate --mode=custom_input ")]
+    assert [f"--videos_path {tmp_path}/vbench/{name} " in line
+            for name, line in zip(("target", "source", "flawed"), commands, strict=True)] == [True] * 3
     by = {(r["method"], r["id"]): r for r in rows}
     assert by["target", "rave-test-0"]["Overall"] > 7 > 3 > by["source", "rave-test-0"]["Overall"]
     assert by["flawed", "rave-test-0"]["EA"] == by["source", "rave-test-0"]["EA"]

@@ -153,6 +153,8 @@ def test_ratings_that_are_none(folder, rows, tmp_path):
     file = tmp_path / "r.json"
     for rated, words in (({"study": "x", "rankings": []}, "another study"), ([], "is no ratings.json"),
                          ({"study": key["study"], "rankings": [{**good, "sample": 9}]}, "is no ratings.json"),
+                         ({"study": key["study"], "rankings": [{**good, "sample": -1}]}, "sample -1"),
+                         ({"study": key["study"], "rankings": [{**good, "sample": True}]}, "sample True"),
                          ({"study": key["study"], "rankings": [{**good, "criterion": "Taste"}]}, "Taste"),
                          ({"study": key["study"], "rankings": [{**good, "ranks": {"A": 1}}]}, "ranks"),
                          ({"study": key["study"], "rankings": [{**good, "ranks": {"A": 1, "B": 3}}]}, "ranks")):
