@@ -2,9 +2,17 @@
 
 const label = column => data.labels[column] ?? column;
 const nameOf = method => roleOf[method] ?? method;
+const shortName = method => nameOf(method).replace(/ \(.*/, '');         // "do nothing"
+const headOf = column => label(column) == column ? column : `${column}*`;    // explained below
 
 function summary() {
   return data.summaries.find(part => part.name == (subset || 'all')) ?? data.summaries[0];
+}
+
+// Methods, the best first, then the source and the reference.
+function namesByRank() {
+  const order = summary().ranking.map(entry => entry.method);
+  return [...order.filter(name => !roleOf[name]), ...order.filter(name => roleOf[name])];
 }
 
 // "7.21 [6.80, 7.60]", or "-"
@@ -62,7 +70,7 @@ function drawRanking() {
   table.replaceChildren();
   const head = make('tr', null, table);
   for (const text of ['', 'method', label(data.main), '', 'against the first',
-                      ...judged.map(label), 'scored', 'failed']) make('th', text, head);
+                      ...judged.map(headOf), 'scored', 'failed']) make('th', text, head);
   drawScale(head.cells[3]);
   const top = column => Math.max(...rivals.map(entry => entry.scores[column][0] ?? -Infinity));
   [...rivals, ...others].forEach((entry, place) => {
@@ -86,9 +94,11 @@ function drawRanking() {
     make('td', entry.failed, line, entry.failed ? 'bad' : '');
   });
   makeSortable(table);
+  const starred = data.columns.filter(column => label(column) != column).map(label);
+  const stars = starred.length ? ` * ${starred.join('; ')}.` : '';
   byId('ranking-note').textContent = `${n} samples. Brackets: 95 % intervals. "Against the ` +
     'first": the difference over the same samples; it is real where its interval leaves out ' +
-    'zero, without a correction for the number of methods.';
+    `zero, without a correction for the number of methods.${stars}`;
 }
 
 const topOfScale = data.unit.includes(data.main) ? 1 : 10;
@@ -150,17 +160,16 @@ function duel(a, b, samples) {
 
 function drawPairs() {
   const column = byId('column').value;
-  const order = summary().ranking.map(entry => entry.method);
-  const sorted = [...order.filter(name => !roleOf[name]), ...order.filter(name => roleOf[name])];
+  const sorted = namesByRank();
   const samples = inSubset();
   const table = byId('pairs');
   byId('pairs-title').textContent = `Who beats whom, by ${label(column)}`;
   table.replaceChildren();
   const head = make('tr', null, table);
-  for (const text of ['the line beats', ...sorted.map(nameOf)]) make('th', text, head);
+  for (const text of ['the line beats', ...sorted.map(shortName)]) make('th', text, head);
   for (const a of sorted) {
     const line = make('tr', null, table);
-    make('td', nameOf(a), line);
+    make('td', shortName(a), line);
     for (const b of sorted) {
       const cell = make('td', null, line);
       if (a == b) continue;
@@ -207,20 +216,20 @@ function drawTypes() {
   const kinds = new Set(inSubset().map(sample => sample.type));
   table.replaceChildren();
   const head = make('tr', null, table);
-  for (const text of ['type', ...names.map(nameOf)]) make('th', text, head);
+  const sorted = namesByRank();
+  for (const text of ['type', ...sorted.map(shortName)]) make('th', text, head);
   for (const [type, values] of Object.entries(data.types)) {
     if (!kinds.has(type)) continue;
     const line = make('tr', null, table);
     const top = Math.max(...rivals.map(name => values[name][1] ?? -Infinity));
     make('td', type, line);
-    for (const name of names) {
+    for (const name of sorted) {
       const [n, ...value] = values[name];
       const cell = make('td', value[0] == null ? '-' : value[0].toFixed(2), line);
       cell.title = `${withInterval(value)}, N = ${n}`;
       if (!roleOf[name] && value[0] == top) cell.className = 'best';
-      if (value[0] != null) {                        // the better the greener, under dark letters
-        const part = Math.min(1, value[0] / topOfScale);
-        cell.style.background = `hsl(${Math.round(20 + 110 * part)} 60% 82%)`;
+      if (value[0] != null) {
+        cell.style.setProperty('--part', Math.min(1, value[0] / topOfScale).toFixed(2));
       }
     }
   }

@@ -6,6 +6,7 @@ const hidden = new Set();
 let subset = '';                                     // '' is all
 let pair = null;                                     // [a, b]: only samples on which a beats b
 const cards = lazily(fillCard, emptyCard);
+const SHORT = { 'Geometric mean': 'GM' };            // in the narrow table under a video
 
 const scoreOf = (sample, method, column) => sample.methods[method]?.scores[column];
 const rivals = names.filter(name => !roleOf[name]);  // neither "do nothing" nor the reference
@@ -193,12 +194,18 @@ function addScores(element, sample, name) {
   const judged = data.columns.filter(column => has(column) && !data.unit.includes(column));
   const measured = data.columns.filter(column => has(column) && data.unit.includes(column));
   judged.sort((a, b) => (b == data.main) - (a == data.main));            // what ranks comes first
+  const ofPrevious = result.repeats.length < 2 ? ['PC', 'GR'] : [];       // one reason for two
+  let cell = null;
   for (const column of judged) {
     const line = make('tr', null, table, column == data.main ? 'main' : '');
-    make('th', column, line);
+    make('th', SHORT[column] ?? column, line).title = label(column);
     make('td', number(result.scores[column], column), line,
          isBest(sample, name, column) ? 'number best' : 'number');
-    const cell = make('td', null, line, 'reason');
+    if (ofPrevious.includes(column) && cell) {
+      cell.rowSpan = 2;
+      continue;
+    }
+    cell = make('td', null, line, 'reason');
     if (result.repeats.length > 1) {                 // what each repeat gave
       const each = result.repeats.map(repeat => repeat[column]?.toFixed(1) ?? '-');
       make('div', each.join(' | '), cell);

@@ -54,9 +54,11 @@ function addThreshold({ counts, threshold, by, clusters, alone }) {
 function addPictures(title, groups) {
   if (!groups.length) return;
   make('h2', title, parts);
+  const sheets = make('div', null, parts, 'sheets');
   for (const [name, pictures] of groups) {
-    make('h3', name, parts);
-    const sheet = make('div', null, parts, 'sheet');
+    const group = make('section', null, sheets);
+    make('h3', name, group);
+    const sheet = make('div', null, group, 'sheet');
     for (const [picture, caption] of pictures) {
       const figure = make('figure', null, sheet);
       if (picture.startsWith('data:image/jpeg;base64,')) {
