@@ -1,6 +1,7 @@
 """What the tests of rvedata/ share: films with known cuts and places, a VLM without knowledge."""
 
 import json
+import shutil
 from importlib import import_module
 
 import numpy as np
@@ -44,6 +45,13 @@ def go(command, out, *flags, ask=knows):
         module.main(argv)
     else:
         module.main(argv, ask)
+
+
+def with_shots(icvg, out):
+    """`out`, a folder of icvg, in which the shots of the films are found already."""
+    out.mkdir(exist_ok=True)
+    shutil.copy(icvg / "shots.jsonl", out)
+    return out
 
 
 def answer(instruction, type="Temporal Reasoning", rationale="so it is"):

@@ -1,14 +1,17 @@
 """The commands: bad flags are one line, the demo runs from end to end."""
 
-import os
 import runpy
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
+import train
 from curation import no_leak
+from rvedata import demo
 
 ROOT = Path(__file__).parents[2]
 
@@ -50,13 +53,18 @@ runpy.run_module("rvedata.rave", run_name="__main__")"""
     assert (run.returncode, run.stderr) == (2, line)
 
 
-def test_the_demo(tiny_dir, tmp_path):
-    run = subprocess.run([sys.executable, "-m", "rvedata.demo", "--out", tmp_path / "demo", "--movies", "1",
-                          "--steps", "1", "--weights", tiny_dir], capture_output=True, text=True,
-                         env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=ROOT)
-    assert run.returncode == 0, run.stderr
-    demo = tmp_path / "demo"
-    no_leak(demo / "bench")
+def test_the_demo(tiny_dir, tmp_path, monkeypatch, capfd):
+    """One short film, in this process; so does train.py, whose command is what a user would type."""
+    def in_this_process(command):
+        assert command[:2] == [sys.executable, str(ROOT / "train.py")]
+        train.main(command[2:])
+        return SimpleNamespace(returncode=0)
+    monkeypatch.setattr(demo, "subprocess", SimpleNamespace(run=in_this_process))
+    threads = torch.get_num_threads()
+    out = tmp_path / "demo"
+    demo.main(["--out", str(out), "--movies", "1", "--steps", "1", "--weights", str(tiny_dir)])
+    torch.set_num_threads(threads)                       # train.py sets them
+    no_leak(out / "bench")
     for page in ("rave/report.html", "icvg/report.html", "bench/report.html", "bench/verify.html"):
-        assert page.split("/")[0] in (demo / page).read_text().lower() or "verify" in page
-    assert (demo / "train/model/model.json").is_file() and "1/1" in run.stderr
+        assert page.split("/")[0] in (out / page).read_text().lower() or "verify" in page
+    assert (out / "train/model/model.json").is_file() and "1/1" in capfd.readouterr().err

@@ -8,7 +8,7 @@ from itertools import combinations
 import pytest
 
 from common.files import BadInput
-from curation import PLAN, go, knows, read
+from curation import PLAN, go, knows, read, with_shots
 from data import manifest_items
 from model import PRESETS
 
@@ -71,6 +71,7 @@ def test_a_service_that_dies(icvg, movies, tmp_path):
             raise BadInput("the service does not answer")
         return knows(*question)
     flags = ["--movies", movies.folder, "--least", 9, "--workers", 1]
+    with_shots(icvg, tmp_path / "out")
     with pytest.raises(BadInput, match="captions: the service does not answer"):
         go("icvg", tmp_path / "out", *flags, ask=dies)
     known = len(read(tmp_path / "out/captions.jsonl"))   # the eighth died; the ninth had begun, or had not
@@ -91,6 +92,7 @@ def test_a_service_that_is_ill_skipped_and_tried_again(icvg, movies, tmp_path, c
             raise BadInput("status 500")
         return knows(*question)
     flags = ["--movies", movies.folder, "--least", 9, "--workers", 1, "--skip-bad"]
+    with_shots(icvg, tmp_path / "out")
     go("icvg", tmp_path / "out", *flags, ask=ill)
     assert "captions: 16 done, 2 failed" in capsys.readouterr().out
     go("icvg", tmp_path / "out", *flags, ask=ill)
@@ -120,9 +122,9 @@ def test_clips_of_shots():
     assert [r["index"] for r in clips_of(movie, 5., 9)] == [0, 1]
 
 
-def test_a_vlm_that_is_of_no_use(movies, tmp_path):
+def test_a_vlm_that_is_of_no_use(icvg, movies, tmp_path):
     def useless(*question):
         raise Rejected("the VLM's answer is not JSON: 'g g g'")
     with pytest.raises(BadInput, match="no movie has two clips in a window of 16 shots"):
-        go("icvg", tmp_path, "--movies", movies.folder, "--least", 9, ask=useless)
+        go("icvg", with_shots(icvg, tmp_path), "--movies", movies.folder, "--least", 9, ask=useless)
     assert (tmp_path / "report.html").read_text().count("'g g g'") == 18

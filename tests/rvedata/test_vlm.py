@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from common.files import BadInput
-from curation import go, read
+from curation import go, read, with_shots
 from endpoint import Endpoint
 from rvedata import vlm
 from rvedata.stages import Rejected
@@ -36,7 +36,7 @@ def test_the_local_vlm(tiny, monkeypatch):
     assert "JSON" in question and "assistant" in tail
 
 
-def test_a_service_over_http(movies, tmp_path, monkeypatch, capsys):
+def test_a_service_over_http(icvg, movies, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("OPENAI_API_KEY", "secret-key")
     ill, first = [True], []
 
@@ -64,6 +64,7 @@ def test_a_service_over_http(movies, tmp_path, monkeypatch, capsys):
         types = body["response_format"]["json_schema"]["schema"]["properties"]["type"]["enum"]
         assert types == world.TYPES["icvg"] and "Never use the verbs add, alter" in body["messages"][0]["content"]
         return {"type": types[0], "rationale": "so it is", "instruction": "its hour has come at last"}
+    with_shots(icvg, tmp_path)
     with Endpoint(answer) as server:
         flags = ["--movies", movies.folder, "--least", 9, "--workers", 2, "--base-url", server.url, "--model", "m",
                  "--price-in", 10, "--price-out", 100, "--caption-model", "seer"]
@@ -86,9 +87,10 @@ def test_a_service_over_http(movies, tmp_path, monkeypatch, capsys):
     assert not any(b"secret-key" in p.read_bytes() for p in tmp_path.rglob("*") if p.is_file())
 
 
-def test_a_service_that_is_not_there(movies, tmp_path, monkeypatch):
+def test_a_service_that_is_not_there(icvg, movies, tmp_path, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    with_shots(icvg, tmp_path)
     flags = ["--movies", movies.folder, "--least", 9, "--skip-bad"]                        # which does not help
     with pytest.raises(BadInput, match="captions: OPENAI_API_KEY: is not set; [^(]*$"):
         go("icvg", tmp_path, *flags, ask=None)
