@@ -11,7 +11,7 @@ import imageio_ffmpeg
 import pytest
 import torch
 
-from browser import downloaded, errors, press, until
+from browser import check_readable, downloaded, errors, press, screen, until
 from common.files import BadInput
 from common.video import count_frames, write_video
 from rvebench import page, playable, report, results
@@ -330,33 +330,10 @@ def test_keys_and_alternative_texts(browser, opened):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1280])
 def test_contrast_and_width(browser, opened, scheme, width):
-    """Every text that is seen has a contrast of 4.5 : 1 (WCAG AA), and nothing but tables is wider than the screen."""
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]})
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride",
-                            {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500})
-    try:
+    with screen(browser, width, scheme):
         fresh(browser, opened)
         until(browser, "document.querySelectorAll('article figure').length")
-        assert browser.execute_script("return document.documentElement.scrollWidth") <= width
-        low = browser.execute_script(r"""
-            const light = rgb => { const [r, g, b] = rgb.map(x => { x /= 255;
-              return x <= .03928 ? x / 12.92 : ((x + .055) / 1.055) ** 2.4 });
-              return .2126 * r + .7152 * g + .0722 * b };
-            const rgb = text => text.match(/[\d.]+/g).map(Number);
-            const ground = e => { for (; e; e = e.parentElement) {
-              const c = rgb(getComputedStyle(e).backgroundColor); if (c.length == 3 || c[3] == 1) return c.slice(0, 3) }
-              return [255, 255, 255] };
-            const found = [];
-            for (const e of document.querySelectorAll('body *')) {
-              const own = [...e.childNodes].some(n => n.nodeType == 3 && n.data.trim());
-              if (!own || !e.checkVisibility() || e.closest('script, svg, option')) continue;
-              const [a, b] = [light(rgb(getComputedStyle(e).color).slice(0, 3)), light(ground(e))].sort((x, y) => y - x);
-              if ((a + .05) / (b + .05) < 4.5) found.push([e.outerHTML.slice(0, 90), (a + .05) / (b + .05)]) }
-            return found""")
-        assert low == []
-    finally:
-        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
-        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+        check_readable(browser, width)
 
 
 # ------------------------------------------------------------------------------------- folders and files

@@ -354,16 +354,14 @@ def test_kill_minus_nine(bench, tmp_path):
         time.sleep(.05)
         return answer_well(body, n)
     with Endpoint(answer) as server:
-        def start(out):
-            return subprocess.Popen([sys.executable, "-m", "rvebench.score", "--manifest", bench / "bench.jsonl", "--videos",
-                                     f"t={bench / 'target'}", "--videos", f"s={bench / 'source'}", "--judge", "openai",
-                                     "--base-url", server.url, "--repeat", "10", "--judge-frames", "2", "--out", out],
-                                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENV, cwd=ROOT)
-        whole = start(tmp_path / "whole")
-        assert whole.wait() == 0
+        flags = [bench / "bench.jsonl", "--videos", f"t={bench / 'target'}", "--videos", f"s={bench / 'source'}",
+                 "--judge", "openai", "--base-url", server.url, "--repeat", "10", "--judge-frames", "2", "--out"]
+        run(*flags, tmp_path / "whole")
         first = len(server.requests)
         assert first == 2 * 8 * 10
-        killed, replies = start(tmp_path / "killed"), tmp_path / "killed/replies.jsonl"
+        killed = subprocess.Popen([sys.executable, "-m", "rvebench.score", "--manifest", *flags, tmp_path / "killed"],
+                                  stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENV, cwd=ROOT)
+        replies = tmp_path / "killed/replies.jsonl"
         while killed.poll() is None and not (replies.exists() and replies.read_bytes().count(b"\n") > 20):
             time.sleep(.01)
         killed.send_signal(signal.SIGKILL)
@@ -371,7 +369,7 @@ def test_kill_minus_nine(bench, tmp_path):
         time.sleep(.3)                                   # what was under way reaches the server
         kept, seen = replies.read_bytes().count(b"\n"), len(server.requests)
         assert 20 < kept < first and not (tmp_path / "killed/scores.jsonl").exists()
-        assert start(tmp_path / "killed").wait() == 0
+        run(*flags, tmp_path / "killed")
         assert len(server.requests) - seen == first - kept
     assert rows_of(tmp_path / "killed") == rows_of(tmp_path / "whole") and len(rows_of(tmp_path / "whole")) == 8
     assert (tmp_path / "killed/table.md").read_text() == (tmp_path / "whole/table.md").read_text()

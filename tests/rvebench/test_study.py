@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from browser import downloaded, errors, press, until
+from browser import check_readable, downloaded, errors, press, screen, until
 from common.files import BadInput
 from rvebench import report, study
 from scored import ABOUT, folder, row, rows
@@ -93,6 +93,15 @@ def test_letters_are_dragged_clicked_and_copied(browser, folder, rows):
     assert browser.execute_script(ranks) == {"A": 1, "B": 2}
     press(browser, "C")                                  # the ranking before, for the second question
     assert browser.execute_script("return state.ranks[0]['Content Preservation']") == {"A": 1, "B": 2}
+
+
+@pytest.mark.parametrize("width, scheme", [(390, "light"), (1280, "dark")])
+def test_contrast_and_width(browser, folder, rows, width, scheme):
+    read_key(folder, rows, 4)
+    with screen(browser, width, scheme):
+        browser.get((folder / "study/study.html").as_uri())
+        browser.find_element("css selector", "#help summary").click()
+        check_readable(browser, width)
 
 
 def test_what_people_said_is_kept_and_counted(folder, rows, tmp_path, capsys):

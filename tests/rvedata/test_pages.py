@@ -4,7 +4,9 @@ import json
 import os
 import re
 
-from browser import downloaded, errors, press, until
+import pytest
+
+from browser import check_readable, downloaded, errors, press, screen, until
 from curation import read
 from rvedata import pages
 from rvedata.decisions import read_decisions
@@ -114,3 +116,14 @@ def test_verify_in_a_browser(browser, rave, tmp_path):
     assert browser.execute_script("return decisions()") == {"annotator": "anna", "decisions": said}
     named = browser.execute_script("return [...document.querySelectorAll('input, select, textarea')].every(x => x.labels.length)")
     assert named and not errors(browser)
+
+
+@pytest.mark.parametrize("width, scheme", [(390, "dark"), (1280, "light")])
+def test_contrast_and_width(browser, icvg, width, scheme):
+    pages.verify(icvg, read(icvg / "triplets.jsonl"), "contrast")
+    with screen(browser, width, scheme):
+        for name in "report", "verify":
+            browser.get((icvg / f"{name}.html").as_uri())
+            check_readable(browser, width)
+        press(browser, "1", "o")                         # one is rejected, and the overview
+        check_readable(browser, width)
