@@ -727,12 +727,16 @@ class UnifiedModel(nn.Module):
         model.vlm.tokenizer = AutoTokenizer.from_pretrained(frozen / "tokenizer")
         model.text_tokenizer = AutoTokenizer.from_pretrained(frozen / "text_tokenizer")
         for name in (*LIBRARY, *OURS):
-            model._load_part(name, folder if name in TRAINED else frozen)
+            model.load_part(name, folder if name in TRAINED else frozen)
         if (frozen / "unconditional.safetensors").is_file():
             model.released_unconditional = load_file(frozen / "unconditional.safetensors")
         return model.cast().eval()
 
-    def _load_part(self, name: str, home: Path) -> None:
+    def load_part(self, name: str, home: Path) -> None:
+        """Load one of LIBRARY or OURS from a folder that `save_pretrained` wrote.
+
+        Raises FileNotFoundError or ValueError, naming what is missing or does not fit.
+        """
         if name in OURS:
             tensors = load_file(require(home / f"{name}.safetensors"))
             if name == "boundary":

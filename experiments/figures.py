@@ -17,7 +17,7 @@ from common.intervals import format_interval
 from critic import THINK, Critic
 from experiments.gradient_probe import gradient_at_levels
 from experiments.jobs import read_times, steps_of, training_name
-from experiments.runs import (BASE, COMPUTE, CRITICS, HEADLINE, LEARNING_RATES, PARTS_OFF,
+from experiments.runs import (BASE, COMPUTE, HEADLINE, LEARNING_RATES, PARTS_OFF,
                               UNGUARDED, WATCHED, WRONG_SHARES, Score, Study, copy_steps,
                               map_cells, over_time, run_of_learning_rate, run_on)
 from experiments.scores import (cell, compare, correlation_of, measured_once, read_scores,
@@ -233,8 +233,8 @@ def figure_headline(study: Study) -> str:
             parts.append(f"The smallest difference to SFT that would have been seen, four times in "
                          f"five: {visible}.\n")
     draw_panels(study.out / "headline.png", panels)
-    head = ("All runs of a seed share noise and order of samples. plain critic: the VLM as it was "
-            "before it was taught what would please it; the model's own VLM judges in all others.")
+    head = ("All runs of a seed share noise and order of samples. The model's own VLM judges, or "
+            "the same VLM after it was taught what would please it (hardened).")
     return "\n".join([f"{head}\n", *parts])
 
 
@@ -247,7 +247,7 @@ def figure_map(study: Study) -> str:
         sft, uso = (Score(run, "rave") for run in place.runs)
         gain = {column: read_scores(study, uso, column) - read_scores(study, sft, column)
                 for column in columns}
-        critic = "hardened" if place.critic == CRITICS[0] else "plain"
+        critic = "own" if place.critic == "uso" else "hardened"
         steps = steps_of(study, uso.run)
         baseline = place.baseline.removeprefix(", ") or "m_0"
         table.append([critic, baseline, place.targets, str(steps),

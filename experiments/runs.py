@@ -24,15 +24,15 @@ WRONG_SHARES = ("right", "wrong-30", "wrong-60")                             # -
 KEEP_EVERY = 250                                 # steps between the copies of a WATCHED run
 EQUAL_TIME = ", equal time"                      # a rival with so few steps that it takes as long
 LONGER, TIMES_LONGER = ", longer", 5             # a run of so many times the study's steps
-PLAIN_CRITIC = Path("out/plain/weights/tiny")    # the weights before tiny.harden_vlm
+HARDENED = "weights/hardened"                    # the VLM after tiny.harden_vlm
 
 
 BASELINES = {                                    # of the reason loss
     "": "",                                      # m_0, as in the paper
     ", m_0 above 0": "--without negative-baseline",
     ", no m_0": "--without baseline"}
-CRITICS = ("uso", "uso, plain critic")           # hardened, as in weights/tiny, or as it was before
-HEADLINE = ["sft", "rwr", "uso", "uso, no m_0", "uso, plain critic"]
+CRITICS = {"uso": "", "uso, hardened critic": f"--critic {HARDENED}"}        # the model's own first
+HEADLINE = ["sft", "rwr", "uso", "uso, hardened critic, no m_0"]
 
 
 def run_of_lambda(lam: float) -> str:
@@ -68,7 +68,7 @@ def all_runs() -> dict[str, str]:
         for objective in ("sft", "rwr", "uso"):
             name = run_of_learning_rate(objective, rate)
             runs[name] = f"--objective {objective} --lr {rate}"
-    for critic, flags in (("uso", ""), ("uso, plain critic", f"--critic {PLAIN_CRITIC}")):
+    for critic, flags in CRITICS.items():
         for baseline, more in BASELINES.items():
             runs.setdefault(critic + baseline, f"{flags} {more}")
     return runs | {

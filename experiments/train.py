@@ -3,13 +3,14 @@
     python -m experiments.train --objective rwr                  # Table 4
     python -m experiments.train --objective refl --steps 500     # also grpo; all flags of train.py
     python -m experiments.train --without baseline --lambda 3    # also flow, vlm, position
-    python -m experiments.train --critic out/plain/weights/tiny  # judged by another model's VLM
+    python -m experiments.train --critic weights/hardened        # judged by another VLM
     python -m experiments.train --resume out/rwr                 # go on, bit for bit
 
 The loop is train.py's, and so are its flags and what it leaves in the run's folder; steps.py says
 what an objective does in a step. With uso or sft and nothing switched off this is train.py.
 """
 
+import copy
 import hashlib
 from pathlib import Path
 
@@ -19,10 +20,10 @@ from common.run import read_run
 from critic import Critic
 from experiments.steps import (grpo_step, no_baseline, no_flow_step, no_negative_baseline,
                                refl_step, rwr_step)
-from model import load_model
 
 STEPS = {"uso": train.uso_step, "sft": train.uso_step, "rwr": rwr_step, "refl": refl_step,
          "grpo": grpo_step}
+VLM_PARTS = ("vlm.llm", "vlm.vision_tower", "vlm.mm_projector")
 PARTS = ("baseline", "negative-baseline", "flow", "vlm", "position")
 
 
@@ -36,7 +37,7 @@ def parse(argv=None):
                              "is below), flow (its loss), vlm (its states), position (of the "
                              "visual tokens)")
     parser.add_argument("--critic", metavar="FOLDER",
-                        help="whose VLM judges (without it: the model's own)")
+                        help="with another VLM, which judges (without it: the model's own)")
     parser.add_argument("--out", help="run folder (without it: out/<objective>)")
     parser.add_argument("--resume", type=Path, metavar="RUN", help="run folder to go on with")
     args, rest = parser.parse_known_args(argv)
@@ -59,8 +60,7 @@ def hash_of_folder(folder: str) -> str:
     """Names the weights in a folder. Raises BadInput where there are none."""
     files = sorted(Path(folder).rglob("*.safetensors"))
     if not files:
-        raise BadInput(f"--critic {folder}: holds no weights; experiments/README.md says how the "
-                       f"plain critic comes there")
+        raise BadInput(f"--critic {folder}: holds no weights; weights/hardened does")
     sha = hashlib.sha256()
     for file in files:
         sha.update(file.read_bytes())
@@ -110,9 +110,10 @@ def main(argv=None) -> None:
         model.without(args.without)
 
     def another(model, think, decode):
-        other = load_model(args.critic, model.preset.name).requires_grad_(False).to(model.device)
-        other.set_vlm_frames(model.vlm.frames)
-        return Critic(other, think, decode)
+        other = copy.deepcopy(model)
+        for part in VLM_PARTS:
+            other.load_part(part, Path(args.critic))
+        return Critic(other.requires_grad_(False).to(model.device), think, decode)
 
     settings = {"objective": name_of(args), "critic": args.critic}
     train.main(rest, step, settings, change=switch_off, judge=another if args.critic else Critic)

@@ -48,7 +48,7 @@ def test_headline_is_paired_and_says_what_could_have_been_seen(study, pretend):
                 pretend(study, Score(run, subset), seed, [seed + k + number for k in range(5)])
     text = figures.figure_headline(study)
     assert text.count("+2.00 [+2.00, +2.00]") == 2       # uso, on both subsets
-    assert "rwr 0.00, uso 0.00, uso, no m_0 0.00" in text
+    assert "rwr 0.00, uso 0.00, uso, hardened critic, no m_0 0.00" in text
     assert (study.out / "headline.png").stat().st_size > 1000
 
 
@@ -67,5 +67,5 @@ def test_map_is_uso_minus_sft_place_by_place(study, pretend):
     gains = [float(line.split("|")[5].split()[0]) for line in lines]
     assert gains == [pytest.approx(number / 10) for number in range(len(places))]
     cells = [cell.strip() for cell in lines[7].split("|")]
-    assert cells[1:5] == ["hardened", "m_0", "drift-60", "500"]
+    assert cells[1:5] == ["own", "m_0", "drift-60", "500"]
     assert (study.out / "map.png").stat().st_size > 10_000

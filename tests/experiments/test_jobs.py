@@ -72,8 +72,8 @@ def test_a_longer_run(study):
     study = study(steps=100)
     assert jobs.steps_of(study, "uso on right") == 100
     assert jobs.steps_of(study, "uso on right, longer") == 500
-    flags = jobs.training_flags(study, "uso, plain critic, no m_0 on right, longer")
-    assert flags == ["--critic", "out/plain/weights/tiny", "--without", "baseline", "--steps", "500"]
+    flags = jobs.training_flags(study, "uso, hardened critic, no m_0 on right, longer")
+    assert flags == ["--critic", "weights/hardened", "--without", "baseline", "--steps", "500"]
 
 
 # ------------------------------------------------------------------------ doing it
