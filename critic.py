@@ -116,7 +116,7 @@ class Critic:
         self.how = decode or model.preset.decode
         self.paired = model.preset.paired
         words = model.preset.chat
-        self.system = SYSTEM if words is SHORT_CHAT else words.system
+        self.system = SYSTEM if words == SHORT_CHAT else words.system
         self.yes = self.vlm.tokenizer.convert_tokens_to_ids("Yes")
         self.no = self.vlm.tokenizer.convert_tokens_to_ids("No")
 

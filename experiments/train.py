@@ -113,7 +113,8 @@ def main(argv=None) -> None:
         other = copy.deepcopy(model)
         for part in VLM_PARTS:
             other.load_part(part, Path(args.critic))
-        return Critic(other.requires_grad_(False).to(model.device), think, decode)
+        other.cast().requires_grad_(False).to(model.device)
+        return Critic(other, think, decode)
 
     settings = {"objective": name_of(args), "critic": args.critic}
     train.main(rest, step, settings, change=switch_off, judge=another if args.critic else Critic)
