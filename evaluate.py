@@ -194,7 +194,7 @@ def main(argv=None) -> None:
         draw_strips(strips, clips, args.subset, args.split)
     weights = args.checkpoint or f"weights/{model.preset.name}"
     head = (f"{weights} on {args.subset}, {args.split} split: mean of 0..10 "
-            f"[95 % bootstrap interval], {args.steps} steps, guidance {args.guidance:g}, "
+            f"[95 % interval], {args.steps} steps, guidance {args.guidance:g}, "
             f"seed {args.seed}.")
     text = f"{head}\n\n{table(result)}"
     atomic_write(folder / "table.md", text)

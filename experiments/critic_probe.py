@@ -1,7 +1,7 @@
 """Is the critic right, and where does its gradient act? (Sec. 4.2.2)
 
     python -m experiments.critic_probe                               # weights/tiny
-    python -m experiments.critic_probe --weights out/vlm --n 100 --split val
+    python -m experiments.critic_probe --weights weights/hardened --n 100 --split val
 
 Measures a model's frozen VAE and VLM on held-out triplets of the tiny world, prints what it found
 and keeps it in out/critic/<model>.json. Three questions, a function each:
@@ -31,7 +31,7 @@ from common.files import (BadInput, Parser, at_least_0, atomic_write, check_writ
 from common.intervals import overall
 from critic import THINK, Critic, decode_frames
 from evaluate import run_name
-from model import load_model
+from experiments.another_vlm import load_with_vlm
 from tiny import world
 
 WRONG_BELOW = 6                # the oracle's Overall of a near miss that counts as a wrong answer
@@ -236,7 +236,7 @@ def parse(argv=None):
 
 def main(argv=None) -> None:
     args = parse(argv)
-    model = load_model(args.weights)
+    model = load_with_vlm(args.weights)
     found = probe(model, args.n, args.split, args.seed)
     name = run_name(args.weights) if args.weights else model.preset.name
     file = args.out / f"{name}.json"

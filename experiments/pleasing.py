@@ -1,7 +1,7 @@
 """What does pleasing the critic buy? Critics side by side.
 
     python -m experiments.pleasing                                       # weights/tiny
-    python -m experiments.pleasing --critic out/plain --critic weights/tiny --split val --n 100
+    python -m experiments.pleasing --critic weights/tiny --critic weights/hardened --split val
 
 A wrong answer to a held-out triplet is moved in latent space so that the critic's margin rises: six
 normalised steps, with an RMS of 0.3 or 0.6 of a latent's deviation in all. The oracle scores it
@@ -24,8 +24,8 @@ from common.files import (BadInput, Parser, at_least_0, atomic_write, check_writ
                           positive, replacing, run_script)
 from common.intervals import format_interval, interval, overall
 from critic import Critic, follow
+from experiments.another_vlm import load_with_vlm
 from experiments.critic_probe import HeldOut, batches, hold_out
-from model import load_model
 from tiny import world
 
 SIZES = (.3, .6)               # RMS of the whole way, in deviations of a latent
@@ -99,7 +99,7 @@ def draw(held: HeldOut, found: dict[str, dict[float, dict]], path: Path) -> None
 def parse(argv=None):
     parser = Parser(description="What does pleasing a critic buy, by the oracle?")
     parser.add_argument("--critic", action="append", metavar="FOLDER",
-                        help="a model's folder; repeat it to compare (default: weights/tiny)")
+                        help="a folder with a VLM; repeat it to compare (default: weights/tiny)")
     parser.add_argument("--n", type=positive, default=200, help="how many triplets, at least 2")
     parser.add_argument("--split", choices=world.SPLITS, default="test", help="of the tiny world")
     parser.add_argument("--seed", type=at_least_0, default=0, help="of the wrong answers")
@@ -114,7 +114,7 @@ def parse(argv=None):
 
 def main(argv=None) -> None:
     args = parse(argv)
-    models = {folder: load_model(folder).requires_grad_(False) for folder in args.critic}
+    models = {folder: load_with_vlm(folder).requires_grad_(False) for folder in args.critic}
     held = hold_out(args.n, args.split, args.seed)
     found = {}
     for name, model in models.items():

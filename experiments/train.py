@@ -10,7 +10,6 @@ The loop is train.py's, and so are its flags and what it leaves in the run's fol
 what an objective does in a step. With uso or sft and nothing switched off this is train.py.
 """
 
-import copy
 import hashlib
 from pathlib import Path
 
@@ -18,12 +17,12 @@ import train
 from common.files import BadInput, Parser, run_script
 from common.run import read_run
 from critic import Critic
+from experiments.another_vlm import with_vlm_of
 from experiments.steps import (grpo_step, no_baseline, no_flow_step, no_negative_baseline,
                                refl_step, rwr_step)
 
 STEPS = {"uso": train.uso_step, "sft": train.uso_step, "rwr": rwr_step, "refl": refl_step,
          "grpo": grpo_step}
-VLM_PARTS = ("vlm.llm", "vlm.vision_tower", "vlm.mm_projector")
 PARTS = ("baseline", "negative-baseline", "flow", "vlm", "position")
 
 
@@ -110,11 +109,7 @@ def main(argv=None) -> None:
         model.without(args.without)
 
     def another(model, think, decode):
-        other = copy.deepcopy(model)
-        for part in VLM_PARTS:
-            other.load_part(part, Path(args.critic))
-        other.cast().requires_grad_(False).to(model.device)
-        return Critic(other, think, decode)
+        return Critic(with_vlm_of(model, args.critic), think, decode)
 
     settings = {"objective": name_of(args), "critic": args.critic}
     train.main(rest, step, settings, change=switch_off, judge=another if args.critic else Critic)

@@ -9,6 +9,7 @@ import torch
 
 from common.files import BadInput
 from experiments import train
+from experiments.another_vlm import VLM_PARTS, has_vlm_alone
 from model import load_model
 
 
@@ -86,7 +87,8 @@ def test_another_critic_judges(run, uso, tiny_dir, tmp_path):
     with torch.no_grad():
         for parameter in other.vlm.llm.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=.3)
-    other.save_pretrained(tmp_path / "other")
+    other.save_pretrained(tmp_path / "other", parts=VLM_PARTS)
+    assert has_vlm_alone(tmp_path / "other") and not has_vlm_alone(tiny_dir)
     judged = run(tmp_path / "judged", "--critic", str(tmp_path / "other"))
     row, first = read_log(judged)[0], read_log(uso)[0]
     assert row["flow_loss"] == first["flow_loss"] and row["p_yes"] != first["p_yes"]
