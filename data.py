@@ -3,7 +3,8 @@
 
     python train.py --data triplets.jsonl        # JSON lines, paths relative to the file
     {"source_video_path": "a.mp4", "target_video_path": "b.gif",
-     "instruction": "...", "type": "Temporal Reasoning"}
+     "instruction": "...", "type": "Temporal Reasoning",
+     "start": 40, "stride": 2}                   # frames 40, 42, ... of both; or "stride": "spread"
 
 A triplet is an `Item` until it is read. `Latents` runs the frozen encoders once for each, into a
 cache on disk; training then needs only the generator and the critic. `Batches` says what is in step
@@ -30,7 +31,8 @@ from tqdm import tqdm
 
 from common.distributed import RANK, WORLD_SIZE, wait_for_all
 from common.files import BadInput, atomic_write
-from common.video import count_frames, from_bytes, hash_video, read_video, to_bytes
+from common.video import (clip_numbers, crop, from_bytes, hash_video, pick_frames, to_bytes,
+                          to_video)
 from model import FROZEN, sample_timesteps
 from tiny import world
 from tiny.drift import CONTRAST, SOFTNESS, TINT, drifted
@@ -44,7 +46,8 @@ class Item:
     content.
 
     subset, index: its place in the tiny world (`world.make_triplet`); of a manifest, its type's
-    subset and line.
+    subset and line. view() reads the source's frames before they are cropped, (F, 3, H, W); None:
+    they are not. part: which frames make the clip, where the videos have more.
     """
     key: str
     instruction: str
@@ -52,6 +55,8 @@ class Item:
     subset: str
     load: Callable[[], tuple[torch.Tensor, torch.Tensor]]
     index: int
+    view: Callable[[], torch.Tensor] | None = None
+    part: str = ""
 
 
 def hash_of(*parts) -> str:
@@ -102,7 +107,8 @@ SUBSET_OF = {type: subset for subset, types in world.TYPES.items() for type in t
 
 
 def manifest_record(line: str) -> dict:
-    """A line of a manifest: an object with the FIELDS, of a known type. Raises BadInput."""
+    """A line of a manifest: an object with the FIELDS, of a known type, and perhaps with `start`
+    and `stride`. Raises BadInput."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -122,7 +128,18 @@ def manifest_record(line: str) -> dict:
     if record["type"] not in SUBSET_OF:
         raise BadInput(f"unknown type {record['type'][:80]!r}; "
                        f"choose one of {', '.join(SUBSET_OF)}")
+    if not is_count(record.get("start", 0), 0):
+        raise BadInput(f"the field 'start' is {json.dumps(record['start'])[:40]}; "
+                       f"give the number of a frame, 0 for the first")
+    if record.get("stride", "spread") != "spread" and not is_count(record["stride"], 1):
+        raise BadInput(f"the field 'stride' is {json.dumps(record['stride'])[:40]}; "
+                       f"give a whole number from 1 on, or \"spread\"")
     return record
+
+
+def is_count(value, least: int) -> bool:
+    """Whether a value out of JSON is a whole number from `least` on."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def manifest_lines(path: Path) -> list[tuple[int, str]]:
@@ -142,9 +159,9 @@ def manifest_items(path: str | Path, preset, skip_bad: bool = False,
     """The triplets of a manifest, every line and video of it checked; and one line for each that
     was skipped.
 
-    preset: has frames, height and width. check_text: raises ValueError for an instruction that the
-    model cannot take. Raises BadInput, naming file:line, for the first bad line; with `skip_bad`
-    only where none is good.
+    preset: has frames, frame_stride, height and width. check_text: raises ValueError for an
+    instruction that the model cannot take. Raises BadInput, naming file:line, for the first bad
+    line; with `skip_bad` only where none is good.
     """
     path, items, skipped = Path(path), [], []
     lines = manifest_lines(path)
@@ -170,15 +187,34 @@ def _manifest_item(line: str, number: int, folder: Path, preset, check_text) -> 
     except ValueError as error:
         raise BadInput(str(error)) from error
     videos = [folder / record["source_video_path"], folder / record["target_video_path"]]
+    start, stride = record.get("start", 0), record.get("stride", preset.frame_stride)
+    stride = None if stride == "spread" else stride
+    numbers, longer = [], False
     for video in videos:
-        count_frames(video, preset.frames)
-    size = (preset.frames, preset.height, preset.width)
+        of_clip, n = clip_numbers(video, preset.frames, stride, start)
+        numbers.append(of_clip)
+        longer |= n > preset.frames
+    size = (preset.height, preset.width)
 
     def load():
-        source, target = [read_video(video, *size) for video in videos]
+        source, target = [crop(pick_frames(video, of_clip), *size)
+                          for video, of_clip in zip(videos, numbers)]
         return source, target
-    key = hash_of(*map(hash_video, videos), record["instruction"], size)
-    return Item(key, record["instruction"], record["type"], SUBSET_OF[record["type"]], load, number)
+
+    def view():
+        return to_video(pick_frames(videos[0], numbers[0]))
+    key = hash_of(*map(hash_video, videos), record["instruction"], size, numbers)
+    part = describe_part(preset.frames, stride, start) if longer else ""
+    return Item(key, record["instruction"], record["type"], SUBSET_OF[record["type"]], load, number,
+                view, part)
+
+
+def describe_part(frames: int, stride: int | None, start: int) -> str:
+    """The clip that `common.video.frame_numbers` makes of a longer video, in words."""
+    if stride is None:
+        return f"{frames} frames spread from {start} to the last"
+    step = "" if stride == 1 else f" in steps of {stride}"
+    return f"frames {start} to {start + stride * (frames - 1)}{step}"
 
 
 # --------------------------------------------------------------------------------- the latent cache
@@ -225,7 +261,8 @@ def encode(model, items: list[Item]) -> list[dict[str, torch.Tensor]]:
     try:
         with model.precision():
             text = model.encode_text(instructions)                      # B x (T, D)
-            bridged = model.bridge(model.encode_vlm(source, instructions))  # (B, T, D)
+            view = vlm_view(model, items, source)
+            bridged = model.bridge(model.encode_vlm(view, instructions))  # (B, T, D)
     except ValueError as error:
         raise BadInput(str(error)) from error
     with model.precision():
@@ -236,6 +273,15 @@ def encode(model, items: list[Item]) -> list[dict[str, torch.Tensor]]:
                    "frames": to_bytes(model.vlm.pick(source))}          # (B, K, 3, H, W)
     return [{name: column[i].cpu().contiguous() for name, column in columns.items()}
             for i in range(len(items))]
+
+
+def vlm_view(model, items: list[Item], source: torch.Tensor) -> torch.Tensor:
+    """What U is shown for Eq. 1: the source (B, F, 3, H, W), or, where the preset has `whole_view`,
+    its frames before they were cropped, in U's own size."""
+    if not model.preset.whole_view:
+        return source
+    views = [item.view() if item.view else clip for item, clip in zip(items, source)]
+    return torch.stack([model.vlm.resize(view.to(source)) for view in views])
 
 
 class Latents:

@@ -282,6 +282,13 @@ class VILA(nn.Module):
         n = min(self.frames, video.shape[1])
         return video[:, torch.linspace(0, video.shape[1] - 1, n).round().long().to(video.device)]
 
+    def resize(self, frames: torch.Tensor) -> torch.Tensor:
+        """Frames (N, 3, H, W) as the VLM sees them: squares of its size, whatever their shape."""
+        if frames.shape[-2:] == (self.size, self.size):
+            return frames
+        return F.interpolate(frames, (self.size, self.size), mode="bicubic", antialias=True,
+                             align_corners=False)
+
     def patches(self, frames: torch.Tensor) -> torch.Tensor:
         """Patch features of frames (N, 3, H, W) in [-1, 1]: (N, S*S, D), SigLIP's
         hidden_states[-2].
@@ -289,9 +296,7 @@ class VILA(nn.Module):
         Differentiable in the pixels. SigLIP wants (x - 0.5) / 0.5 of x in [0, 1]: that is [-1, 1]
         again.
         """
-        if frames.shape[-2:] != (self.size, self.size):
-            frames = F.interpolate(frames, (self.size, self.size), mode="bicubic", antialias=True,
-                                   align_corners=False)
+        frames = self.resize(frames)
         return self.vision_tower(frames, output_hidden_states=True).hidden_states[-2]
 
     def see(self, video: torch.Tensor) -> torch.Tensor:

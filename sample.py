@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from common.distributed import device
 from common.files import BadInput, Parser, at_least_0, check_writable, positive, run_script
-from common.video import check_video_name, clip_numbers, fit, pick_frames, to_video, write_video
+from common.video import check_video_name, clip_numbers, crop, pick_frames, to_video, write_video
 from model import PRESETS, SAMPLERS, load_model
 
 
@@ -74,15 +74,16 @@ def read_source(args) -> tuple[torch.Tensor, torch.Tensor]:
     if len(numbers) < n:
         print(f"{args.video} has {n} frames; edited are {', '.join(map(str, numbers))}")
     whole = pick_frames(args.video, numbers)
-    fitted = [fit(frame, preset.height, preset.width) for frame in whole]
-    return to_video(fitted), to_video(whole)
+    return crop(whole, preset.height, preset.width), to_video(whole)
 
 
 def main(argv=None) -> None:
     args = parse(argv)
     source, whole = read_source(args)                    # (F, 3, H, W)
     model = load_model(args.checkpoint, args.preset).to(device())
-    view = whole[None] if model.preset.whole_view else None
+    view = None
+    if model.preset.whole_view:
+        view = model.vlm.resize(whole)[None].to(model.device)
 
     def progress(steps):
         return tqdm(steps, desc="sample", unit="step")

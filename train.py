@@ -17,6 +17,7 @@ import hashlib
 import json
 import math
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ from common.files import (BadInput, Parser, at_least_0, atomic_write, between, c
                           positive, run_script)
 from common.run import Run, check_run, claim_folder, read_run
 from critic import DECODE, THINK, Critic, critic_loss, reflect
-from data import Batch, Batches, Latents, manifest_items, world_items
+from data import Batch, Batches, Latents, manifest_items, vlm_view, world_items
 from evaluate import generate_and_judge
 from model import PRESETS, TRAINED, UnifiedModel, add_noise, flow_loss, load_model, velocity_target
 from tiny import world
@@ -154,6 +155,13 @@ def encode(model, args) -> Latents:
         print(f"skipped: {line}", file=sys.stderr)
     if bad:
         print(f"skipped {len(bad)} bad triplets, {len(items)} are left", file=sys.stderr)
+    parts = Counter(item.part for item in items if item.part)
+    if parts and is_first_rank():
+        used = [f"{part} ({n} triplets)" for part, n in parts.most_common(3)]
+        if len(parts) > 3:
+            used.append(f"{len(parts) - 3} other parts")
+        print(f"{parts.total()} of {len(items)} triplets have longer videos than the preset; "
+              f"used are {'; '.join(used)}")
     return Latents(items, model, args.cache, progress=is_first_rank())
 
 
@@ -214,7 +222,9 @@ def report_on_manifest(models: dict, latents, args) -> None:
     for name, model in models.items():
         model.to(device())
         words = [item.instruction for item in items]
-        edits[name] = model.sample(source.to(model.device), words, seed=args.seed).cpu()
+        shown = source.to(model.device)
+        edits[name] = model.sample(shown, words, seed=args.seed,
+                                   view=vlm_view(model, items, shown)).cpu()
         model.cpu()
         psnr[name] = 10 * math.log10(4 / (edits[name] - target).pow(2).mean().item())
     rows = {"source": source, **edits, "target": target}

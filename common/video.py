@@ -164,11 +164,10 @@ def read_video(path: str | Path, frames: int, height: int, width: int,
                stride: int | None = None, start: int = 0) -> torch.Tensor:
     """A clip (frames, 3, height, width) in [-1, 1] of a video or a folder of pictures.
 
-    Its frames are those of `frame_numbers`. Each is resized, antialiased, so that it covers the
-    size, and cropped at its centre. Raises BadInput where it is missing, broken or too short.
+    Its frames are those of `frame_numbers`, each made to `fit`. Raises BadInput where it is missing, broken or too short.
     """
     numbers, _ = clip_numbers(path, frames, stride, start)
-    return to_video([fit(frame, height, width) for frame in pick_frames(path, numbers)])
+    return crop(pick_frames(path, numbers), height, width)
 
 
 def clip_numbers(path: str | Path, frames: int, stride: int | None = None,
@@ -181,7 +180,15 @@ def clip_numbers(path: str | Path, frames: int, stride: int | None = None,
     try:
         return frame_numbers(n, frames, stride, start), n
     except ValueError as error:
-        raise BadInput(f"{path}: {error}; {_longer(Path(path))}") from error
+        mend = _longer(Path(path))
+        if start or (stride or 1) > 1:
+            mend += ", or a smaller start or stride"
+        raise BadInput(f"{path}: {error}; {mend}") from error
+
+
+def crop(frames: list[np.ndarray], height: int, width: int) -> torch.Tensor:
+    """Frames (H, W, 3), uint8, each made to `fit`, as a video (F, 3, height, width) in [-1, 1]."""
+    return to_video([fit(frame, height, width) for frame in frames])
 
 
 def to_video(frames: list[np.ndarray]) -> torch.Tensor:
@@ -201,8 +208,11 @@ def read_pixels(path: str | Path, least: int = 1) -> np.ndarray:
 
 
 def fit(frame: np.ndarray, height: int, width: int) -> np.ndarray:
-    """A frame (H, W, 3), resized so that it covers (height, width) and cropped at its centre."""
-    image = ImageOps.fit(Image.fromarray(frame), (width, height), Image.Resampling.BICUBIC)
+    """A frame (H, W, 3), cropped at its centre to the shape of (height, width) and resized.
+
+    Bilinear and antialiased, as the authors' code does it.
+    """
+    image = ImageOps.fit(Image.fromarray(frame), (width, height), Image.Resampling.BILINEAR)
     return np.asarray(image)
 
 

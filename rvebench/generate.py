@@ -9,7 +9,7 @@ import torch
 from tqdm import tqdm
 
 from common.files import BadInput, is_of, start_afresh
-from common.video import read_video, write_video
+from common.video import clip_numbers, crop, pick_frames, to_video, write_video
 from data import fingerprint
 from evaluate import consecutive
 from model import FROZEN, TRAINED
@@ -38,11 +38,12 @@ def generate(model, samples: list[Sample], folder: Path, steps: int, guidance: f
     with bar:
         for indices in consecutive(list(missing), batch):             # row k has the noise seed + k
             now = [missing[index] for index in indices]
-            sources, unreadable = _read_sources(now, model)
+            sources, views, unreadable = _read_sources(now, model)
             failed |= unreadable
             try:
                 words = [sample.instruction for sample in now]
-                edits = model.sample(sources, words, steps, guidance, seed + indices[0])
+                edits = model.sample(sources, words, steps, guidance, seed + indices[0],
+                                     view=views)
             except ValueError as error:
                 raise BadInput(f"the manifest: {error}") from error
             for sample, video in zip(now, edits.float().cpu()):
@@ -56,13 +57,20 @@ def generate(model, samples: list[Sample], folder: Path, steps: int, guidance: f
     return failed
 
 
-def _read_sources(samples: list[Sample], model) -> tuple[torch.Tensor, dict[str, str]]:
-    """(B, F, 3, H, W) on the model's device; {id: why} of those that cannot be read: they are 0."""
-    size = model.preset.frames, model.preset.height, model.preset.width
-    sources, failed = torch.zeros(len(samples), size[0], 3, *size[1:]), {}
+def _read_sources(samples: list[Sample], model) -> tuple:
+    """(B, F, 3, H, W) on the model's device; the same frames uncropped, in the VLM's size, or None
+    where the preset has no `whole_view`; {id: why} of those that cannot be read: they are 0."""
+    p, side = model.preset, model.vlm.size
+    sources, failed = torch.zeros(len(samples), p.frames, 3, p.height, p.width), {}
+    views = torch.zeros(len(samples), p.frames, 3, side, side) if p.whole_view else None
     for k, sample in enumerate(samples):
         try:
-            sources[k] = read_video(sample.source, *size)
+            numbers, _ = clip_numbers(sample.source, p.frames, p.frame_stride)
+            frames = pick_frames(sample.source, numbers)
         except BadInput as error:
             failed[sample.id] = f"no source: {error}"
-    return sources.to(model.device), failed
+            continue
+        sources[k] = crop(frames, p.height, p.width)
+        if p.whole_view:
+            views[k] = model.vlm.resize(to_video(frames))
+    return sources.to(model.device), None if views is None else views.to(model.device), failed

@@ -250,7 +250,8 @@ def vila(model) -> Callable[[Sample, Path], dict]:
     It raises BadInput where a video cannot be read, or the verdict is not finite.
     """
     critic = Critic(model)
-    size = model.preset.frames, model.preset.height, model.preset.width
+    p = model.preset
+    size = p.frames, p.height, p.width, p.frame_stride
 
     def judge(sample: Sample, path: Path) -> dict:
         source = read_video(sample.source, *size)[None].to(model.device)     # (1, F, 3, H, W)

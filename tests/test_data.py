@@ -19,7 +19,7 @@ from tiny import drift, scene, world
 
 TINY = model.PRESETS["tiny"]
 SIZE = (9, scene.SIZE, scene.SIZE)
-SMALL = SimpleNamespace(frames=5, height=16, width=24)             # a preset of which data.py needs three numbers
+SMALL = SimpleNamespace(frames=5, height=16, width=24, frame_stride=None)              # what data.py needs of a preset
 TYPE = "Temporal Reasoning"
 
 
@@ -111,10 +111,27 @@ def test_manifest(manifest, tmp_path, monkeypatch):
     source, target = items[0].load()
     assert source.shape == target.shape == (5, 3, 16, 24)
     assert numbers(source) == [0, 2, 3, 4, 6] and numbers(target)[::4] == [0, 5]
-    larger = SimpleNamespace(frames=5, height=32, width=24)
+    larger = SimpleNamespace(frames=5, height=32, width=24, frame_stride=None)
     assert data.manifest_items(path, larger)[0][0].key != items[0].key
     write_video(tmp_path / "videos" / "b.gif", numbered(5))                               # same name, new content
     assert data.manifest_items(path, SMALL)[0][0].key != items[0].key
+
+
+def test_start_and_stride_of_a_manifest(manifest):
+    """The line's, else the preset's: frames from `start` on, every `stride`-th, of both videos; and of which part it is said."""
+    lines = [{}, {"stride": 1}, {"start": 1, "stride": 1}, {"start": 1, "stride": "spread"}]
+    consecutive = SimpleNamespace(**{**vars(SMALL), "frame_stride": 1})
+    for preset, first in ((SMALL, [0, 2, 3, 4, 6]), (consecutive, [0, 1, 2, 3, 4])):
+        items, _ = data.manifest_items(manifest(*lines), preset)
+        got = [numbers(item.load()[0]) for item in items]
+        assert got == [first, [0, 1, 2, 3, 4], [1, 2, 3, 4, 5], [1, 2, 4, 5, 6]]
+        assert [numbers(item.view()) for item in items] == got and items[0].view().shape == (5, 3, 48, 80)
+        assert numbers(items[2].load()[1]) == [1, 2, 3, 4, 5]
+        assert len({item.key for item in items}) == len(set(map(tuple, got)))
+        assert [item.part for item in items[1:]] == ["frames 0 to 4", "frames 1 to 5", "5 frames spread from 1 to the last"]
+    assert data.describe_part(17, 2, 40) == "frames 40 to 72 in steps of 2"
+    five = SimpleNamespace(frames=6, height=16, width=24, frame_stride=1)
+    assert data.manifest_items(manifest({"source_video_path": "videos/b.gif"}), five)[0][0].part == ""
 
 
 BAD_LINES = [("{\"instruction\": ", "is not JSON"), ("wait", "is not JSON"), ("[1, 2]", "is no JSON object"),
@@ -128,6 +145,14 @@ BAD_LINES = [("{\"instruction\": ", "is not JSON"), ("wait", "is not JSON"), ("[
              ({"source_video_path": "videos/c.mp4"}, "videos/c.mp4: there is no such video"),
              ({"target_video_path": "cut.mp4"}, "cut.mp4: cannot be read"),
              ({"target_video_path": "short.gif"}, "short.gif: has 3 frames and 5 are needed"),
+             ({"start": -1}, "the field 'start' is -1"), ({"start": 1.5}, "the field 'start' is 1.5"),
+             ({"start": True}, "the field 'start' is true; give the number of a frame, 0 for the first"),
+             ({"stride": 0}, "the field 'stride' is 0"), ({"stride": None}, "the field 'stride' is null"),
+             ({"stride": "fast"}, "the field 'stride' is \"fast\"; give a whole number from 1 on, or \"spread\""),
+             ({"start": 10 ** 30}, "or a smaller start or stride"),
+             ({"start": 3, "stride": 1}, "videos/a.mp4: has 7 frames and 8 are needed for 5 frames with start 3 and stride 1; "
+                                         "give a longer clip, or a smaller start or stride"),
+             ({"stride": 2}, "videos/a.mp4: has 7 frames and 9 are needed for 5 frames with start 0 and stride 2"),
              ({"instruction": "far too long"}, "shorten 'far too long'")]
 
 

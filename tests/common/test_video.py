@@ -98,14 +98,14 @@ def test_a_gif_that_stands_still_keeps_its_time(tmp_path):
 
 @pytest.mark.parametrize("height, width", [(90, 160), (160, 90), (64, 64), (40, 60)])
 def test_resize_and_crop(tmp_path, height, width):
-    """Against torch's antialiased bicubic of the short side, and the centre of that."""
+    """Against torch's antialiased bilinear of the short side, and the centre of that."""
     rng = np.random.default_rng(1)
     rough = torch.from_numpy(rng.random((1, 3, 12, 16), np.float32))
     picture = (F.interpolate(rough, (height, width), mode="bicubic").clamp(0, 1) * 255).round()
     Image.fromarray(picture[0].byte().permute(1, 2, 0).numpy()).save(tmp_path / "0.png")
     got = read_video(tmp_path, 1, 64, 64)
     scale = 64 / min(height, width)
-    resized = F.interpolate(picture, (round(height * scale), round(width * scale)), mode="bicubic", antialias=True)
+    resized = F.interpolate(picture, (round(height * scale), round(width * scale)), mode="bilinear", antialias=True)
     top, left = (resized.shape[2] - 64) // 2, (resized.shape[3] - 64) // 2
     want = resized[..., top:top + 64, left:left + 64].clamp(0, 255) / 127.5 - 1
     assert (got - want).abs().mean() < .01  # one pixel off would be .07 and more

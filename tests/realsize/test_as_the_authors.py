@@ -1,14 +1,23 @@
 """What the authors' code does and the tiny preset does otherwise, each against its formula."""
 
+import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from PIL import Image
 
+import data
+import sample
+import train
+from common.video import from_bytes, to_bytes
 from critic import SYSTEM, Critic
 from model import PRESETS, DownsampleProjector, UnifiedModel, clean_text, euler, unipc
+from rvebench.benchmark import read_manifest
+from rvebench.generate import generate
 from small import SMALL, WAN
 from tiny import world
 
@@ -131,6 +140,37 @@ def test_the_chat_of_the_tiny_preset_is_as_it_was(tiny, monkeypatch):
             *["frame"] * (TINY.vlm_frames * 16), *tokenize("frost came"),
             *tokenize("<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n[GEN_VID]")]
     assert got == want
+
+
+# --------------------------------------------------------------------------- frames, and the VLM's view
+
+def test_consecutive_frames_uncropped_for_the_vlm(original, tmp_path, monkeypatch):
+    """sample.py, training's cache, its report and the benchmark's generator: the same 5 of 9 frames, and the same view."""
+    wide = torch.rand(9, 3, 48, 96, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    for k, frame in enumerate(to_bytes(wide)):
+        (tmp_path / "clip").mkdir(exist_ok=True)
+        Image.fromarray(frame.permute(1, 2, 0).numpy()).save(tmp_path / "clip" / f"{k}.png")
+    line = {"source_video_path": "clip", "target_video_path": "clip", "instruction": "frost", "type": "Temporal Reasoning"}
+    (tmp_path / "triplets.jsonl").write_text(json.dumps({**line, "id": "a"}))
+    items, _ = data.manifest_items(tmp_path / "triplets.jsonl", SMALL)
+    shown, encoded, read, encode = [], [], original.encode_vlm, original.encode_video
+    monkeypatch.setattr(original, "encode_vlm", lambda source, texts: shown.append(source) or read(source, texts))
+    monkeypatch.setattr(original, "encode_video", lambda video: encoded.append(video) or encode(video))
+    monkeypatch.setattr(sample, "load_model", lambda *args: original)
+
+    data.encode(original, items)
+    sample.main(["--preset", "wan1.3b", "--video", str(tmp_path / "clip"), "--instruction", "frost", "--steps", "1",
+                 "--out", str(tmp_path / "edit.gif")])
+    train.report_on_manifest({"before": original, "after": original}, SimpleNamespace(items=items),
+                             SimpleNamespace(seed=0, out=tmp_path))
+    generate(original, read_manifest(tmp_path / "triplets.jsonl"), tmp_path / "ours", 1, 0., 0, 1)
+    consecutive = from_bytes(to_bytes(wide[:5]))
+    view = F.interpolate(consecutive, (28, 28), mode="bicubic", antialias=True)[None]
+    assert len(shown) == 5 and all(torch.allclose(x, view, atol=1e-6) for x in shown)
+    cropped = F.interpolate(consecutive[..., 24:72], (64, 64), mode="bilinear", antialias=True)[None]
+    inside = (..., slice(2, -2))                         # the cut is soft, theirs hard
+    assert len(encoded) == 6 and all((x - cropped)[inside].abs().max() < .02 for x in encoded)
+    assert WAN.frame_stride == 1 and WAN.whole_view and TINY.frame_stride is None and not TINY.whole_view
 
 
 # ------------------------------------------------------------------------------------------ samplers

@@ -433,7 +433,7 @@ def test_the_real_size_in_small(original, tmp_path, monkeypatch, capfd):
     lines = []
     for i in range(2):
         for side in "ab":
-            video = torch.rand(SMALL.frames, 3, SMALL.height, SMALL.width, generator=torch.Generator().manual_seed(i)) * 2 - 1
+            video = torch.rand(SMALL.frames + 2, 3, SMALL.height, SMALL.width, generator=torch.Generator().manual_seed(i)) * 2 - 1
             write_video(tmp_path / f"{i}{side}.gif", video if side == "a" else -video)
         lines.append(json.dumps({"source_video_path": f"{i}a.gif", "target_video_path": f"{i}b.gif", "instruction": "frost",
                                  "type": "Temporal Reasoning"}))
@@ -453,7 +453,9 @@ def test_the_real_size_in_small(original, tmp_path, monkeypatch, capfd):
     state = torch.load(out / "state.pt")
     assert {x.dtype for x in state["params"].values()} == {torch.float32}                  # master weights and moments
     assert {m["exp_avg"].dtype for m in state["optimizers"][0]["state"].values()} == {torch.float32}
-    assert "PSNR to the target" in capfd.readouterr().out
+    printed = capfd.readouterr().out
+    assert "2 of 2 triplets have longer videos than the preset; used are frames 0 to 4 (2 triplets)\n" in printed
+    assert "PSNR to the target" in printed
     file = next((tmp_path / "cache").glob("*.safetensors"))
     assert load_file(file)["bridged"].dtype == torch.bfloat16
     model, base = load_model(out), load_model(tmp_path / "revise")
