@@ -164,7 +164,8 @@ def read_video(path: str | Path, frames: int, height: int, width: int,
                stride: int | None = None, start: int = 0) -> torch.Tensor:
     """A clip (frames, 3, height, width) in [-1, 1] of a video or a folder of pictures.
 
-    Its frames are those of `frame_numbers`, each made to `fit`. Raises BadInput where it is missing, broken or too short.
+    Its frames are those of `frame_numbers`, each made to `fit`. Raises BadInput where it is
+    missing, broken or too short.
     """
     numbers, _ = clip_numbers(path, frames, stride, start)
     return crop(pick_frames(path, numbers), height, width)
