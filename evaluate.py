@@ -146,7 +146,10 @@ def draw_strips(path: Path, clips: dict[int, torch.Tensor], subset: str, split: 
 
 
 def parse(argv=None):
-    parser = Parser(description="Score a model on the tiny world.")
+    parser = Parser(description="Score a model on the tiny world.",
+                    epilog="The scores, 0 to 10: EA edit accuracy, PC preservation consistency, GN "
+                           "naturalness of motion, GR realism. rave: reason-informed edits; icvg: "
+                           "in-context video generation, the next segment of a clip.")
     add = parser.add_argument
     add("--subset", choices=world.SUBSETS, default="rave", help="of the tiny world")
     add("--split", choices=world.SPLITS, default="test", help="train, val or test")
