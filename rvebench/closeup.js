@@ -16,7 +16,8 @@ function openCloseup(sample, name) {
   closeup.sample = sample;
   byId('closeup-title').textContent = `${sample.instruction} (${sample.id}, ${sample.type})`;
   const names = Object.keys(videosOf(sample));
-  for (const [id, chosen] of [['closeup-left', 'source'], ['closeup-right', name]]) {
+  const other = name == 'source' ? 'reference' : name;
+  for (const [id, chosen] of [['closeup-left', 'source'], ['closeup-right', other]]) {
     byId(id).replaceChildren(...names.map(each => new Option(each, each)));
     byId(id).value = chosen;
     byId(id).onchange = loadStage;
