@@ -263,7 +263,7 @@ def reflect(critic: Critic, latents: Latents, folder: Path,
     With "full" the thought is None: it is about the edit, too, and is written anew in every step.
     """
     file = Path(folder) / f"reflections-{critic.think}-{latents.key}.json"
-    with suppress(OSError, ValueError):                  # it is not there, or broken: ask again
+    with suppress(OSError, TypeError, ValueError):       # it is not there, or broken: ask again
         return _read_reflections(file, len(latents))
     answers = []
     starts = my_shard(range(0, len(latents), batch))

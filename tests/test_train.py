@@ -228,7 +228,7 @@ def test_reflections_are_asked_once_and_kept(encoded, small, tmp_path, monkeypat
         reflect(Critic(model, "full"), latents, tmp_path)
 
 
-@pytest.mark.parametrize("broken", [None, "[]", "{}", "[[1, 2], [3, 4]]", "null"])
+@pytest.mark.parametrize("broken", [None, "[]", "{}", "[[1, 2], [3, 4]]", "null", "[1, 2, 3, 4, 5, 6]"])
 def test_broken_reflections_are_made_again(encoded, tmp_path, broken):
     model, latents = encoded
     first = reflect(Critic(model, "none"), latents, tmp_path)
