@@ -87,6 +87,7 @@ class Keep(torch.optim.SGD):
 def one_step(model, way, gated):
     """(parts, gradient by name, how often uso_step was called) of one step; way None is SFT."""
     wanted = [p.requires_grad for p in model.parameters()]
+    model.zero_grad()                                    # of other tests
     calls = []
 
     def counted(*args):

@@ -6,6 +6,7 @@ import json
 import math
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -280,7 +281,8 @@ def test_two_ranks_and_shards_are_one_and_go_on_from_each_other(common, one, tmp
     with pytest.MonkeyPatch.context() as patch:
         stop_at(patch, 1)
         with pytest.raises(KeyboardInterrupt):
-            run(common, first)                           # on one rank to the end of step 1
+            run(common, tmp_path / "stopped")            # on one rank to the end of step 1
+    shutil.copytree(tmp_path / "stopped", first)         # of which this process has no lock
     fsdp = ("--parallel", "fsdp")
     ranks(tmp_path, ([*common, "--out", tmp_path / "ddp"], None),
           ([*common, "--out", tmp_path / "all", *fsdp, "--recompute", "--accumulate", "2"], None),
