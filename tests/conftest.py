@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-CORES = sorted(os.sched_getaffinity(0))
-WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-os.sched_setaffinity(0, {CORES[WORKER % len(CORES)]})
+WORKER = os.environ.get("PYTEST_XDIST_WORKER")           # None where pytest only starts the workers
+if WORKER:
+    CORES = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {CORES[int(WORKER.removeprefix("gw")) % len(CORES)]})
 torch.set_num_threads(1)
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
