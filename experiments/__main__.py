@@ -84,8 +84,7 @@ def stamp(args) -> str:
     """The name of the runs' folder: another base, world, --steps, --targets or --more, another."""
     sha = hashlib.sha256(f"{world.VERSION} {args.steps} {args.targets} {args.more}".encode())
     weights = Path(args.weights or jobs.ROOT / "weights" / "tiny")
-    for file in sorted(weights.rglob("*.safetensors")):
-        sha.update(file.read_bytes())
+    train.add_weights(sha, weights)
     return sha.hexdigest()[:8]
 
 

@@ -57,13 +57,17 @@ def parse(argv=None):
 
 def hash_of_folder(folder: str) -> str:
     """Names the weights in a folder. Raises BadInput where there are none."""
-    files = sorted(Path(folder).rglob("*.safetensors"))
-    if not files:
+    if not any(Path(folder).rglob("*.safetensors")):
         raise BadInput(f"--critic {folder}: holds no weights; weights/hardened does")
     sha = hashlib.sha256()
-    for file in files:
-        sha.update(file.read_bytes())
+    add_weights(sha, Path(folder))
     return sha.hexdigest()[:16]
+
+
+def add_weights(sha, folder: Path) -> None:
+    """Hash the bytes of all weights in a folder."""
+    for file in sorted(folder.rglob("*.safetensors")):
+        sha.update(file.read_bytes())
 
 
 def name_of(args) -> str:
