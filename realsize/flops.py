@@ -21,7 +21,7 @@ from diffusers import AutoencoderKLWan
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from model import TRAINED, Preset, UnifiedModel
+from model import TRAINED, Preset, UnifiedModel, fold_first_frame
 
 # bfloat16 FLOPs a second without sparsity, by the makers
 PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
@@ -127,6 +127,7 @@ def decode_flops(p: Preset) -> Flops:
         shape = (p.vlm_frames, channels, 1, h, w)
     with torch.device("meta"):                           # shapes, and no numbers
         vae = AutoencoderKLWan(**p.vae).requires_grad_(False)
+        vae.decoder.apply(fold_first_frame)
         z = torch.empty(shape, requires_grad=True)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         video = vae.decode(z).sample
