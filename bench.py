@@ -64,16 +64,14 @@ PARTS = ("DiT forward", "decode forward", "VLM forward", "VLM backward", "decode
 # ----------------------------------------------------------------------------------- the arithmetic
 
 def trigger_rate(tau: float) -> float:
-    """P(t < tau) = tau / (3 - 2 tau), at flow shift 3 (Table 6). Raises ValueError for tau outside
-    (0, 1]."""
+    """P(t < tau) = tau / (3 - 2 tau), at flow shift 3 (Table 6). ValueError: tau not in (0, 1]."""
     if not 0 < tau <= 1:
         raise ValueError(f"tau must be in (0, 1], not {tau}")
     return tau / (3 - 2 * tau)
 
 
 def expected_cost(cost_by_gated: list[float], tau: float, batch: int) -> float:
-    """The mean cost of a step: sum over g = 0..batch of P(g samples are gated) * cost_by_gated[g].
-    Any unit.
+    """The mean cost of a step, any unit: sum over g of P(g samples are gated) * cost_by_gated[g].
 
     Raises ValueError for tau outside (0, 1] and where there are not batch + 1 costs.
     """
@@ -95,8 +93,7 @@ def all_phrases() -> list[str]:
 
 
 def random_batch(model: UnifiedModel, size: int) -> Batch:
-    """A batch of the preset's shapes, random but for the instructions; nothing of it is gated
-    yet."""
+    """A batch of the preset's shapes, random but for the instructions; nothing is gated yet."""
     torch.manual_seed(0)
     p, where = model.preset, model.device
     phrases = all_phrases()
@@ -139,8 +136,7 @@ def training_step(model, optimizer, batch, critic, lam, mark=lambda part: None) 
 
 
 class marked:
-    """Hooks that call mark(part) when a part of the step is done, in the forward and in the one
-    backward pass.
+    """Hooks that call mark(part) when a part of the step is done, forward and in the one backward.
 
     Autograd runs the younger nodes first: all of the critic's before any of the DiT's.
     """
@@ -287,8 +283,7 @@ def time_steps(steps: dict, batch_size: int, repeats: int, device) -> dict:
 
 
 def summary(cells: list[list[dict]], plain: list[list[dict]], batch_size: int) -> dict:
-    """Milliseconds by number of gated samples, and for each tau: mean step, its ratio to SFT, its
-    parts."""
+    """Milliseconds by number of gated samples; for each tau the mean step, its ratio, its parts."""
 
     def total(parts):
         return sum(parts.values())
@@ -374,8 +369,7 @@ def random_model() -> UnifiedModel:
 
 
 def about(threads: int) -> dict:
-    """What a measurement is of: command, date, device, versions, and whether others were at
-    work."""
+    """What a measurement is of: command, date, device, versions, and who else was at work."""
     busy = os.getloadavg()[0]
     names = re.findall(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
     name = names[0] if names else platform.machine()

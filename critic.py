@@ -51,8 +51,7 @@ DECODE = ("alone", "exact")
 
 def critic_loss(critic: "Critic", x_t: torch.Tensor, v: torch.Tensor,
                 batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """The tau-gated one-step critic loss: reason (G,), margin (G,) of the G samples with t < tau
-    (Eq. 3, 4).
+    """The tau-gated critic loss: reason (G,), margin (G,) of those with t < tau (Eq. 3, 4).
 
     x_t, v: (B, C, f, h, w). Differentiable in v.
     """
@@ -65,8 +64,7 @@ def critic_loss(critic: "Critic", x_t: torch.Tensor, v: torch.Tensor,
 
 
 def clean_estimate(x_t: torch.Tensor, v: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-    """Eq. 3: x0_hat = x_t - t v. x_t, v: (B, C, f, h, w); t: (B,). One step, differentiable in
-    v."""
+    """Eq. 3: x0_hat = x_t - t v, one step. x_t, v: (B, C, f, h, w); t: (B,)."""
     return x_t - t.view(-1, 1, 1, 1, 1) * v
 
 
@@ -76,17 +74,15 @@ def gate(t: torch.Tensor, tau: float) -> torch.Tensor:
 
 
 def reason_loss(margin: torch.Tensor, baseline: torch.Tensor) -> torch.Tensor:
-    """Eq. 4: -log sigmoid(d), d = m - m_0; the cross-entropy of the answer Yes. margin, baseline:
-    (B,) -> (B,)."""
+    """Eq. 4: -log sigmoid(m - m_0), the cross-entropy of Yes. margin, baseline: (B,) -> (B,)."""
     return -F.logsigmoid(margin - baseline.detach())
 
 
 def decode_frames(model: UnifiedModel, latents: torch.Tensor, how: str = "exact") -> torch.Tensor:
-    """The K frames of a clip that the critic looks at: latents (B, C, f, h, w) -> (B, K, 3, H, W)
-    in [-1, 1].
+    """The K frames that the critic looks at: latents (B, C, f, h, w) -> (B, K, 3, H, W) in [-1, 1].
 
     "exact" decodes the whole clip, as the causal VAE needs, and picks K frames. "alone" picks K
-    latent frames and decodes each as if it were a clip of its own: a third of the work in the tiny
+    latent frames and decodes each as if it were a clip of its own: a sixth of the work in the tiny
     preset, whose VAE was trained for it (33 dB against the exact decode); an untrained VAE is right
     only for the first of them (11 dB). Raises BadInput where "alone" is asked for more frames than
     there are latent ones.
@@ -126,12 +122,11 @@ class Critic:
 
     def margin(self, source: torch.Tensor, edited: torch.Tensor, instructions: list[str],
                thoughts: list[str] | None = None) -> torch.Tensor:
-        """m(V_src, V, I) = z_yes - z_no at the verdict position: (B,), differentiable in `edited`
-        (Sec. 4.2.2).
+        """m(V_src, V, I) = z_yes - z_no at the verdict: (B,) (Sec. 4.2.2).
 
-        source, edited: (B, F, 3, H, W) in [-1, 1], whole clips or the K picked frames. Everything
-        before the edited frames does not depend on them: it is read once without gradient into a
-        key-value cache.
+        source, edited: (B, F, 3, H, W) in [-1, 1], whole clips or the K picked frames;
+        differentiable in `edited`. What comes before the edited frames does not depend on them: it
+        is read once without gradient into a key-value cache.
         """
         if thoughts is None:
             thoughts = self.thoughts(source, instructions, edited.detach())
@@ -152,8 +147,7 @@ class Critic:
     @torch.no_grad()
     def baseline(self, source: torch.Tensor, instructions: list[str],
                  thoughts: list[str] | None = None) -> torch.Tensor:
-        """m_0 = m(V_src, V_src, I), without gradient: what the critic says of an edit that did
-        nothing. (B,)"""
+        """m_0 = m(V_src, V_src, I), without gradient: of an edit that did nothing. (B,)"""
         return self.margin(source, source, instructions, thoughts)
 
     @torch.no_grad()
@@ -184,8 +178,7 @@ class Critic:
         return [*row[:-1], EDITED]
 
     def prompt_after_edit(self, thought: str = "") -> list[str]:
-        """The texts after the edited frames, up to where Yes or No comes next; cut where training
-        cuts them."""
+        """The texts after the edited frames, up to the verdict; cut where training cuts them."""
         if self.think == "full" and thought:
             return [ASSISTANT_TURN, f"{thought} . ", VERDICT]
         return [ASSISTANT_TURN + VERDICT]
@@ -207,8 +200,7 @@ def opening(seen: torch.Tensor, instruction: str, system: str = SYSTEM) -> list:
 
 
 def pairs(source: torch.Tensor, edited: torch.Tensor) -> torch.Tensor:
-    """Tokens of source and edit in turn, (T, D) both -> (2T, D): what is there comes right after
-    what was there.
+    """Tokens of source and edit in turn, (T, D) both -> (2T, D): before and after, side by side.
 
     A VLM of a few layers, taught in an hour, learns to compare neighbours, but not tokens that are
     fifty apart.
@@ -218,8 +210,7 @@ def pairs(source: torch.Tensor, edited: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def write(vlm, rows: list[list], limit: int) -> list[str]:
-    """What the VLM writes after each row (see `VILA.join`), greedily, up to its end of turn or
-    `limit` tokens."""
+    """What the VLM writes after each row, greedily, to the end of its turn or `limit` tokens."""
     embeddings, mask = vlm.join(rows)
     cache, written = DynamicCache(), []
     done = torch.zeros(len(rows), dtype=torch.bool, device=mask.device)
@@ -244,8 +235,7 @@ def write(vlm, rows: list[list], limit: int) -> list[str]:
 
 
 class Prefix(DynamicCache):
-    """A key-value cache that is not added to once `closed`: then a layer may be run again in the
-    backward pass."""
+    """A key-value cache that takes no more once `closed`: so a layer can be run a second time."""
     closed = False
 
     def update(self, key_states, value_states, layer_idx, *args, **named):
@@ -257,8 +247,7 @@ class Prefix(DynamicCache):
 
 def reflect(critic: Critic, latents: Latents, folder: Path,
             batch: int = 16) -> list[tuple[str | None, float]]:
-    """(thought, m_0) of every training sample (Sec. 4.2.3): asked once, in a fixed order, and kept
-    in a file.
+    """(thought, m_0) of every training sample (Sec. 4.2.3): asked once, in order, kept in a file.
 
     With "full" the thought is None: it is about the edit, too, and is written anew in every step.
     """
@@ -309,8 +298,7 @@ def follow(critic: Critic, latents: torch.Tensor, margin_of, steps: int = 6,
 
 
 def reflection(model: UnifiedModel, triplet, t: float, seed: int = 0) -> dict:
-    """All of one reflection on `triplet` at noise level t: frames (K, 3, H, W), what U writes, and
-    its verdicts."""
+    """One reflection on `triplet` at noise level t: frames (K, 3, H, W), thought and verdicts."""
     critic = Critic(model)
     source, words = triplet.source[None], [triplet.instruction]         # (1, F, 3, H, W)
     thoughts = critic.thoughts(source, words)

@@ -1,5 +1,4 @@
-"""Triplets (source, target, instruction): where they come from, and what a batch of them is (Sec.
-3).
+"""Triplets (source, target, instruction): where they come from, what a batch is (Sec. 3).
 
     python train.py --data triplets.jsonl        # JSON lines, paths relative to the file
     {"source_video_path": "a.mp4", "target_video_path": "b.gif",
@@ -42,8 +41,7 @@ from tiny.drift import CONTRAST, SOFTNESS, TINT, drifted
 
 @dataclass(frozen=True)
 class Item:
-    """A triplet that is not in memory yet: `load()` reads (source, target). `key` is a hash of its
-    content.
+    """A triplet that is not in memory yet: `load()` reads (source, target); `key`: its hash.
 
     subset, index: its place in the tiny world (`world.make_triplet`); of a manifest, its type's
     subset and line. view() reads the source's frames before they are cropped, (F, 3, H, W); None:
@@ -66,8 +64,7 @@ def hash_of(*parts) -> str:
 
 def world_items(subsets: tuple[str, ...] = ("rave", "icvg"), split: str = "train", n: int = 1024,
                 wrong: float = 0., drift: float = 0.) -> list[Item]:
-    """`n` triplets of the tiny world, the subsets in turn. Raises ValueError for an unknown subset
-    or split.
+    """`n` triplets of the tiny world, the subsets in turn. ValueError: no such subset or split.
 
     wrong: this share of the targets are near misses (world.MISSES, each as often), as in data that
     a model made and nobody checked. drift: this share of the targets carry the data generator's own
@@ -143,8 +140,7 @@ def is_count(value, least: int) -> bool:
 
 
 def manifest_lines(path: Path) -> list[tuple[int, str]]:
-    """(number, line) of a manifest's lines that are not empty. Raises BadInput where it cannot be
-    read."""
+    """(number, line) of a manifest's lines that are not empty. BadInput: it cannot be read."""
     try:
         lines = path.read_text("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -156,8 +152,7 @@ def manifest_lines(path: Path) -> list[tuple[int, str]]:
 
 def manifest_items(path: str | Path, preset, skip_bad: bool = False,
                    check_text: Callable = lambda text: None) -> tuple[list[Item], list[str]]:
-    """The triplets of a manifest, every line and video of it checked; and one line for each that
-    was skipped.
+    """The triplets of a manifest, each line and video checked; and a line for each one skipped.
 
     preset: has frames, frame_stride, height and width. check_text: raises ValueError for an
     instruction that the model cannot take. Raises BadInput, naming file:line, for the first bad
@@ -225,8 +220,7 @@ MEMORY = 4 * 2 ** 30  # bytes of encoded clips that are kept in memory
 
 
 def fingerprint(model, parts: tuple[str, ...] = FROZEN) -> str:
-    """sha256 of all that encoding depends on: frozen weights (or other `parts`), tokenizers, VAE
-    scale, preset."""
+    """sha256 of what encoding depends on: frozen weights (or `parts`), tokenizers, preset."""
     scale = model.vae.config.latents_mean, model.vae.config.latents_std
     sha = hashlib.sha256(repr((model.preset, *scale)).encode())
     for tokenizer in (model.vlm.tokenizer, model.text_tokenizer):
@@ -252,8 +246,7 @@ def hash_of_tensors(tensors: dict[str, torch.Tensor]) -> str:
 
 @torch.no_grad()
 def encode(model, items: list[Item]) -> list[dict[str, torch.Tensor]]:
-    """What training needs of each triplet, from the frozen parts. Raises BadInput for a too long
-    instruction."""
+    """What training needs of each triplet, from the frozen parts. BadInput: a text is too long."""
     clips = [item.load() for item in items]
     source = torch.stack([source for source, _ in clips]).to(model.device)  # (B, F, 3, H, W)
     target = torch.stack([target for _, target in clips]).to(model.device)
@@ -309,8 +302,7 @@ class Latents:
         wait_for_all()
 
     def _encode_missing(self, model, progress: bool) -> None:
-        """In fixed groups, shared among the ranks: the last bits of a clip's encoding depend on its
-        company."""
+        """In fixed groups, shared among ranks: the last bits depend on the company."""
         starts = range(0, len(self), BATCH)
         shard = [range(start, min(start + BATCH, len(self))) for start in starts][RANK::WORLD_SIZE]
         missing = {i for rows in shard for i in rows if not self._is_whole(i)}
@@ -343,7 +335,6 @@ class Latents:
                 self._memory[i] = row
         return {name: from_bytes(x) if name == "frames" else x.float() for name, x in row.items()}
 
-
     def _read(self, path: Path) -> dict[str, torch.Tensor]:
         with safe_open(path, "pt") as file:
             row = {name: file.get_tensor(name) for name in file.keys()}
@@ -358,8 +349,7 @@ class Latents:
 # ------------------------------------------------------------------------------- what is in step n?
 
 def batch_indices(n: int, batch: int, step: int, seed: int) -> list[int]:
-    """Which of `n` samples make up batch number `step` (from 0): each epoch is a permutation, from
-    (seed, epoch).
+    """Which of `n` samples are batch `step` (from 0): an epoch is a permutation by (seed, epoch).
 
     A pure function, so that a resumed run needs no stored position. A batch may reach over the end
     of an epoch.
@@ -372,8 +362,7 @@ def batch_indices(n: int, batch: int, step: int, seed: int) -> list[int]:
 
 def draws(step: int, seed: int, batch: int, shape: tuple,
           timesteps: Callable = sample_timesteps) -> tuple:
-    """What is random in a step, from (seed, step) alone: t (B,), noise (B, *shape), condition
-    dropout u (B,)."""
+    """What is random in a step, from (seed, step): t (B,), noise (B, *shape), dropout u (B,)."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
     t = timesteps(batch, generator=generator)
     noise = torch.randn(batch, *shape, generator=generator)
@@ -412,8 +401,7 @@ class Batch:
 
 
 class Batches:
-    """The batches of a training: `of(step)` yields this rank's micro-batches, a pure function of
-    (seed, step).
+    """A training's batches: `of(step)` yields this rank's micro-batches, by (seed, step) alone.
 
     latents: the encoded triplets. reflections: (thought, m_0) of each, from `critic.reflect`; None
     for SFT. batch: samples a step, over all ranks and micro-batches. drop: the share of samples

@@ -38,8 +38,7 @@ def generate_and_judge(model, subset: str, split: str, n: int, steps: int = 12,
                        guidance: float = 1.0, seed: int = 0, batch: int = 20,
                        label: str | None = None, keep=None, done: dict | None = None,
                        critic: Critic | None = None) -> list[dict]:
-    """Edit the first `n` triplets of the tiny world and judge each; returns a row for each sample,
-    in order.
+    """Edit the first `n` triplets of the tiny world and judge each; a row a sample, in order.
 
     A row has id, index, subset, type, rule, instruction, failed (None or why) and the COLUMNS; PC
     is None on ICVG, and every score is None where the video is not finite: it is counted, never
@@ -96,8 +95,7 @@ def oracle_scores(triplet, video: torch.Tensor) -> dict:
 
 
 def table(rows: list[dict]) -> str:
-    """A Markdown table: a line for each reasoning type and one for all; mean [95 % interval] of
-    each column."""
+    """A Markdown table, a line a reasoning type and one for all: mean [95 % interval]."""
     lines = [["type", "N scored", "N failed", *COLUMNS]]
     for name in [*dict.fromkeys(row["type"] for row in rows), "all"]:
         group = [row for row in rows if name in (row["type"], "all")]
@@ -121,8 +119,7 @@ def run_name(folder: str) -> str:
 
 
 def resume(folder: Path, settings: dict) -> dict[int, dict]:
-    """The rows, by index, that an earlier run with the same settings left in `folder`; others are
-    cleared away."""
+    """The rows, by index, that an earlier run with the same settings left; others are cleared."""
     file = folder / "scores.jsonl"
     if is_of(folder, settings):
         try:

@@ -1,5 +1,4 @@
-"""The connector-based unified model: a VLM understands, a DiT generates, a connector joins them
-(Sec. 4.1).
+"""The unified model: a VLM understands, a DiT generates, a connector joins them (Sec. 4.1).
 
     python model.py                              # the parts of the tiny preset and their sizes
     python model.py --preset wan1.3b             # the same for the real size, without allocating it
@@ -188,8 +187,7 @@ def sample_timesteps(n: int, shift: float = 3.0,
 
 
 def shifted(u: torch.Tensor, shift: float) -> torch.Tensor:
-    """Noise levels t of uniform u in [0, 1], any shape: the flow shift spends more of them on much
-    noise."""
+    """Noise levels t of uniform u in [0, 1], any shape: flow shift spends more on much noise."""
     return shift * u / (1 + (shift - 1) * u)
 
 
@@ -265,8 +263,7 @@ class DownsampleProjector(nn.Module):
 
 
 class VILA(nn.Module):
-    """SigLIP -> projector -> Llama. Sees frames, reads and writes text; frozen after its own
-    training."""
+    """SigLIP -> projector -> Llama. Sees frames, reads and writes text; frozen once taught."""
 
     def __init__(self, siglip: dict, llama: dict, frames: int, size: int, by_column: bool = False):
         super().__init__()
@@ -278,8 +275,7 @@ class VILA(nn.Module):
         self.tokenizer = None                            # set by load or training
 
     def pick(self, video: torch.Tensor) -> torch.Tensor:
-        """K frames of a clip (B, F, 3, H, W), uniformly spaced, the first and the last among
-        them."""
+        """K frames of a clip (B, F, 3, H, W), evenly spaced, the first and the last among them."""
         n = min(self.frames, video.shape[1])
         return video[:, torch.linspace(0, video.shape[1] - 1, n).round().long().to(video.device)]
 
@@ -291,8 +287,7 @@ class VILA(nn.Module):
                              align_corners=False)
 
     def patches(self, frames: torch.Tensor) -> torch.Tensor:
-        """Patch features of frames (N, 3, H, W) in [-1, 1]: (N, S*S, D), SigLIP's
-        hidden_states[-2].
+        """Patch features of frames (N, 3, H, W) in [-1, 1]: (N, S*S, D), SigLIP's last but one.
 
         Differentiable in the pixels. SigLIP wants (x - 0.5) / 0.5 of x in [0, 1]: that is [-1, 1]
         again.
@@ -301,8 +296,7 @@ class VILA(nn.Module):
         return self.vision_tower(frames, output_hidden_states=True).hidden_states[-2]
 
     def see(self, video: torch.Tensor) -> torch.Tensor:
-        """Vision tokens of a clip (B, F, 3, H, W) in [-1, 1]: (B, K*tokens, D) for K picked
-        frames."""
+        """Tokens of K frames picked from a clip (B, F, 3, H, W) in [-1, 1]: (B, K*tokens, D)."""
         frames = self.pick(video)                                            # (B, K, 3, H, W)
         tokens = self.mm_projector(self.patches(frames.flatten(0, 1)))       # (B*K, S*S, D)
         return tokens.unflatten(0, frames.shape[:2]).flatten(1, 2)
@@ -313,8 +307,7 @@ class VILA(nn.Module):
         return self.llm.get_input_embeddings()(ids.to(self.llm.device))
 
     def join(self, rows: list[list[torch.Tensor | str]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rows of texts and vision tokens -> embeddings (B, T, D) and mask (B, T), padded on the
-        left.
+        """Rows of texts and vision tokens -> embeddings (B, T, D), mask (B, T), padded on the left.
 
         On the left, so that the last position is the one to read in every row. Raises ValueError
         where a row is longer than the VLM can read.
@@ -352,8 +345,6 @@ def chat(system: str, user: list, answer: str = "") -> list:
             f"<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n{answer}"]
 
 
-
-
 # ------------------------------------------------------------------------------------ the connector
 
 class ARHead(nn.Module):
@@ -374,8 +365,7 @@ class ARHead(nn.Module):
 
 
 class Adapter(nn.Module):
-    """Turns each of the 4 tokens, alone, into `queries` context tokens. (B, 4, D_ar) -> (B,
-    4*queries, D)."""
+    """Turns each of the 4 tokens alone into Q context tokens. (B, 4, D_ar) -> (B, 4*Q, D)."""
 
     def __init__(self, ar_width, width, layers, heads, queries):
         super().__init__()
@@ -457,8 +447,7 @@ class UnifiedModel(nn.Module):
         return self.boundary["img_st"].device
 
     def set_vlm_frames(self, frames: int | None) -> None:
-        """How many frames of a clip the VLM sees; None: the preset's. ValueError where a clip has
-        fewer."""
+        """How many frames the VLM sees; None: the preset's. ValueError: a clip has fewer."""
         frames = frames or self.preset.vlm_frames
         if not 1 <= frames <= self.preset.frames:
             raise ValueError(f"the VLM can look at 1 to {self.preset.frames} frames, "
@@ -467,8 +456,7 @@ class UnifiedModel(nn.Module):
         self.vlm.frames = frames
 
     def without(self, parts: list[str]) -> None:
-        """Switch parts off, for ablations: "vlm" (its states are zeros), "position" (of visual
-        tokens)."""
+        """Switch off, to ablate: "vlm" (its states are zeros), "position" (of visual tokens)."""
         if "vlm" in parts:
             self.preset = replace(self.preset, use_vlm=False)
         if "position" in parts and self.preset.visual_position:
@@ -489,8 +477,7 @@ class UnifiedModel(nn.Module):
             self.boundary[name] = nn.Parameter(token)
 
     def freeze(self) -> list[nn.Parameter]:
-        """Freeze everything but G and the visual context adapter; returns the parameters to train
-        (Sec. 5.1)."""
+        """Freeze all but G and the visual context adapter; returns what is trained (Sec. 5.1)."""
         self.requires_grad_(False)
         self.eval()
         trained = [getattr(self, name).requires_grad_(True) for name in TRAINED]
@@ -510,8 +497,7 @@ class UnifiedModel(nn.Module):
         return ((z - mean) / std).float()
 
     def decode_video(self, latents: torch.Tensor) -> torch.Tensor:
-        """D(x): clips (B, F, 3, H, W) in [-1, 1] from normalised latents (B, C, f, h, w);
-        differentiable.
+        """D(x), differentiable: latents (B, C, f, h, w) -> clips (B, F, 3, H, W) in [-1, 1].
 
         In float32. The VAE clamps: a saturated pixel passes no gradient.
         """
@@ -520,8 +506,7 @@ class UnifiedModel(nn.Module):
             return self.run_decoder((latents * std + mean).float()).transpose(1, 2)
 
     def run_decoder(self, z: torch.Tensor) -> torch.Tensor:
-        """The VAE's decoder: (B, C, f, h, w) -> (B, 3, F, H, W). realsize/ replaces it by one that
-        keeps less."""
+        """The VAE's decoder: (B, C, f, h, w) -> (B, 3, F, H, W). realsize/ replaces it."""
         return self.vae.decode(z).sample
 
     def _latent_scale(self, z):
@@ -531,8 +516,7 @@ class UnifiedModel(nn.Module):
 
     @torch.no_grad()
     def encode_vlm(self, source: torch.Tensor, instructions: list[str]) -> list[torch.Tensor]:
-        """Eq. 1: h = U(V_src, I), the last hidden states over frames and instruction; one (T, D)
-        for each row.
+        """Eq. 1: h = U(V_src, I), the last hidden states over frames and instruction, (T, D) a row.
 
         source: (B, F, 3, H, W) in [-1, 1]. Rows differ in length, so they come as a list. Raises
         ValueError where an instruction is too long.
@@ -565,8 +549,7 @@ class UnifiedModel(nn.Module):
 
     @torch.no_grad()
     def unconditional(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """(VLM states, T5 states) of a grey clip and an empty instruction; for dropout and
-        guidance."""
+        """(VLM states, T5 states) of a grey clip and no instruction; for dropout and guidance."""
         if self.released_unconditional:
             vlm, text = self.released_unconditional["vlm"], self.released_unconditional["text"]
             return vlm.to(self.device), text.to(self.device)
@@ -586,8 +569,7 @@ class UnifiedModel(nn.Module):
 
     def context(self, source: torch.Tensor, bridged: torch.Tensor,
                 text: list[torch.Tensor]) -> torch.Tensor:
-        """Eq. 1: c = [VCA(E(V_src)); Adapter(ARHead(h)); T5(I)], with boundary tokens around each
-        part.
+        """Eq. 1: c = [VCA(E(V_src)); Adapter(ARHead(h)); T5(I)], boundary tokens around each part.
 
         source: latents (B, C, f, h, w); bridged: (B, T, D) from `bridge`; text: one (T, D) a row.
         Returns (B, context_length, D), filled up with zeros. Raises ValueError where it does not
@@ -612,8 +594,7 @@ class UnifiedModel(nn.Module):
 
     def velocity(self, x_t: torch.Tensor, t: torch.Tensor, context: torch.Tensor,
                  source: torch.Tensor) -> torch.Tensor:
-        """v_theta(x_t, t, c): (B, C, f, h, w). t: (B,) in (0, 1]; source: latents, if the preset
-        uses them."""
+        """v_theta(x_t, t, c): (B, C, f, h, w). t: (B,) in (0, 1]; source: latents, if used."""
         x = x_t
         if self.preset.source_added:
             x = x_t + source
@@ -654,8 +635,7 @@ class UnifiedModel(nn.Module):
         return self.context(latents, self.bridge([h]).expand(n, -1, -1), [text] * n)
 
     def guided_velocity(self, x, t: float, c, uncond, source, guidance: float) -> torch.Tensor:
-        """v at noise level t, away from that without instruction where guidance > 0; both in one
-        pass."""
+        """v at noise level t; with guidance > 0 away from that without instruction, in one pass."""
         if not guidance:
             return self.velocity(x, x.new_full((len(x),), t), c, source)
         both = self.velocity(torch.cat([x, x]), x.new_full((2 * len(x),), t),
@@ -667,8 +647,7 @@ class UnifiedModel(nn.Module):
     # ---- precision
 
     def dtype_of(self, part: str) -> torch.dtype:
-        """float32; bfloat16 for frozen parts if the preset says so. Not the VAE: it is small, and
-        it shows."""
+        """float32; bfloat16 for frozen parts if the preset says so, but not the VAE: it shows."""
         if self.preset.bf16 and part not in ("vae", *TRAINED):
             return torch.bfloat16
         return torch.float32
@@ -706,8 +685,7 @@ class UnifiedModel(nn.Module):
 
     @classmethod
     def from_preset(cls, name: str, weights: str | None = None) -> "UnifiedModel":
-        """A preset with its pretrained parts, from `weights` (default: weights/<name> beside this
-        file)."""
+        """A preset with its pretrained parts, from `weights` (without it: weights/<name>)."""
         if name not in PRESETS:
             raise ValueError(f"unknown preset {name!r}: choose one of {', '.join(PRESETS)}")
         model = cls.from_pretrained(weights or Path(__file__).parent / "weights" / name)
@@ -840,8 +818,7 @@ def fold_first_frame(layer: nn.Module) -> None:
 
 
 def convolve_causally(conv: WanCausalConv3d, whole, x: torch.Tensor, cache=None) -> torch.Tensor:
-    """conv(x): (B, C, F, H, W) -> (B, D, F, H, W). `whole` is the library's way, `cache` the frames
-    before x.
+    """conv(x): (B, C, F, H, W) -> (B, D, F, H, W). cache: the frames before x.
 
     Before a first frame there are only zeros, so that the last slice of the kernel is all that
     counts: a third of the work, and most of what the critic's decode "alone" is.
@@ -876,8 +853,7 @@ def read_record(folder: Path) -> dict:
 
 
 def require(path: Path) -> Path:
-    """The path, if it exists; else the libraries would look for it on the hub. Raises
-    FileNotFoundError."""
+    """The path, if it exists: libraries would ask the hub. Raises FileNotFoundError."""
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing: the model cannot be used without it")
     return path
@@ -893,8 +869,7 @@ def replace_folder(new: Path, folder: Path) -> None:
 
 
 def load_model(folder: str | Path | None, preset: str | None = None) -> UnifiedModel:
-    """The model in `folder` (a run's or model's), of this preset if one is named; None:
-    weights/<preset>.
+    """The model in `folder`, of this preset if one is named; None: weights/<preset>.
 
     Raises BadInput with the mend where it cannot be loaded.
     """

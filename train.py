@@ -54,8 +54,7 @@ def uso_step(model, critic, batch: Batch, lam: float) -> tuple[torch.Tensor, dic
 
 
 def train(model, critic, batches, args, step=uso_step, name="uso", gather=lambda model: model):
-    """The loop: `args.steps` of `step`, from the last checkpoint on; returns the log, a dict a
-    step.
+    """The loop: `args.steps` of `step`, from the last checkpoint on; returns the log, a dict each.
 
     gather: the model with its trained parts whole, to be saved; realsize/ has them in shards.
     """
@@ -188,8 +187,7 @@ def report(latents, log: list[dict], args, settings: dict) -> None:
 
 
 def report_on_world(models: dict, log: list[dict], args, settings: dict) -> None:
-    """The oracle's scores before and after, on the val split (never the test split), and a
-    picture."""
+    """The oracle's scores before and after, on val (never on the test split), and a picture."""
     videos, scores = {}, {}
     for name, model in models.items():
         clips = videos[name] = []

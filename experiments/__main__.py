@@ -4,7 +4,7 @@
     python -m experiments --table 4                # 2: cross, 3: literal, 4: objectives, 5: lambda,
                                                    # 6: tau
     python -m experiments --figure gamed           # also 4, samples, data, gradient, read, compute,
-                                                   # search, headline, map
+                                                   # search, one-step, headline, map, map-longer
     python -m experiments --figure headline --targets drift-60 --seeds 8 --n 400
     python -m experiments --all --list             # only what is left to do, and for how long
     python -m experiments --all --out results      # how the files in results/ were made
@@ -37,7 +37,9 @@ MAKERS = {
     "figure gamed": figures.figure_gamed, "figure gradient": figures.figure_gradient,
     "figure read": figures.figure_read, "figure data": figures.figure_data,
     "figure compute": figures.figure_compute, "figure search": figures.figure_search,
-    "figure headline": figures.figure_headline, "figure map": figures.figure_map}
+    "figure one-step": figures.figure_one_step,
+    "figure headline": figures.figure_headline, "figure map": figures.figure_map,
+    "figure map-longer": figures.figure_map_longer}
 
 
 def parse(argv=None):

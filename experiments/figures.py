@@ -10,15 +10,16 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import torch
-from scipy.stats import spearmanr
+from scipy.stats import pearsonr, spearmanr
 
 from common.files import markdown, replacing
 from common.intervals import format_interval
 from critic import THINK, Critic
 from experiments.gradient_probe import gradient_at_levels
 from experiments.jobs import read_times, steps_of, training_name
-from experiments.runs import (BASE, COMPUTE, HEADLINE, LEARNING_RATES, PARTS_OFF,
-                              UNGUARDED, WATCHED, WRONG_SHARES, Score, Study, copy_steps,
+from experiments.one_step_probe import NOISED, one_step_margins
+from experiments.runs import (BASE, COMPUTE, GAMED, HEADLINE, LEARNING_RATES, PARTS_OFF, TAUS,
+                              UNGUARDED, WATCHED, WRONG_SHARES, Cell, Score, Study, copy_steps,
                               map_cells, over_time, run_of_learning_rate, run_on)
 from experiments.scores import (cell, compare, correlation_of, measured_once, read_scores,
                                 seed_and_sample_interval, smallest_visible)
@@ -111,24 +112,25 @@ def figure_samples(study: Study) -> str:
 
 
 def figure_gamed(study: Study) -> str:
-    """Does the critic's margin rise while the oracle's scores fall?"""
+    """Does the critic's margin rise while the oracle's scores fall? A picture for each critic."""
     columns = ("margin", "EA", "PC", "GR", "Overall")
     steps = [0, *copy_steps(study), study.steps]
-    panels = []
-    for column in columns:
-        lines = {}
-        for run in WATCHED:
-            scores = [Score(BASE, "rave", "val"), *over_time(study, run)]
-            lines[run] = steps, [seed_and_sample_interval(read_scores(study, score, column),
-                                                          repeats=300) for score in scores]
-        panels.append(Panel(column, "step", lines))
-    draw_panels(study.out / "gamed.png", panels)
+    for critic, runs in GAMED.items():
+        panels = []
+        for column in columns:
+            lines = {}
+            for run in ("sft", *runs):
+                scores = [Score(BASE, "rave", "val"), *over_time(study, run)]
+                lines[run] = steps, [seed_and_sample_interval(read_scores(study, score, column),
+                                                              repeats=300) for score in scores]
+            panels.append(Panel(column, "step", lines))
+        draw_panels(study.out / f"gamed-{critic}.png", panels)
     table = [["run", *columns]]
     for run in (BASE, *WATCHED, *UNGUARDED):
         score = Score(run, "rave", "val")
         table.append([run, *(cell(read_scores(study, score, column)) for column in columns)])
-    return (f"RAVE, val split, after {study.steps} steps. The margin is that of K frames of the "
-            f"finished edit.\n\n{markdown(table)}")
+    return (f"RAVE, val split, after {study.steps} steps. The margin is that of the model's own "
+            f"VLM, whichever has judged, on K frames of the finished edit.\n\n{markdown(table)}")
 
 
 def figure_gradient(study: Study) -> str:
@@ -219,6 +221,27 @@ def figure_search(study: Study) -> str:
     return f"{head}\n\n{markdown(table)}"
 
 
+def figure_one_step(study: Study) -> str:
+    """Why does the verdict on a one-step estimate not get worse with tau, as in Table 6?"""
+    found = measured_once(study, "one-step", one_step_margins)
+    ea = np.array(found["EA"])                                               # (models, N)
+
+    def correlation(name):
+        return seed_and_sample_interval(ea, correlation_of(pearsonr, np.array(found[name]), ea))
+
+    lines = {noised: (TAUS, [correlation(f"{noised} {tau}") for tau in TAUS]) for noised in NOISED}
+    bound = correlation("clean")
+    lines["the bound"] = TAUS, [bound] * len(TAUS)
+    title = "Pearson of margin and EA, x_t noised from ..."
+    draw_panels(study.out / "one-step.png", [Panel(title, "tau", lines)])
+    table = [["x_t noised from", *(f"tau {tau}" for tau in TAUS)]]
+    for noised in NOISED:
+        table.append([noised, *(format_interval(interval) for interval in lines[noised][1])])
+    return (f"RAVE, {ea.size} edits of base, sft and uso. Pearson of the oracle's EA of the edit "
+            f"with the critic's margin on a one-step estimate at a t < tau. The bound, its "
+            f"margin on the finished edit: {format_interval(bound)}.\n\n{markdown(table)}")
+
+
 def figure_headline(study: Study) -> str:
     """Is USO better than SFT? Each run minus SFT, paired by seed and sample."""
     panels, parts = [], []
@@ -239,23 +262,33 @@ def figure_headline(study: Study) -> str:
 
 
 def figure_map(study: Study) -> str:
-    """When does USO beat SFT? USO - SFT over critic, data, length of training and baseline."""
+    """When does USO beat SFT? USO - SFT over critic, data and baseline."""
+    return draw_map(study, map_cells(), "map.png")
+
+
+def figure_map_longer(study: Study) -> str:
+    """The same after five times the steps."""
+    return draw_map(study, map_cells(longer=True), "map-longer.png")
+
+
+def draw_map(study: Study, cells: list[Cell], name: str) -> str:
+    """The figure and the table of these places on the map."""
     columns = ("Overall", "EA", "PC")
-    table = [["critic", "baseline", "targets", "steps", *(f"{c}, USO - SFT" for c in columns)]]
+    table = [["targets", "critic", "baseline", "SFT", *(f"{c}, USO - SFT" for c in columns)]]
     bars = {column: {} for column in columns}
-    for place in map_cells():
+    for place in cells:
         sft, uso = (Score(run, "rave") for run in place.runs)
         gain = {column: read_scores(study, uso, column) - read_scores(study, sft, column)
                 for column in columns}
         critic = "own" if place.critic == "uso" else "hardened"
-        steps = steps_of(study, uso.run)
         baseline = place.baseline.removeprefix(", ") or "m_0"
-        table.append([critic, baseline, place.targets, str(steps),
+        table.append([place.targets, critic, baseline, cell(read_scores(study, sft)),
                       *(cell(gain[column], sign="+") for column in columns)])
-        name = f"{place.targets}, {steps} steps, {critic}, {baseline}"
         for column in columns:
-            bars[column][name] = seed_and_sample_interval(gain[column])
+            where = f"{place.targets}, {critic}, {baseline}"
+            bars[column][where] = seed_and_sample_interval(gain[column])
     panels = [Panel(f"{column}, USO - SFT", bars=dict(reversed(bars[column].items())))
               for column in columns]
-    draw_panels(study.out / "map.png", panels, height=7)
-    return f"RAVE, paired by seed and sample.\n\n{markdown(table)}"
+    draw_panels(study.out / name, panels, height=5)
+    steps = steps_of(study, cells[0].runs[0])
+    return f"RAVE, {steps} steps, paired by seed and sample.\n\n{markdown(table)}"

@@ -71,10 +71,12 @@ def all_runs() -> dict[str, str]:
     for critic, flags in CRITICS.items():
         for baseline, more in BASELINES.items():
             runs.setdefault(critic + baseline, f"{flags} {more}")
+    for lam in (1, 3):
+        runs[f"lambda {lam}"] = f"--lambda {lam}"
+        runs[f"lambda {lam}, hardened critic"] = f"--lambda {lam} --critic {HARDENED}"
     return runs | {
         "uso, no vlm": "--without vlm",
         "uso, no position": "--without position",
-        "lambda 3": "--lambda 3",
         "lambda 3, m_0 = 0": "--lambda 3 --without baseline",
         "lambda 3, K = 1": "--lambda 3 --vlm-frames 1",
         "lambda 3, tau = 1": "--lambda 3 --tau 1",
@@ -85,7 +87,10 @@ def all_runs() -> dict[str, str]:
 
 RUNS = all_runs()
 OFTEN_GATED = "tau 0.9"                          # in Table 4, too: the critic sees most samples
-WATCHED = ["sft", "uso", "lambda 0.75", "lambda 3"]                          # for gaming
+GAMED = {                                        # lambda 0.25, 1 and 3, by the critic that judges
+    "own": ["uso", "lambda 1", "lambda 3"],
+    "hardened": ["uso, hardened critic", "lambda 1, hardened critic", "lambda 3, hardened critic"]}
+WATCHED = ["sft", *GAMED["own"], *GAMED["hardened"]]
 UNGUARDED = ["lambda 3, m_0 = 0", "lambda 3, K = 1", "lambda 3, tau = 1", "lambda 3, no flow"]
 PARTS_OFF = ["uso", "uso, no vlm", "uso, no position"]
 RIVALS = ["refl", "grpo"]
@@ -178,7 +183,9 @@ def needed_scores(study: Study) -> dict[str, list[Score]]:
         "figure gamed": gamed,
         "figure search": search,
         "figure headline": on_test([BASE, *HEADLINE], "rave", "icvg"),
-        "figure map": on_test(sorted({run for cell in map_cells() for run in cell.runs}), "rave")}
+        "figure one-step": on_test([BASE, "sft", "uso"], "rave"),
+        "figure map": on_test(runs_of(map_cells()), "rave"),
+        "figure map-longer": on_test(runs_of(map_cells(longer=True)), "rave")}
 
 
 class Cell(NamedTuple):
@@ -195,13 +202,18 @@ class Cell(NamedTuple):
                 run_on(self.critic + self.baseline, self.targets, self.longer))
 
 
-def map_cells() -> list[Cell]:
-    """Each critic on all data, short and long, with m_0; each baseline on drifted data, short."""
-    cells = [Cell(critic, "", targets, longer)
-             for critic in CRITICS for longer in (False, True) for targets in TARGETS]
-    cells += [Cell(critic, baseline, "drift-60", False)
-              for critic in CRITICS for baseline in BASELINES if baseline]
+def map_cells(longer: bool = False) -> list[Cell]:
+    """Each critic on all data with m_0; unless `longer`, also each baseline on drifted data."""
+    cells = [Cell(critic, "", targets, longer) for critic in CRITICS for targets in TARGETS]
+    if not longer:
+        cells += [Cell(critic, baseline, "drift-60", False)
+                  for critic in CRITICS for baseline in BASELINES if baseline]
     return cells
+
+
+def runs_of(cells: list[Cell]) -> list[str]:
+    """What is to be trained for them."""
+    return sorted({run for cell in cells for run in cell.runs})
 
 
 def keeps_margin(study: Study, score: Score) -> bool:

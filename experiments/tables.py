@@ -70,7 +70,7 @@ def table_6(study: Study) -> str:
     lines = [["tau", "trigger rate", "tau / (3 - 2 tau)", "Pearson", "share of the bound", *SHOWN,
               "Overall - sft"]]
     for tau in TAUS:
-        margin, score = np.array(found[str(tau)]), Score(run_of_tau(tau), "rave")
+        margin, score = np.array(found[f"the edit {tau}"]), Score(run_of_tau(tau), "rave")
         gain = read_scores(study, score) - read_scores(study, Score("sft", "rave"))
         lines.append([str(tau), f"{measured_trigger_rate(study, run_of_tau(tau)):.1%}",
                       f"{trigger_rate(tau):.1%}", pearson_cell(margin),

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from critic import THINK
-from experiments import figures
-from experiments.runs import BASE, HEADLINE, Score, map_cells
+from experiments import figures, one_step_probe
+from experiments.one_step_probe import NOISED
+from experiments.runs import BASE, HEADLINE, TAUS, Score, map_cells
 
 
 def test_figure_4_is_a_rank_correlation(study, pretend):
@@ -25,7 +26,7 @@ def test_figure_4_is_a_rank_correlation(study, pretend):
 def test_figure_gradient(study, tiny_dir):
     study = study(weights=str(tiny_dir), n=7)
     text = figures.figure_gradient(study)
-    found = json.loads((study.folder / "measured" / "gradient.json").read_text())
+    found = json.loads((study.folder / "measured" / "gradient-7.json").read_text())
     levels = found.pop("levels")
     rows = {name: np.array(x) for name, x in found.items()}
     for name, x in rows.items():
@@ -52,20 +53,44 @@ def test_headline_is_paired_and_says_what_could_have_been_seen(study, pretend):
     assert (study.out / "headline.png").stat().st_size > 1000
 
 
-def test_map_is_uso_minus_sft_place_by_place(study, pretend):
+@pytest.mark.parametrize("longer", [False, True])
+def test_map_is_uso_minus_sft_place_by_place(study, pretend, longer):
     study = study(n=5, seeds=range(1), steps=100)
-    places = map_cells()
-    assert len(places) == len(set(places)) == 2 * 4 * 2 + 2 * 2
+    places = map_cells(longer)
+    assert len(places) == len(set(places)) == (2 * 4 if longer else 2 * 4 + 2 * 2)
     scores = {}
     for number, place in enumerate(places):
         sft, uso = place.runs
-        scores[sft] = 0
-        scores[uso] = number / 10
+        scores[sft] = 1
+        scores[uso] = 1 + number / 10
     for run, value in scores.items():
         pretend(study, Score(run, "rave"), 0, [value] * 5)
-    lines = figures.figure_map(study).splitlines()[4:]
-    gains = [float(line.split("|")[5].split()[0]) for line in lines]
+    text = (figures.figure_map_longer if longer else figures.figure_map)(study)
+    assert ("500 steps" if longer else "100 steps") in text
+    lines = [[cell.strip() for cell in line.split("|")] for line in text.splitlines()[4:]]
+    gains = [float(line[5].split()[0]) for line in lines]
     assert gains == [pytest.approx(number / 10) for number in range(len(places))]
-    cells = [cell.strip() for cell in lines[7].split("|")]
-    assert cells[1:5] == ["own", "m_0", "drift-60", "500"]
-    assert (study.out / "map.png").stat().st_size > 10_000
+    assert lines[3][1:5] == ["drift-60", "own", "m_0", "1.00 [1.00, 1.00]"]
+    assert (study.out / ("map-longer.png" if longer else "map.png")).stat().st_size > 10_000
+
+
+def test_one_step_figure_is_pearson_by_what_is_noised(study, monkeypatch):
+    ea = [[0., 1, 2, 3]] * 3
+    found = {"EA": ea, "clean": ea}
+    for name, margin in zip(NOISED, ([0, 1, 2, 3], [3, 2, 1, 0], [0, 1, 1, 0])):
+        found |= {f"{name} {tau}": [margin] * 3 for tau in TAUS}
+    monkeypatch.setattr(figures, "one_step_margins", lambda study: found)
+    study = study(n=4)
+    rows = [line.split("|") for line in figures.figure_one_step(study).splitlines()[4:]]
+    assert [float(row[2].split()[0]) for row in rows] == [pytest.approx(r) for r in (1, -1, 0)]
+    assert (study.out / "one-step.png").stat().st_size > 5_000
+
+
+def test_one_step_estimates_of_what_is_noised(study, tiny_dir, monkeypatch):
+    monkeypatch.setattr(one_step_probe, "MODELS", (BASE,))
+    study = study(weights=str(tiny_dir), n=3)
+    found = one_step_probe.one_step_margins(study)
+    assert {len(row) for rows in found.values() for row in rows} == {3}
+    for tau in TAUS:                             # three others are seen, and so three other margins
+        margins = {tuple(found[f"{name} {tau}"][0]) for name in NOISED}
+        assert len(margins) == 3
