@@ -216,7 +216,7 @@ def describe_part(frames: int, stride: int | None, start: int) -> str:
 
 TENSORS = {"source", "target", "bridged", "text", "frames"}
 BATCH = 8                                                # clips encoded at a time
-MEMORY = 4 * 2 ** 30  # bytes of encoded clips that are kept in memory
+MEMORY = 4 * 2 ** 30                                     # bytes of clips kept in memory
 
 
 def fingerprint(model, parts: tuple[str, ...] = FROZEN) -> str:
@@ -372,19 +372,19 @@ def draws(step: int, seed: int, batch: int, shape: tuple,
 @dataclass
 class Batch:
     """What one step needs, for this rank: row i of everything is the same triplet."""
-    source: torch.Tensor             # (B, C, f, h, w)  latents
-    target: torch.Tensor             # (B, C, f, h, w)
-    bridged: torch.Tensor  # (B, T, D)        Adapter(ARHead(U(V_src, I))); dropped: of nothing
-    text: list                       # B x (T, D)       T5(I)
-    frames: torch.Tensor             # (B, K, 3, H, W)  what U sees of the source
-    instructions: list               # B texts
-    thoughts: list | None  # B texts that U wrote about source and instruction; None: not yet
-    baseline: torch.Tensor           # (B,)             m_0
-    t: torch.Tensor                  # (B,)             noise levels
-    noise: torch.Tensor              # (B, C, f, h, w)
-    near: torch.Tensor               # (B,) bool        t < tau: the critic is asked about these
-    n_near: float  # their number, on average over this step's micro-batches and ranks
-    seed: int                        # for what else a step draws
+    source: torch.Tensor       # (B, C, f, h, w) latents
+    target: torch.Tensor       # (B, C, f, h, w)
+    bridged: torch.Tensor      # (B, T, D) Adapter(ARHead(U(V_src, I))); where dropped, of nothing
+    text: list                 # B x (T, D) T5(I)
+    frames: torch.Tensor       # (B, K, 3, H, W) what U sees of the source
+    instructions: list         # B texts
+    thoughts: list | None      # B texts that U wrote about source and instruction; None: not yet
+    baseline: torch.Tensor     # (B,) m_0
+    t: torch.Tensor            # (B,) noise levels
+    noise: torch.Tensor        # (B, C, f, h, w)
+    near: torch.Tensor         # (B,) bool: t < tau, the critic is asked about these
+    n_near: float              # their number, on average over this step's micro-batches and ranks
+    seed: int                  # for what else a step draws
 
     def select(self, rows: torch.Tensor) -> "Batch":
         """The rows where `rows` (B,) is true."""

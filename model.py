@@ -81,7 +81,7 @@ class Preset:
     frames: int                         # pixel frames of a clip: 4 k + 1
     height: int
     width: int
-    vlm_frames: int  # K: the frames of a clip that the VLM sees, uniformly spaced
+    vlm_frames: int                     # K: the frames that the VLM sees, evenly spaced
     vlm_size: int                       # they are resized to a square of this many pixels
     siglip: dict
     llama: dict
@@ -107,16 +107,16 @@ class Preset:
     visual_eps: float = 1e-5            # of the visual context adapter's layer norms
     frame_stride: int | None = None     # of a clip in its video; None: spread over the whole video
     whole_view: bool = False            # the VLM's condition sees frames before they are cropped
-    use_vlm: bool = True  # off: the VLM's states are zeros, G reads only T5 (an ablation)
+    use_vlm: bool = True                # off: the VLM's states are zeros (an ablation)
     shift: float = 3.0                  # flow shift at inference
     sampler: str = "euler"              # or "unipc"
     sample_steps: int = 12
     first_frame: bool = False           # h is of the source's first frame only, as the authors' is
-    guidance_from: str = "cond"  # guided v: c + g (c - u) from "cond", u + g (c - u) from "uncond"
-    order: tuple[str, ...] = ("img", "ipl", "prp")  # of the context: source, VLM states, T5 states
-    bf16: bool = False  # frozen parts in bfloat16, products under autocast; G in float32
-    paired: bool = False  # the critic sees each token of the edit right after the source's
-    decode: str = "exact"  # how the critic's K frames are decoded: critic.decode_frames
+    guidance_from: str = "cond"         # guided v = c + g (c - u); "uncond": u + g (c - u)
+    order: tuple = ("img", "ipl", "prp")             # of the context: source, VLM, T5 states
+    bf16: bool = False                  # frozen parts, and products under autocast; G is float32
+    paired: bool = False                # the critic sees an edit's token after the source's
+    decode: str = "exact"               # the critic's K frames, see critic.decode_frames
 
     @property
     def latent_shape(self) -> tuple[int, int, int, int]:

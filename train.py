@@ -71,7 +71,7 @@ def train(model, critic, batches, args, step=uso_step, name="uso", gather=lambda
             with model.precision():
                 loss, log = step(model, critic, batch, args.lam)
             run.backward(loss, log)
-        run.update()  # average over ranks, clip, skip what is not finite
+        run.update()                                     # average, clip, skip what is not finite
         # ------------------------------------------------------------------------------------------
     save(gather(model), args, "model")
     return run.log
