@@ -110,7 +110,9 @@ def note(study: Study, item: str) -> str:
     size = ""
     if trained:
         seeds = ", ".join(map(str, study.seeds_of(trained[0])))
-        size = (f"training seeds {seeds}, {study.steps} steps, targets {study.targets}; "
+        flags = [shlex.join(study.flags)] if study.flags else []
+        how = ", ".join([f"{study.steps} steps", f"targets {study.targets}", *flags])
+        size = (f"training seeds {seeds}, {how}; "
                 f"scores 0..10 of {study.n} samples; {minutes:.0f} core-minutes; ")
     return (f"`python -m experiments --{item}`: {size}[95 % interval]; torch {torch.__version__}, "
             f"Python {platform.python_version()}, base {study.folder.name}.")

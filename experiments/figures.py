@@ -245,19 +245,25 @@ def figure_one_step(study: Study) -> str:
 def figure_headline(study: Study) -> str:
     """Is USO better than SFT? Each run minus SFT, paired by seed and sample."""
     panels, parts = [], []
-    for subset in ("rave", "icvg"):
-        sft = read_scores(study, Score("sft", subset))
-        gain = {run: read_scores(study, Score(run, subset)) - sft for run in HEADLINE[1:]}
-        bars = {run: seed_and_sample_interval(gain[run]) for run in HEADLINE[:0:-1]}
-        panels.append(Panel(f"{subset.upper()}: Overall - SFT", bars=bars))
-        parts.append(f"{subset.upper()}\n\n{compare(study, [BASE, *HEADLINE], subset, 'sft')}")
-        if len(study.seeds) > 1:
-            visible = ", ".join(f"{run} {smallest_visible(x):.2f}" for run, x in gain.items())
-            parts.append(f"The smallest difference to SFT that would have been seen, four times in "
-                         f"five: {visible}.\n")
+    for subset, columns in (("rave", ("Overall", "EA", "PC")), ("icvg", ("Overall", "EA"))):
+        table = [["run", *(f"{column} - sft" for column in columns), "visible"]]
+        bars = {column: {} for column in columns}
+        for run in HEADLINE[1:]:
+            gain = {column: read_scores(study, Score(run, subset), column)
+                    - read_scores(study, Score("sft", subset), column) for column in columns}
+            visible = "-" if len(study.seeds) == 1 else f"{smallest_visible(gain['Overall']):.2f}"
+            table.append([run, *(cell(gain[column], sign="+") for column in columns), visible])
+            for column in columns:
+                bars[column][run] = seed_and_sample_interval(gain[column])
+        for column in columns:
+            panels.append(Panel(f"{subset.upper()}: {column} - SFT",
+                                bars=dict(reversed(bars[column].items()))))
+        scores = compare(study, [BASE, *HEADLINE], subset, "sft")
+        parts.append(f"{subset.upper()}\n\n{scores}\n{markdown(table)}")
     draw_panels(study.out / "headline.png", panels)
     head = ("All runs of a seed share noise and order of samples. The model's own VLM judges, or "
-            "the same VLM after it was taught what would please it (hardened).")
+            "the same VLM after it was taught what would please it (hardened). visible: the "
+            "smallest difference of Overall that would have been seen four times in five.")
     return "\n".join([f"{head}\n", *parts])
 
 

@@ -53,7 +53,7 @@ def test_a_table_from_training_to_markdown(tiny_dir, tmp_path, capsys):
     of_this_size("--table", "3")
     text = (tmp_path / "results" / "table-3.md").read_text()
     assert "python -m experiments --table 3" in text
-    assert "training seeds 0, 1 steps, targets wrong-30;" in text
+    assert "training seeds 0, 1 steps, targets wrong-30, --items 2 --batch 2;" in text
     ours, theirs = text.split("The paper's Table 3")
 
     def first_column(table):
