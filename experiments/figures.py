@@ -245,7 +245,7 @@ def figure_one_step(study: Study) -> str:
 def figure_headline(study: Study) -> str:
     """Is USO better than SFT? Each run minus SFT, paired by seed and sample."""
     panels, parts = [], []
-    for subset, columns in (("rave", ("Overall", "EA", "PC")), ("icvg", ("Overall", "EA"))):
+    for subset, columns in (("rave", ("Overall", "EA", "PC")), ("icvg", ("Overall",))):
         table = [["run", *(f"{column} - sft" for column in columns), "visible"]]
         bars = {column: {} for column in columns}
         for run in HEADLINE[1:]:
