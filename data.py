@@ -220,7 +220,7 @@ MEMORY = 4 * 2 ** 30                                     # bytes of clips kept i
 
 
 def fingerprint(model, parts: tuple[str, ...] = FROZEN) -> str:
-    """sha256 of what encoding depends on: frozen weights (or `parts`), tokenizers, preset."""
+    """sha256 of all that encoding depends on: weights of `parts`, tokenizers, VAE scale, preset."""
     scale = model.vae.config.latents_mean, model.vae.config.latents_std
     sha = hashlib.sha256(repr((model.preset, *scale)).encode())
     for tokenizer in (model.vlm.tokenizer, model.text_tokenizer):

@@ -113,7 +113,7 @@ class Preset:
     sample_steps: int = 12
     first_frame: bool = False           # h is of the source's first frame only, as the authors' is
     guidance_from: str = "cond"         # guided v = c + g (c - u); "uncond": u + g (c - u)
-    order: tuple = ("img", "ipl", "prp")             # of the context: source, VLM, T5 states
+    order: tuple[str, ...] = ("img", "ipl", "prp")   # of the context: source, VLM, T5 states
     bf16: bool = False                  # frozen parts, and products under autocast; G is float32
     paired: bool = False                # the critic sees an edit's token after the source's
     decode: str = "exact"               # the critic's K frames, see critic.decode_frames

@@ -69,6 +69,13 @@ def draw_panels(path: Path, panels: list[Panel], height: float = 3.4) -> None:
     plt.close(figure)
 
 
+def gains(study: Study, score: Score, against: Score,
+          columns: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """(S, N) by column: the scores minus those of another run, paired by seed and sample."""
+    return {column: read_scores(study, score, column) - read_scores(study, against, column)
+            for column in columns}
+
+
 def figure_4(study: Study) -> str:
     """Is the soft margin worth more than the word? Spearman with the oracle's EA, first seed."""
     runs = [Score(run, "rave") for run in (BASE, "sft", "rwr", "uso")]
@@ -249,8 +256,7 @@ def figure_headline(study: Study) -> str:
         table = [["run", *(f"{column} - sft" for column in columns), "visible"]]
         bars = {column: {} for column in columns}
         for run in HEADLINE[1:]:
-            gain = {column: read_scores(study, Score(run, subset), column)
-                    - read_scores(study, Score("sft", subset), column) for column in columns}
+            gain = gains(study, Score(run, subset), Score("sft", subset), columns)
             visible = "-" if len(study.seeds) == 1 else f"{smallest_visible(gain['Overall']):.2f}"
             table.append([run, *(cell(gain[column], sign="+") for column in columns), visible])
             for column in columns:
@@ -284,8 +290,7 @@ def draw_map(study: Study, cells: list[Cell], name: str) -> str:
     bars = {column: {} for column in columns}
     for place in cells:
         sft, uso = (Score(run, "rave") for run in place.runs)
-        gain = {column: read_scores(study, uso, column) - read_scores(study, sft, column)
-                for column in columns}
+        gain = gains(study, uso, sft, columns)
         critic = "own" if place.critic == "uso" else "hardened"
         baseline = place.baseline.removeprefix(", ") or "m_0"
         table.append([place.targets, critic, baseline, cell(read_scores(study, sft)),
