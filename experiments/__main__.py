@@ -83,8 +83,8 @@ def open_study(args) -> Study:
 
 
 def stamp(args) -> str:
-    """The name of the runs' folder: another base, world, --steps, --targets or --more, another."""
-    sha = hashlib.sha256(f"{world.VERSION} {args.steps} {args.targets} {args.more}".encode())
+    """The name of the runs' folder: another base, world or --more, another."""
+    sha = hashlib.sha256(f"{world.VERSION} {args.more}".encode())
     weights = Path(args.weights or jobs.ROOT / "weights" / "tiny")
     train.add_weights(sha, weights)
     return sha.hexdigest()[:8]

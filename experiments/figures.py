@@ -16,11 +16,11 @@ from common.files import markdown, replacing
 from common.intervals import format_interval
 from critic import THINK, Critic
 from experiments.gradient_probe import gradient_at_levels
-from experiments.jobs import read_times, steps_of, training_name
+from experiments.jobs import read_times, training_name
 from experiments.one_step_probe import NOISED, one_step_margins
-from experiments.runs import (BASE, COMPUTE, GAMED, HEADLINE, LEARNING_RATES, PARTS_OFF, TAUS,
-                              UNGUARDED, WATCHED, WRONG_SHARES, Cell, Score, Study, copy_steps,
-                              map_cells, over_time, run_of_learning_rate, run_on)
+from experiments.runs import (BASE, COMPUTE, FIGURE_4, GAMED, HEADLINE, LEARNING_RATES, PARTS_OFF,
+                              TAUS, UNGUARDED, WATCHED, WRONG_SHARES, Cell, Score, Study,
+                              copy_steps, map_cells, over_time, run_of_learning_rate, run_on)
 from experiments.scores import (cell, compare, correlation_of, measured_once, read_scores,
                                 seed_and_sample_interval, smallest_visible)
 from model import load_model
@@ -78,7 +78,7 @@ def gains(study: Study, score: Score, against: Score,
 
 def figure_4(study: Study) -> str:
     """Is the soft margin worth more than the word? Spearman with the oracle's EA, first seed."""
-    runs = [Score(run, "rave") for run in (BASE, "sft", "rwr", "uso")]
+    runs = [Score(run, "rave") for run in FIGURE_4]
     margin = np.concatenate([read_scores(study, run, "margin")[:1] for run in runs])     # (4, N)
     ea = np.concatenate([read_scores(study, run, "EA")[:1] for run in runs])             # (4, N)
     soft = correlation_of(spearmanr, margin, ea)
@@ -206,7 +206,7 @@ def figure_compute(study: Study) -> str:
     times = read_times(study)
     minutes, bars = {}, {}
     for run in COMPUTE:
-        seconds = [times[training_name(run, seed)] for seed in study.seeds]
+        seconds = [times[training_name(study, run, seed)] for seed in study.seeds]
         minutes[run] = np.mean(seconds) / 60
     for run in COMPUTE[::-1]:
         overall = read_scores(study, Score(run, "rave"))
@@ -301,5 +301,5 @@ def draw_map(study: Study, cells: list[Cell], name: str) -> str:
     panels = [Panel(f"{column}, USO - SFT", bars=dict(reversed(bars[column].items())))
               for column in columns]
     draw_panels(study.out / name, panels, height=5)
-    steps = steps_of(study, cells[0].runs[0])
+    steps = study.steps_of(cells[0].runs[0])
     return f"RAVE, {steps} steps, paired by seed and sample.\n\n{markdown(table)}"

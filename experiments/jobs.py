@@ -21,8 +21,8 @@ import numpy as np
 from tqdm import tqdm
 
 from common.files import BadInput, atomic_write
-from experiments.runs import (BASE, EQUAL_TIME, KEEP_EVERY, LONGER, RUNS, TARGETS, TIMES_LONGER,
-                              WATCHED, Score, Study, keeps_margin, needed_scores)
+from experiments.runs import (BASE, EQUAL_TIME, LONGER, RUNS, TARGETS, WATCHED, Score, Study,
+                              keep_every, keeps_margin, needed_scores)
 
 ROOT = Path(__file__).parents[1]
 STOPPED = 130                                    # the exit code of a command that Ctrl-C stopped
@@ -45,33 +45,31 @@ def train_job(study: Study, run: str, seed: int) -> Job:
                "--eval-items", "0"]
     if study.weights:
         command += ["--weights", study.weights]
-    return Job(training_name(run, seed), command, folder / "model" / "model.json")
+    return Job(training_name(study, run, seed), command, folder / "model" / "model.json")
 
 
-def training_name(run: str, seed: int) -> str:
-    return f"train {run}, seed {seed}"
+def training_name(study: Study, run: str, seed: int) -> str:
+    return f"train {study.full_name(run)}, seed {seed}"
 
 
 def training_flags(study: Study, run: str) -> list[str]:
     """What the run is given beside seed and folders; of a flag that comes twice the last counts."""
     name, _, targets = run.removesuffix(EQUAL_TIME).removesuffix(LONGER).partition(" on ")
     flags = [*TARGETS[targets or study.targets].split(), *RUNS[name].split()]
-    flags += ["--steps", str(steps_of(study, run))]
-    if run in WATCHED:
-        flags += ["--keep-every", str(KEEP_EVERY)]
+    flags += ["--steps", str(training_steps(study, run))]
+    if name in WATCHED:
+        flags += ["--keep-every", str(keep_every(study.steps_of(run)))]
     return flags + study.flags
 
 
-def steps_of(study: Study, run: str) -> int:
-    """The study's steps, or more; with equal time, as many as fit into the time that USO took."""
-    if run.endswith(LONGER):
-        return TIMES_LONGER * study.steps
+def training_steps(study: Study, run: str) -> int:
+    """Those of the study; with equal time, as many as fit into the time that USO took."""
     if not run.endswith(EQUAL_TIME):
-        return study.steps
+        return study.steps_of(run)
     times = read_times(study)
 
     def quickest(name):
-        return min(times[training_name(name, seed)] for seed in study.seeds)
+        return min(times[training_name(study, name, seed)] for seed in study.seeds)
     share = quickest("uso") / quickest(run.removesuffix(EQUAL_TIME))
     return max(1, int(study.steps * share))
 
@@ -79,16 +77,16 @@ def steps_of(study: Study, run: str) -> int:
 def score_job(study: Study, score: Score, seed: int) -> Job:
     """The scoring of a run's model."""
     command = [sys.executable, str(ROOT / "evaluate.py"), "--subset", score.subset,
-               "--split", score.split, "--n", str(study.n), "--out", str(study.folder / "eval")]
+               "--split", score.split, "--n", str(study.n), "--out", str(study.scores_folder)]
     if score.run != BASE:
         model = study.run_folder(score.run, seed) / f"model{score.copy}"
         command += ["--checkpoint", str(model)]
     elif study.weights:
         command += ["--checkpoint", study.weights]
-    if keeps_margin(study, score):
+    if keeps_margin(score):
         command.append("--margin")
-    name = f"{score.subset} {score.split} {score.run}{score.copy}, seed {seed}"
-    return Job(name, command, score.folder(study, seed) / "table.md")
+    name = f"{score.subset} {score.split} {study.full_name(score.run)}{score.copy}, seed {seed}"
+    return Job(f"{name}, {study.n} samples", command, score.folder(study, seed) / "table.md")
 
 
 def plan(study: Study, items: list[str], done: bool = False) -> list[list[Job]]:
@@ -120,7 +118,7 @@ def plan(study: Study, items: list[str], done: bool = False) -> list[list[Job]]:
 def time_is_known(study: Study, run: str) -> bool:
     """Whether USO and the rival of an equal-time run have been trained with all seeds."""
     rival = run.removesuffix(EQUAL_TIME)
-    needed = {training_name(name, seed) for name in ("uso", rival) for seed in study.seeds}
+    needed = {training_name(study, name, seed) for name in ("uso", rival) for seed in study.seeds}
     return needed <= read_times(study).keys()
 
 

@@ -4,7 +4,9 @@ A *run* is a training, known by its name: RUNS has its flags. A *score* is a run
 of a split of the tiny world. `needed_scores` says which scores a table or figure shows.
 
 All runs share base, data, steps, batch and learning rate. What is wrong with their data is the
-study's choice of TARGETS; a run "... on <targets>" has other ones, "..., longer" more steps.
+study's choice of TARGETS; a run "... on <targets>" has other ones, "..., longer" more steps. A run
+that two studies need is done once: a map's longer runs of 5 times 450 steps are there already when
+a table of 2,250 steps is made.
 """
 
 from dataclasses import dataclass, field
@@ -21,7 +23,7 @@ TARGETS = {                                      # what is wrong with the traini
     "wrong-60": "--wrong 0.6",
     "drift-60": "--drift 0.6"}                   # the edit is right, the rest re-rendered
 WRONG_SHARES = ("right", "wrong-30", "wrong-60")                             # --figure data
-KEEP_EVERY = 250                                 # steps between the copies of a WATCHED run
+COPIES = 3                                       # of a WATCHED run, equally far from each other
 EQUAL_TIME = ", equal time"                      # a rival with so few steps that it takes as long
 LONGER, TIMES_LONGER = ", longer", 5             # a run of so many times the study's steps
 HARDENED = "weights/hardened"                    # the VLM after tiny.harden_vlm
@@ -92,6 +94,7 @@ GAMED = {                                        # lambda 0.25, 1 and 3, by the 
     "hardened": ["uso, hardened critic", "lambda 1, hardened critic", "lambda 3, hardened critic"]}
 WATCHED = ["sft", *GAMED["own"], *GAMED["hardened"]]
 UNGUARDED = ["lambda 3, m_0 = 0", "lambda 3, K = 1", "lambda 3, tau = 1", "lambda 3, no flow"]
+FIGURE_4 = [BASE, "sft", "rwr", "uso"]
 PARTS_OFF = ["uso", "uso, no vlm", "uso, no position"]
 RIVALS = ["refl", "grpo"]
 COMPUTE = ["sft", "uso", *RIVALS, *(rival + EQUAL_TIME for rival in RIVALS)]
@@ -115,10 +118,26 @@ class Study:
         """One for the base, which has none, and for a search, which needs no more."""
         return range(1) if run == BASE or ", lr " in run else self.seeds
 
+    def full_name(self, run: str) -> str:
+        """The run with its targets and steps, which tell it from those of other studies."""
+        if run == BASE:
+            return BASE
+        name, _, targets = run.removesuffix(LONGER).partition(" on ")
+        return f"{name} on {targets or self.targets}, {self.steps_of(run)} steps"
+
+    def steps_of(self, run: str) -> int:
+        """The study's steps, or more."""
+        return TIMES_LONGER * self.steps if run.endswith(LONGER) else self.steps
+
     def run_folder(self, run: str, seed: int) -> Path:
         """Where train.py keeps the run."""
-        name = "".join(c if c.isalnum() or c == "." else "-" for c in run)
+        name = "".join(c if c.isalnum() or c == "." else "-" for c in self.full_name(run))
         return self.folder / f"{name}-{seed}"
+
+    @property
+    def scores_folder(self) -> Path:
+        """Where evaluate.py keeps all scores of so many samples."""
+        return self.folder / f"eval-{self.n}"
 
     def model_folder(self, run: str, seed: int) -> str | None:
         """What loads the run's model; None is weights/tiny."""
@@ -138,7 +157,7 @@ class Score(NamedTuple):
             name = Path(study.weights or "tiny").name
         else:
             name = study.run_folder(self.run, seed).name + self.copy
-        return study.folder / "eval" / f"{name}-{self.subset}-{self.split}"
+        return study.scores_folder / f"{name}-{self.subset}-{self.split}"
 
 
 # ------------------------------------------------------------------------ what is needed for what
@@ -150,7 +169,12 @@ def on_test(runs: list[str], *subsets: str) -> list[Score]:
 
 def copy_steps(study: Study) -> list[int]:
     """The steps after which a watched run keeps a copy of its model."""
-    return list(range(KEEP_EVERY, study.steps, KEEP_EVERY))
+    return list(range(keep_every(study.steps), study.steps, keep_every(study.steps)))
+
+
+def keep_every(steps: int) -> int:
+    """Of so many steps of a watched run, how many lie between two copies."""
+    return -(-steps // COPIES)                   # rounded up: no copy just before the end
 
 
 def over_time(study: Study, run: str) -> list[Score]:
@@ -170,7 +194,7 @@ def needed_scores(study: Study) -> dict[str, list[Score]]:
               for rate in LEARNING_RATES for objective in ("sft", "rwr", "uso")]
     return {
         "table 4": on_test([BASE, "sft", "rwr", "uso", OFTEN_GATED], "rave", "icvg"),
-        "figure 4": on_test([BASE, "sft", "rwr", "uso"], "rave"),
+        "figure 4": on_test(FIGURE_4, "rave"),
         "figure samples": on_test([BASE, "sft", "uso"], "rave"),
         "table 3": on_test([BASE, "sft", "uso"], "literal"),
         "table 2": on_test([BASE, "sft", "uso"], "cross"),
@@ -216,6 +240,7 @@ def runs_of(cells: list[Cell]) -> list[str]:
     return sorted({run for cell in cells for run in cell.runs})
 
 
-def keeps_margin(study: Study, score: Score) -> bool:
+def keeps_margin(score: Score) -> bool:
     """Whether the critic's margin is needed beside the oracle's scores; it takes a third longer."""
-    return score.split == "val" or score in needed_scores(study)["figure 4"]
+    of_figure_4 = score.run.partition(" on ")[0] in FIGURE_4 and score.subset == "rave"
+    return score.split == "val" or of_figure_4

@@ -62,6 +62,6 @@ def test_a_table_from_training_to_markdown(tiny_dir, tmp_path, capsys):
     assert "nothing is left to run" in of_this_size("--table", "3")
     assert (tmp_path / "results" / "table-3.md").read_text() == text
     listed = of_this_size("--table", "4", "--list")
-    assert "train rwr, seed 0" in listed and "train sft" not in listed
+    assert "train rwr on wrong-30, 1 steps, seed 0" in listed and "train sft" not in listed
     with pytest.raises(BadInput, match="failed, .*nothing.jsonl: cannot be read"):
         of_this_size("--table", "5", "--more", "--data nothing.jsonl")

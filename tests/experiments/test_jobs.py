@@ -8,7 +8,7 @@ import pytest
 from common.files import BadInput
 from experiments import jobs
 from experiments.jobs import Job, plan
-from experiments.runs import BASE, RUNS, Score, needed_scores
+from experiments.runs import BASE, RUNS, Score, copy_steps, needed_scores
 
 
 def names(chains):
@@ -29,11 +29,13 @@ def test_what_is_done_is_not_done_again(study, pretend):
     study = study(seeds=range(3))
     everything = names(plan(study, ["table 3"]))
     assert len(everything) == 1 + 2 * 3 * 2
-    assert "train sft, seed 2" in everything and "literal test base, seed 0" in everything
+    assert "train sft on wrong-30, 500 steps, seed 2" in everything
+    assert "literal test base, seed 0, 200 samples" in everything
     assert not any("sft" in name and "lambda" in name for name in everything)
     pretend(study, Score("sft", "literal"), 1, [1])
     left = names(plan(study, ["table 3"]))
-    assert set(everything) - set(left) == {"literal test sft, seed 1"}
+    assert set(everything) - set(left) == {
+        "literal test sft on wrong-30, 500 steps, seed 1, 200 samples"}
     assert names(plan(study, ["table 3"], done=True)) == everything
 
 
@@ -41,16 +43,17 @@ def test_equal_time_waits_for_the_times(study):
     study = study(seeds=range(1), steps=100)
     assert not any("equal" in name for name in names(plan(study, ["figure compute"])))
     study.folder.mkdir(parents=True)
-    times = {"train uso, seed 0": 50., "train refl, seed 0": 100., "train grpo, seed 0": 500.}
+    times = {"uso": 50., "refl": 100., "grpo": 500.}
+    times = {jobs.training_name(study, run, 0): seconds for run, seconds in times.items()}
     (study.folder / "times.json").write_text(json.dumps(times))
     steps = {}
     for chain in plan(study, ["figure compute"]):
         for job in chain:
             if job.name.startswith("train"):
                 steps[job.name] = job.command[job.command.index("--steps") + 1]
-    assert steps["train refl, equal time, seed 0"] == "50"
-    assert steps["train grpo, equal time, seed 0"] == "10"
-    assert steps["train refl, seed 0"] == "100"
+    wanted = {"refl, equal time": "50", "grpo, equal time": "10", "refl": "100"}
+    for run, number in wanted.items():
+        assert steps[jobs.training_name(study, run, 0)] == number
 
 
 @pytest.mark.parametrize("targets", ["wrong-30", "drift-60"])
@@ -59,21 +62,42 @@ def test_all_runs_share_the_data_but_those_on_other_targets(study, targets):
     trainings = [job for chain in plan(study, list(needed_scores(study))) for job in chain
                  if job.name.startswith("train")]
     assert len(trainings) > 30
+    assert sum(f" on {targets}," in job.name for job in trainings) > len(trainings) / 2
     flags = {"right": [], "wrong-30": ["--wrong", "0.3"], "wrong-60": ["--wrong", "0.6"],
              "drift-60": ["--drift", "0.6"]}
     for job in trainings:
         own = job.name.partition(" on ")[2].split(",")[0]
         given = [word for i, word in enumerate(job.command)
                  if {"--wrong", "--drift"} & {word, job.command[i - 1]}]
-        assert given == flags[own or targets], job.name
+        assert given == flags[own], job.name
 
 
 def test_a_longer_run(study):
     study = study(steps=100)
-    assert jobs.steps_of(study, "uso on right") == 100
-    assert jobs.steps_of(study, "uso on right, longer") == 500
     flags = jobs.training_flags(study, "uso, hardened critic, no m_0 on right, longer")
     assert flags == ["--critic", "weights/hardened", "--without", "baseline", "--steps", "500"]
+
+
+def test_studies_share_the_runs_that_are_alike_in_both(study, pretend):
+    short, long = study(steps=100), study(steps=500, targets="drift-60")
+    pretend(short, Score("uso on drift-60, longer", "rave"), 0, [1])
+    everything, left = (names(plan(long, ["table 5"], done)) for done in (True, False))
+    assert set(everything) - set(left) == {
+        "rave test uso on drift-60, 500 steps, seed 0, 200 samples"}
+    assert long.run_folder("uso", 0) == short.run_folder("uso on drift-60, longer", 0)
+    apart = [short, study(steps=101), study(steps=100, targets="right"), study(steps=100, n=100)]
+    assert len({Score("uso", "rave").folder(one, 0) for one in apart}) == len(apart)
+    assert {Score(BASE, "rave").folder(one, 0) for one in (short, long)} == {
+        short.folder / "eval-200" / "tiny-rave-test"}
+
+
+@pytest.mark.parametrize("steps, copies", [(450, [150, 300]), (500, [167, 334]), (2, [1])])
+def test_a_watched_run_keeps_copies_at_equal_distances(study, steps, copies):
+    study = study(steps=steps)
+    assert copy_steps(study) == copies
+    for run in ("uso", "uso on drift-60"):
+        flags = jobs.training_flags(study, run)
+        assert flags[flags.index("--keep-every") + 1] == str(copies[0])
 
 
 # ------------------------------------------------------------------------ doing it
