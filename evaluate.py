@@ -37,14 +37,14 @@ STRIPS = 12                                              # how many samples stri
 def generate_and_judge(model, subset: str, split: str, n: int, steps: int = 12,
                        guidance: float = 1.0, seed: int = 0, batch: int = 20,
                        label: str | None = None, keep=None, done: dict | None = None,
-                       critic: Critic | None = None) -> list[dict]:
+                       critics: dict[str, Critic] | None = None) -> list[dict]:
     """Edit the first `n` triplets of the tiny world and judge each; a row a sample, in order.
 
     A row has id, index, subset, type, rule, instruction, failed (None or why) and the COLUMNS; PC
     is None on ICVG, and every score is None where the video is not finite: it is counted, never
-    scored. Sample i's noise comes from seed + i, whatever the batch. critic: its margin is in the
-    row, too, and in none of the scores. keep(row, video (F, 3, H, W)) is called for each new row;
-    `done` holds rows by index that need not be made again.
+    scored. Sample i's noise comes from seed + i, whatever the batch. critics: the margin of each is
+    in the row, under its name, and in none of the scores. keep(row, video (F, 3, H, W)) is called
+    for each new row; `done` holds rows by index that need not be made again.
     """
     rows = dict(done or {})
     missing = [i for i in range(n) if i not in rows]
@@ -56,17 +56,17 @@ def generate_and_judge(model, subset: str, split: str, n: int, steps: int = 12,
             # (B, F, 3, H, W)
             source = torch.stack([triplet.source for triplet in triplets]).to(model.device)
             edits = model.sample(source, words, steps, guidance, seed + now[0]).cpu()
-            margins = [None] * len(now)
-            if critic:
+            margins = {}
+            for name, critic in (critics or {}).items():
                 with torch.no_grad():
-                    margins = critic.margin(source, edits.to(model.device), words).tolist()
-            for i, triplet, video, margin in zip(now, triplets, edits, margins):
+                    margins[name] = critic.margin(source, edits.to(model.device), words).tolist()
+            for k, (i, triplet, video) in enumerate(zip(now, triplets, edits)):
                 rows[i] = {"id": f"{subset}-{split}-{i}", "index": i, "subset": subset,
                            "type": triplet.type, "rule": triplet.rule,
                            "instruction": triplet.instruction,
                            **oracle_scores(triplet, video)}
-                if critic:
-                    rows[i]["margin"] = margin if math.isfinite(margin) else None
+                for name, margin in margins.items():
+                    rows[i][name] = margin[k] if math.isfinite(margin[k]) else None
                 if keep:
                     keep(rows[i], video)
             bar.update(len(now))
@@ -166,14 +166,19 @@ def parse(argv=None):
     return args
 
 
-def main(argv=None) -> None:
+def main(argv=None, critics=None, settings=None) -> None:
+    """Evaluate, and say how good the model is.
+
+    critics(model) -> {name: Critic}: whose margins are kept, instead of --margin's. settings: what
+    tells scores with these margins apart.
+    """
     args = parse(argv)
     model = load_model(args.checkpoint).to(device())
     name = run_name(args.checkpoint) if args.checkpoint else model.preset.name
     folder = args.out / f"{name}-{args.subset}-{args.split}"
     how = {name: getattr(args, name) for name in ("subset", "split", "steps", "guidance", "seed")}
     settings = {**how, "checkpoint": fingerprint(model, (*FROZEN, *TRAINED)),
-                "world": world.VERSION, "margin": args.margin}
+                "world": world.VERSION, "margin": args.margin, **(settings or {})}
     rows, clips = resume(folder, settings), {}
 
     def keep(row, video):
@@ -182,9 +187,12 @@ def main(argv=None) -> None:
         atomic_write(folder / "scores.jsonl", "".join(lines))
         if row["index"] < STRIPS:
             clips[row["index"]] = video
-    critic = Critic(model) if args.margin else None
+    if critics:
+        critics = critics(model)
+    elif args.margin:
+        critics = {"margin": Critic(model)}
     result = generate_and_judge(model, n=args.n, **how, batch=args.batch, keep=keep, done=rows,
-                                critic=critic)
+                                critics=critics)
 
     strips, first = folder / "strips.png", min(args.n, STRIPS)
     if clips or not strips.exists():

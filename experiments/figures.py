@@ -19,8 +19,8 @@ from experiments.gradient_probe import gradient_at_levels
 from experiments.jobs import read_times, training_name
 from experiments.one_step_probe import NOISED, one_step_margins
 from experiments.runs import (BASE, COMPUTE, FIGURE_4, GAMED, HEADLINE, LEARNING_RATES, PARTS_OFF,
-                              TAUS, UNGUARDED, WATCHED, WRONG_SHARES, Cell, Score, Study,
-                              copy_steps, map_cells, over_time, run_of_learning_rate, run_on)
+                              TAUS, WRONG_SHARES, Cell, Score, Study, gamed_runs, map_cells,
+                              run_of_learning_rate, run_on)
 from experiments.scores import (cell, compare, correlation_of, measured_once, read_scores,
                                 seed_and_sample_interval, smallest_visible)
 from model import load_model
@@ -119,25 +119,23 @@ def figure_samples(study: Study) -> str:
 
 
 def figure_gamed(study: Study) -> str:
-    """Does the critic's margin rise while the oracle's scores fall? A picture for each critic."""
-    columns = ("margin", "EA", "PC", "GR", "Overall")
-    steps = [0, *copy_steps(study), study.steps]
-    for critic, runs in GAMED.items():
-        panels = []
-        for column in columns:
-            lines = {}
-            for run in ("sft", *runs):
-                scores = [Score(BASE, "rave", "val"), *over_time(study, run)]
-                lines[run] = steps, [seed_and_sample_interval(read_scores(study, score, column),
-                                                              repeats=300) for score in scores]
-            panels.append(Panel(column, "step", lines))
-        draw_panels(study.out / f"gamed-{critic}.png", panels)
+    """Does a critic's margin rise with lambda while the oracle's scores fall?"""
+    columns = ("margin, own", "margin, hardened", "EA", "PC", "Overall")
+    scores = {run: Score(run, "rave", "val") for run in gamed_runs()}
+    panels = []
+    for column in columns:
+        lines = {}
+        for critic, runs in GAMED.items():
+            arrays = [read_scores(study, scores[run], column) for run in runs.values()]
+            lines[f"{critic} judged"] = list(runs), [seed_and_sample_interval(x) for x in arrays]
+        panels.append(Panel(column, "lambda", lines))
+    draw_panels(study.out / "gamed.png", panels)
     table = [["run", *columns]]
-    for run in (BASE, *WATCHED, *UNGUARDED):
-        score = Score(run, "rave", "val")
+    for run, score in scores.items():
         table.append([run, *(cell(read_scores(study, score, column)) for column in columns)])
-    return (f"RAVE, val split, after {study.steps} steps. The margin is that of the model's own "
-            f"VLM, whichever has judged, on K frames of the finished edit.\n\n{markdown(table)}")
+    return ("RAVE, val split. The margins are those of the model's own VLM and of the hardened one "
+            "on K frames of the finished edit; in training, the one or the other judged one-step "
+            f"estimates. lambda 0 is SFT.\n\n{markdown(table)}")
 
 
 def figure_gradient(study: Study) -> str:

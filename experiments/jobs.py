@@ -21,8 +21,8 @@ import numpy as np
 from tqdm import tqdm
 
 from common.files import BadInput, atomic_write
-from experiments.runs import (BASE, EQUAL_TIME, LONGER, RUNS, TARGETS, WATCHED, Score, Study,
-                              keep_every, keeps_margin, needed_scores)
+from experiments.runs import (BASE, EQUAL_TIME, LONGER, RUNS, TARGETS, Score, Study,
+                              needed_scores, needs_both_margins, needs_margin)
 
 ROOT = Path(__file__).parents[1]
 STOPPED = 130                                    # the exit code of a command that Ctrl-C stopped
@@ -57,8 +57,6 @@ def training_flags(study: Study, run: str) -> list[str]:
     name, _, targets = run.removesuffix(EQUAL_TIME).removesuffix(LONGER).partition(" on ")
     flags = [*TARGETS[targets or study.targets].split(), *RUNS[name].split()]
     flags += ["--steps", str(training_steps(study, run))]
-    if name in WATCHED:
-        flags += ["--keep-every", str(keep_every(study.steps_of(run)))]
     return flags + study.flags
 
 
@@ -76,16 +74,18 @@ def training_steps(study: Study, run: str) -> int:
 
 def score_job(study: Study, score: Score, seed: int) -> Job:
     """The scoring of a run's model."""
-    command = [sys.executable, str(ROOT / "evaluate.py"), "--subset", score.subset,
-               "--split", score.split, "--n", str(study.n), "--out", str(study.scores_folder)]
+    script = [str(ROOT / "evaluate.py")]
+    if needs_both_margins(score):
+        script = ["-m", "experiments.evaluate"]
+    command = [sys.executable, *script, "--subset", score.subset, "--split", score.split,
+               "--n", str(study.n), "--out", str(study.scores_folder)]
     if score.run != BASE:
-        model = study.run_folder(score.run, seed) / f"model{score.copy}"
-        command += ["--checkpoint", str(model)]
+        command += ["--checkpoint", str(study.run_folder(score.run, seed))]
     elif study.weights:
         command += ["--checkpoint", study.weights]
-    if keeps_margin(score):
+    if needs_margin(score):
         command.append("--margin")
-    name = f"{score.subset} {score.split} {study.full_name(score.run)}{score.copy}, seed {seed}"
+    name = f"{score.subset} {score.split} {study.full_name(score.run)}, seed {seed}"
     return Job(f"{name}, {study.n} samples", command, score.folder(study, seed) / "table.md")
 
 

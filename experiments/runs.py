@@ -23,7 +23,6 @@ TARGETS = {                                      # what is wrong with the traini
     "wrong-60": "--wrong 0.6",
     "drift-60": "--drift 0.6"}                   # the edit is right, the rest re-rendered
 WRONG_SHARES = ("right", "wrong-30", "wrong-60")                             # --figure data
-COPIES = 3                                       # of a WATCHED run, equally far from each other
 EQUAL_TIME = ", equal time"                      # a rival with so few steps that it takes as long
 LONGER, TIMES_LONGER = ", longer", 5             # a run of so many times the study's steps
 HARDENED = "weights/hardened"                    # the VLM after tiny.harden_vlm
@@ -59,6 +58,11 @@ def run_of_learning_rate(objective: str, rate: str) -> str:
     return f"{objective}, lr {rate}"
 
 
+def is_search(run: str) -> bool:
+    """Whether the run looks for a learning rate."""
+    return ", lr " in run
+
+
 def all_runs() -> dict[str, str]:
     """The flags of each run, by name, beside TARGETS; what is not named has train.py's default."""
     runs = {"sft": "--objective sft", "rwr": "--objective rwr", "uso": "--objective uso"}
@@ -89,10 +93,10 @@ def all_runs() -> dict[str, str]:
 
 RUNS = all_runs()
 OFTEN_GATED = "tau 0.9"                          # in Table 4, too: the critic sees most samples
-GAMED = {                                        # lambda 0.25, 1 and 3, by the critic that judges
-    "own": ["uso", "lambda 1", "lambda 3"],
-    "hardened": ["uso, hardened critic", "lambda 1, hardened critic", "lambda 3, hardened critic"]}
-WATCHED = ["sft", *GAMED["own"], *GAMED["hardened"]]
+GAMED = {                                        # runs by lambda, for each critic that judges
+    "own": {0: "sft", .25: "uso", 1: "lambda 1", 3: "lambda 3"},
+    "hardened": {0: "sft", .25: "uso, hardened critic", 1: "lambda 1, hardened critic",
+                 3: "lambda 3, hardened critic"}}
 UNGUARDED = ["lambda 3, m_0 = 0", "lambda 3, K = 1", "lambda 3, tau = 1", "lambda 3, no flow"]
 FIGURE_4 = [BASE, "sft", "rwr", "uso"]
 PARTS_OFF = ["uso", "uso, no vlm", "uso, no position"]
@@ -116,7 +120,7 @@ class Study:
 
     def seeds_of(self, run: str) -> range:
         """One for the base, which has none, and for a search, which needs no more."""
-        return range(1) if run == BASE or ", lr " in run else self.seeds
+        return range(1) if run == BASE or is_search(run) else self.seeds
 
     def full_name(self, run: str) -> str:
         """The run with its targets and steps, which tell it from those of other studies."""
@@ -145,18 +149,17 @@ class Study:
 
 
 class Score(NamedTuple):
-    """A run's model, or the `copy` "-<step>" that it kept on its way, on a subset of a split."""
+    """A run's model on a subset of a split."""
     run: str
     subset: str
     split: str = "test"
-    copy: str = ""
 
     def folder(self, study: Study, seed: int) -> Path:
         """Where evaluate.py keeps the score."""
         if self.run == BASE:
             name = Path(study.weights or "tiny").name
         else:
-            name = study.run_folder(self.run, seed).name + self.copy
+            name = study.run_folder(self.run, seed).name
         return study.scores_folder / f"{name}-{self.subset}-{self.split}"
 
 
@@ -167,27 +170,9 @@ def on_test(runs: list[str], *subsets: str) -> list[Score]:
     return [Score(run, subset) for run in runs for subset in subsets]
 
 
-def copy_steps(study: Study) -> list[int]:
-    """The steps after which a watched run keeps a copy of its model."""
-    return list(range(keep_every(study.steps), study.steps, keep_every(study.steps)))
-
-
-def keep_every(steps: int) -> int:
-    """Of so many steps of a watched run, how many lie between two copies."""
-    return -(-steps // COPIES)                   # rounded up: no copy just before the end
-
-
-def over_time(study: Study, run: str) -> list[Score]:
-    """The scores of a watched run on its way and at its end."""
-    copies = [f"-{step}" for step in copy_steps(study)]
-    return [Score(run, "rave", "val", copy) for copy in [*copies, ""]]
-
-
 def needed_scores(study: Study) -> dict[str, list[Score]]:
     """For each table and figure the scores that it shows, in the order that --all makes them."""
-    gamed = [Score(run, "rave", "val") for run in (BASE, *UNGUARDED)]
-    for run in WATCHED:
-        gamed += over_time(study, run)
+    gamed = [Score(run, "rave", "val") for run in gamed_runs()]
     data = [run_on(objective, targets)
             for targets in WRONG_SHARES for objective in ("sft", "uso")]
     search = [Score(run_of_learning_rate(objective, rate), "rave", "val")
@@ -210,6 +195,12 @@ def needed_scores(study: Study) -> dict[str, list[Score]]:
         "figure one-step": on_test([BASE, "sft", "uso"], "rave"),
         "figure map": on_test(runs_of(map_cells()), "rave"),
         "figure map-longer": on_test(runs_of(map_cells(longer=True)), "rave")}
+
+
+def gamed_runs() -> list[str]:
+    """The base and each run of --figure gamed, once."""
+    watched = [run for runs in GAMED.values() for run in runs.values()]
+    return list(dict.fromkeys([BASE, *watched, *UNGUARDED]))
 
 
 class Cell(NamedTuple):
@@ -240,7 +231,12 @@ def runs_of(cells: list[Cell]) -> list[str]:
     return sorted({run for cell in cells for run in cell.runs})
 
 
-def keeps_margin(score: Score) -> bool:
-    """Whether the critic's margin is needed beside the oracle's scores; it takes a third longer."""
-    of_figure_4 = score.run.partition(" on ")[0] in FIGURE_4 and score.subset == "rave"
-    return score.split == "val" or of_figure_4
+def needs_margin(score: Score) -> bool:
+    """Whether Figure 4 needs the critic's margin beside the scores; it takes a third longer."""
+    run = score.run.partition(" on ")[0]
+    return run in FIGURE_4 and (score.subset, score.split) == ("rave", "test")
+
+
+def needs_both_margins(score: Score) -> bool:
+    """Whether --figure gamed needs the margins of both critics."""
+    return score.split == "val" and not is_search(score.run)

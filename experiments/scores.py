@@ -109,7 +109,8 @@ def by_type(study: Study, runs: list[str], subset: str) -> str:
 def measured_once(study: Study, name: str, measure: Callable[[Study], dict]) -> dict:
     """What measure(study) returned when it was first called for a study like this one; it is kept
     in the study's folder."""
-    file = study.scores_folder / f"{name} on {study.targets}, {study.steps} steps.json"
+    like_this = f"{study.targets}, {study.steps} steps, {study.n} samples"
+    file = study.folder / "measured" / f"{name}, {like_this}.json"
     if not file.exists():
         atomic_write(file, json.dumps(measure(study)))
     return json.loads(file.read_text())

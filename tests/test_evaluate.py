@@ -135,7 +135,7 @@ def test_the_margin_is_told_and_not_scored(tiny):
     critic = Critic(tiny)
     videos = []
     plain = generate_and_judge(tiny, "rave", "val", 2, 2, 0, keep=lambda row, video: videos.append(video))
-    rows = generate_and_judge(tiny, "rave", "val", 2, 2, 0, critic=critic)
+    rows = generate_and_judge(tiny, "rave", "val", 2, 2, 0, critics={"margin": critic})
     assert [{k: v for k, v in row.items() if k != "margin"} for row in rows] == plain
     triplets = [world.make_triplet(i, "rave", "val") for i in range(2)]
     with torch.no_grad():

@@ -8,7 +8,7 @@ import pytest
 from critic import THINK
 from experiments import figures, one_step_probe
 from experiments.one_step_probe import NOISED
-from experiments.runs import BASE, HEADLINE, TAUS, Score, map_cells
+from experiments.runs import BASE, HEADLINE, TAUS, Score, gamed_runs, map_cells
 
 
 def test_figure_4_is_a_rank_correlation(study, pretend):
@@ -26,7 +26,8 @@ def test_figure_4_is_a_rank_correlation(study, pretend):
 def test_figure_gradient(study, tiny_dir):
     study = study(weights=str(tiny_dir), n=7)
     text = figures.figure_gradient(study)
-    found = json.loads((study.folder / "measured" / "gradient-7.json").read_text())
+    file = study.folder / "measured" / "gradient, wrong-30, 500 steps, 7 samples.json"
+    found = json.loads(file.read_text())
     levels = found.pop("levels")
     rows = {name: np.array(x) for name, x in found.items()}
     for name, x in rows.items():
@@ -54,6 +55,18 @@ def test_headline_is_paired_and_says_what_could_have_been_seen(study, pretend):
         assert [gain.strip() for gain in gains] == ["+2.00 [+2.00, +2.00]"] * columns
         assert float(visible) == 0                       # both seeds gain the same
     assert (study.out / "headline.png").stat().st_size > 1000
+
+
+def test_gamed_has_each_run_once_with_both_margins(study, pretend):
+    study = study(n=4, seeds=range(1))
+    assert len(gamed_runs()) == len(set(gamed_runs())) == 1 + 7 + 4
+    for number, run in enumerate(gamed_runs()):
+        pretend(study, Score(run, "rave", "val"), 0, [number] * 4, [number / 10] * 4)
+    rows = [line.split("|")[1:-1] for line in figures.figure_gamed(study).splitlines()[4:]]
+    assert [row[0].strip() for row in rows] == gamed_runs()
+    for number, row in enumerate(rows):
+        assert [float(cell.split()[0]) for cell in row[1:4]] == [number / 10, -number / 10, number]
+    assert (study.out / "gamed.png").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize("longer", [False, True])

@@ -8,7 +8,7 @@ import pytest
 from common.files import BadInput
 from experiments import jobs
 from experiments.jobs import Job, plan
-from experiments.runs import BASE, RUNS, Score, copy_steps, needed_scores
+from experiments.runs import BASE, RUNS, Score, needed_scores
 
 
 def names(chains):
@@ -56,6 +56,17 @@ def test_equal_time_waits_for_the_times(study):
         assert steps[jobs.training_name(study, run, 0)] == number
 
 
+def test_who_gives_a_margin(study):
+    def words(score):
+        return jobs.score_job(study(), score, 0).command[1:]
+    assert words(Score("uso", "rave", "val"))[:2] == ["-m", "experiments.evaluate"]
+    search = Score("uso, lr 8e-4", "rave", "val")
+    for score in (Score("uso", "icvg"), Score("tau 0.9", "rave"), search):
+        assert "--margin" not in words(score) and "experiments.evaluate" not in words(score)
+    for run in (BASE, "uso", "sft on drift-60, longer"):
+        assert "--margin" in words(Score(run, "rave"))
+
+
 @pytest.mark.parametrize("targets", ["wrong-30", "drift-60"])
 def test_all_runs_share_the_data_but_those_on_other_targets(study, targets):
     study = study(seeds=range(1), targets=targets)
@@ -89,15 +100,6 @@ def test_studies_share_the_runs_that_are_alike_in_both(study, pretend):
     assert len({Score("uso", "rave").folder(one, 0) for one in apart}) == len(apart)
     assert {Score(BASE, "rave").folder(one, 0) for one in (short, long)} == {
         short.folder / "eval-200" / "tiny-rave-test"}
-
-
-@pytest.mark.parametrize("steps, copies", [(450, [150, 300]), (500, [167, 334]), (2, [1])])
-def test_a_watched_run_keeps_copies_at_equal_distances(study, steps, copies):
-    study = study(steps=steps)
-    assert copy_steps(study) == copies
-    for run in ("uso", "uso on drift-60"):
-        flags = jobs.training_flags(study, run)
-        assert flags[flags.index("--keep-every") + 1] == str(copies[0])
 
 
 # ------------------------------------------------------------------------ doing it
