@@ -19,8 +19,8 @@ from experiments.gradient_probe import gradient_at_levels
 from experiments.jobs import read_times, training_name
 from experiments.one_step_probe import NOISED, one_step_margins
 from experiments.runs import (BASE, COMPUTE, FIGURE_4, GAMED, HEADLINE, LEARNING_RATES, PARTS_OFF,
-                              TAUS, WRONG_SHARES, Cell, Score, Study, gamed_runs, map_cells,
-                              run_of_learning_rate, run_on)
+                              TAUS, UNGUARDED, WRONG_SHARES, Cell, Score, Study, gamed_runs,
+                              map_cells, run_of_learning_rate, run_on)
 from experiments.scores import (cell, compare, correlation_of, measured_once, read_scores,
                                 seed_and_sample_interval, smallest_visible)
 from model import load_model
@@ -120,22 +120,37 @@ def figure_samples(study: Study) -> str:
 
 def figure_gamed(study: Study) -> str:
     """Does a critic's margin rise with lambda while the oracle's scores fall?"""
-    columns = ("margin, own", "margin, hardened", "EA", "PC", "Overall")
-    scores = {run: Score(run, "rave", "val") for run in gamed_runs()}
     panels = []
-    for column in columns:
+    for column in ("margin, own", "margin, hardened", "PC", "Overall"):
         lines = {}
         for critic, runs in GAMED.items():
-            arrays = [read_scores(study, scores[run], column) for run in runs.values()]
+            arrays = [read_scores(study, Score(run, "rave", "val"), column)
+                      for run in runs.values()]
             lines[f"{critic} judged"] = list(runs), [seed_and_sample_interval(x) for x in arrays]
         panels.append(Panel(column, "lambda", lines))
     draw_panels(study.out / "gamed.png", panels)
-    table = [["run", *columns]]
-    for run, score in scores.items():
-        table.append([run, *(cell(read_scores(study, score, column)) for column in columns)])
-    return ("RAVE, val split. The margins are those of the model's own VLM and of the hardened one "
-            "on K frames of the finished edit; in training, the one or the other judged one-step "
-            f"estimates. lambda 0 is SFT.\n\n{markdown(table)}")
+    return f"{GAMED_HEAD} lambda 0 is SFT.\n\n{gamed_table(study, gamed_runs())}"
+
+
+def figure_unguarded(study: Study) -> str:
+    """What keeps a critic from being gamed? One part off at a time. A table only."""
+    return f"{GAMED_HEAD}\n\n{gamed_table(study, UNGUARDED)}"
+
+
+GAMED_COLUMNS = ("margin, own", "margin, hardened", "EA", "PC", "GR", "Overall")
+GAMED_HEAD = ("RAVE, val split. The margins are those of the model's own VLM and of the hardened "
+              "one on K frames of the finished edit; in training, one of them judged one-step "
+              "estimates.")
+
+
+def gamed_table(study: Study, runs: list[str]) -> str:
+    """Markdown: both margins and the oracle's scores."""
+    table = [["run", *GAMED_COLUMNS]]
+    for run in runs:
+        score = Score(run, "rave", "val")
+        cells = [cell(read_scores(study, score, column)) for column in GAMED_COLUMNS]
+        table.append([run, *cells])
+    return markdown(table)
 
 
 def figure_gradient(study: Study) -> str:

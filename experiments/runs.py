@@ -97,7 +97,8 @@ GAMED = {                                        # runs by lambda, for each crit
     "own": {0: "sft", .25: "uso", 1: "lambda 1", 3: "lambda 3"},
     "hardened": {0: "sft", .25: "uso, hardened critic", 1: "lambda 1, hardened critic",
                  3: "lambda 3, hardened critic"}}
-UNGUARDED = ["lambda 3, m_0 = 0", "lambda 3, K = 1", "lambda 3, tau = 1", "lambda 3, no flow"]
+UNGUARDED = ["lambda 3", "lambda 3, m_0 = 0", "lambda 3, K = 1", "lambda 3, tau = 1",
+             "lambda 3, no flow"]
 FIGURE_4 = [BASE, "sft", "rwr", "uso"]
 PARTS_OFF = ["uso", "uso, no vlm", "uso, no position"]
 RIVALS = ["refl", "grpo"]
@@ -170,12 +171,16 @@ def on_test(runs: list[str], *subsets: str) -> list[Score]:
     return [Score(run, subset) for run in runs for subset in subsets]
 
 
+def on_val(runs: list[str]) -> list[Score]:
+    """The scores of these runs on RAVE's val split: for what is looked at to choose."""
+    return [Score(run, "rave", "val") for run in runs]
+
+
 def needed_scores(study: Study) -> dict[str, list[Score]]:
     """For each table and figure the scores that it shows, in the order that --all makes them."""
-    gamed = [Score(run, "rave", "val") for run in gamed_runs()]
     data = [run_on(objective, targets)
             for targets in WRONG_SHARES for objective in ("sft", "uso")]
-    search = [Score(run_of_learning_rate(objective, rate), "rave", "val")
+    search = [run_of_learning_rate(objective, rate)
               for rate in LEARNING_RATES for objective in ("sft", "rwr", "uso")]
     return {
         "table 4": on_test([BASE, "sft", "rwr", "uso", OFTEN_GATED], "rave", "icvg"),
@@ -189,8 +194,9 @@ def needed_scores(study: Study) -> dict[str, list[Score]]:
         "figure gradient": [],                   # looks at the base only
         "figure read": on_test(PARTS_OFF, "rave"),
         "figure compute": on_test(COMPUTE, "rave"),
-        "figure gamed": gamed,
-        "figure search": search,
+        "figure gamed": on_val(gamed_runs()),
+        "figure unguarded": on_val(UNGUARDED),
+        "figure search": on_val(search),
         "figure headline": on_test([BASE, *HEADLINE], "rave", "icvg"),
         "figure one-step": on_test([BASE, "sft", "uso"], "rave"),
         "figure map": on_test(runs_of(map_cells()), "rave"),
@@ -198,9 +204,8 @@ def needed_scores(study: Study) -> dict[str, list[Score]]:
 
 
 def gamed_runs() -> list[str]:
-    """The base and each run of --figure gamed, once."""
-    watched = [run for runs in GAMED.values() for run in runs.values()]
-    return list(dict.fromkeys([BASE, *watched, *UNGUARDED]))
+    """The base and each run of GAMED, once."""
+    return list(dict.fromkeys([BASE, *GAMED["own"].values(), *GAMED["hardened"].values()]))
 
 
 class Cell(NamedTuple):
@@ -238,5 +243,5 @@ def needs_margin(score: Score) -> bool:
 
 
 def needs_both_margins(score: Score) -> bool:
-    """Whether --figure gamed needs the margins of both critics."""
+    """Whether --figure gamed or unguarded needs the margins of both critics."""
     return score.split == "val" and not is_search(score.run)
