@@ -18,9 +18,9 @@ from critic import THINK, Critic
 from experiments.gradient_probe import gradient_at_levels
 from experiments.jobs import read_times, training_name
 from experiments.one_step_probe import NOISED, one_step_margins
-from experiments.runs import (BASE, COMPUTE, FIGURE_4, GAMED, HEADLINE, LEARNING_RATES, PARTS_OFF,
-                              TAUS, UNGUARDED, WRONG_SHARES, Cell, Score, Study, gamed_runs,
-                              map_cells, run_of_learning_rate, run_on)
+from experiments.runs import (BASE, BASELINES, COMPUTE, CRITICS, FIGURE_4, GAMED, HEADLINE,
+                              LEARNING_RATES, PARTS_OFF, TAUS, UNGUARDED, WRONG_SHARES, Cell,
+                              Score, Study, gamed_runs, map_cells, run_of_learning_rate, run_on)
 from experiments.scores import (cell, compare, correlation_of, measured_once, read_scores,
                                 seed_and_sample_interval, smallest_visible)
 from model import load_model
@@ -286,9 +286,21 @@ def figure_headline(study: Study) -> str:
     return "\n".join([f"{head}\n", *parts])
 
 
+MAP_COLUMNS = ("Overall", "EA", "PC")
+
+
 def figure_map(study: Study) -> str:
-    """When does USO beat SFT? USO - SFT over critic, data and baseline."""
-    return draw_map(study, map_cells(), "map.png")
+    """When does USO beat SFT, over critic, data and baseline? And what do these two change?"""
+    own, hardened = CRITICS
+    pairs = [(own + baseline, hardened + baseline) for baseline in BASELINES]
+    pairs += [(critic, f"{critic}, no m_0") for critic in CRITICS]
+    table = [["on drift-60", *MAP_COLUMNS]]
+    for one, other in pairs:
+        before, after = (Score(run_on(run, "drift-60"), "rave") for run in (one, other))
+        gain = gains(study, after, before, MAP_COLUMNS)
+        cells = [cell(gain[column], sign="+") for column in MAP_COLUMNS]
+        table.append([f"({other}) - ({one})", *cells])
+    return f"{draw_map(study, map_cells(), 'map.png')}\n{markdown(table)}"
 
 
 def figure_map_longer(study: Study) -> str:
@@ -298,21 +310,20 @@ def figure_map_longer(study: Study) -> str:
 
 def draw_map(study: Study, cells: list[Cell], name: str) -> str:
     """The figure and the table of these places on the map."""
-    columns = ("Overall", "EA", "PC")
-    table = [["targets", "critic", "baseline", "SFT", *(f"{c}, USO - SFT" for c in columns)]]
-    bars = {column: {} for column in columns}
+    table = [["targets", "critic", "baseline", "SFT", *(f"{c}, USO - SFT" for c in MAP_COLUMNS)]]
+    bars = {column: {} for column in MAP_COLUMNS}
     for place in cells:
         sft, uso = (Score(run, "rave") for run in place.runs)
-        gain = gains(study, uso, sft, columns)
+        gain = gains(study, uso, sft, MAP_COLUMNS)
         critic = "own" if place.critic == "uso" else "hardened"
         baseline = place.baseline.removeprefix(", ") or "m_0"
         table.append([place.targets, critic, baseline, cell(read_scores(study, sft)),
-                      *(cell(gain[column], sign="+") for column in columns)])
-        for column in columns:
+                      *(cell(gain[column], sign="+") for column in MAP_COLUMNS)])
+        for column in MAP_COLUMNS:
             where = f"{place.targets}, {critic}, {baseline}"
             bars[column][where] = seed_and_sample_interval(gain[column])
     panels = [Panel(f"{column}, USO - SFT", bars=dict(reversed(bars[column].items())))
-              for column in columns]
+              for column in MAP_COLUMNS]
     draw_panels(study.out / name, panels, height=5)
     steps = study.steps_of(cells[0].runs[0])
     return f"RAVE, {steps} steps, paired by seed and sample.\n\n{markdown(table)}"

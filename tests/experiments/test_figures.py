@@ -88,9 +88,14 @@ def test_map_is_uso_minus_sft_place_by_place(study, pretend, longer):
     text = (figures.figure_map_longer if longer else figures.figure_map)(study)
     assert ("500 steps" if longer else "100 steps") in text
     lines = [[cell.strip() for cell in line.split("|")] for line in text.splitlines()[4:]]
+    lines, differences = lines[:len(places)], lines[len(places) + 3:]
     gains = [float(line[5].split()[0]) for line in lines]
     assert gains == [pytest.approx(number / 10) for number in range(len(places))]
     assert lines[3][1:5] == ["drift-60", "own", "m_0", "1.00 [1.00, 1.00]"]
+    if not longer:
+        assert differences[0][1] == "(uso, hardened critic) - (uso)"
+        found = [float(line[2].split()[0]) for line in differences]
+        assert found == [pytest.approx(x) for x in (.4, .2, .2, .6, .4)]
     assert (study.out / ("map-longer.png" if longer else "map.png")).stat().st_size > 10_000
 
 
