@@ -119,17 +119,22 @@ def figure_samples(study: Study) -> str:
 
 
 def figure_gamed(study: Study) -> str:
-    """Does a critic's margin rise with lambda while the oracle's scores fall?"""
-    panels = []
-    for column in ("margin, own", "margin, hardened", "PC", "Overall"):
-        lines = {}
-        for critic, runs in GAMED.items():
-            arrays = [read_scores(study, Score(run, "rave", "val"), column)
-                      for run in runs.values()]
-            lines[f"{critic} judged"] = list(runs), [seed_and_sample_interval(x) for x in arrays]
-        panels.append(Panel(column, "lambda", lines))
-    draw_panels(study.out / "gamed.png", panels)
-    return f"{GAMED_HEAD} lambda 0 is SFT.\n\n{gamed_table(study, gamed_runs())}"
+    """Does a critic's margin rise with lambda while the oracle's scores fall? Runs minus SFT."""
+    sft = Score("sft", "rave", "val")
+    table = [["run - sft", *GAMED_COLUMNS]]
+    panels = {column: Panel(f"{column}, minus SFT's", "lambda") for column in GAMED_COLUMNS}
+    for critic, runs in GAMED.items():
+        found = {run: gains(study, Score(run, "rave", "val"), sft, GAMED_COLUMNS)
+                 for run in runs.values()}
+        for column, panel in panels.items():
+            intervals = [seed_and_sample_interval(gain[column]) for gain in found.values()]
+            panel.lines[f"{critic} judged"] = list(runs), intervals
+        for run in list(runs.values())[1:]:
+            table.append([run, *(cell(found[run][c], sign="+") for c in GAMED_COLUMNS)])
+    draw_panels(study.out / "gamed.png",
+                [panels[c] for c in ("margin, own", "margin, hardened", "PC", "Overall")])
+    return (f"{GAMED_HEAD} lambda 0 is SFT.\n\n{gamed_table(study, gamed_runs())}\n"
+            f"{markdown(table)}")
 
 
 def figure_unguarded(study: Study) -> str:

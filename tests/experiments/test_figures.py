@@ -63,7 +63,10 @@ def test_gamed_has_each_run_once_with_both_margins(study, pretend):
     for number, run in enumerate(gamed_runs()):
         pretend(study, Score(run, "rave", "val"), 0, [number] * 4, [number / 10] * 4)
     rows = [line.split("|")[1:-1] for line in figures.figure_gamed(study).splitlines()[4:]]
+    rows, gains = rows[:8], rows[8 + 3:]
     assert [row[0].strip() for row in rows] == gamed_runs()
+    assert [row[0].strip() for row in gains] == gamed_runs()[2:]             # base and sft are none
+    assert [float(row[3].split()[0]) for row in gains] == [1, 2, 3, 4, 5, 6]
     for number, row in enumerate(rows):
         assert [float(cell.split()[0]) for cell in row[1:4]] == [number / 10, -number / 10, number]
     assert (study.out / "gamed.png").stat().st_size > 10_000
