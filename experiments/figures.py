@@ -76,6 +76,16 @@ def gains(study: Study, score: Score, against: Score,
             for column in columns}
 
 
+def gain_intervals(gain: dict[str, np.ndarray]) -> dict[str, Interval]:
+    """The interval of each column of `gains`, over seeds and samples."""
+    return {column: seed_and_sample_interval(x) for column, x in gain.items()}
+
+
+def gain_cells(intervals: dict[str, Interval]) -> list[str]:
+    """As cells of a table, with their sign."""
+    return [format_interval(interval, "+.2f") for interval in intervals.values()]
+
+
 def figure_4(study: Study) -> str:
     """Is the soft margin worth more than the word? Spearman with the oracle's EA, first seed."""
     runs = [Score(run, "rave") for run in FIGURE_4]
@@ -118,21 +128,27 @@ def figure_samples(study: Study) -> str:
             "After the bar: the critic's chain of thought.")
 
 
+GAMED_COLUMNS = ("margin, own", "margin, hardened", "EA", "PC", "GR", "Overall")
+GAMED_HEAD = ("RAVE, val split. The margins are those of the model's own VLM and of the hardened "
+              "one on K frames of the finished edit; in training, one of them judged one-step "
+              "estimates.")
+
+
 def figure_gamed(study: Study) -> str:
     """Does a critic's margin rise with lambda while the oracle's scores fall? Runs minus SFT."""
     sft = Score("sft", "rave", "val")
     table = [["run - sft", *GAMED_COLUMNS]]
-    panels = {column: Panel(f"{column}, minus SFT's", "lambda") for column in GAMED_COLUMNS}
+    drawn = ("margin, own", "margin, hardened", "PC", "Overall")
+    panels = {column: Panel(f"{column}, minus SFT's", "lambda") for column in drawn}
     for critic, runs in GAMED.items():
-        found = {run: gains(study, Score(run, "rave", "val"), sft, GAMED_COLUMNS)
-                 for run in runs.values()}
+        found = [gain_intervals(gains(study, Score(run, "rave", "val"), sft, GAMED_COLUMNS))
+                 for run in runs.values()]
         for column, panel in panels.items():
-            intervals = [seed_and_sample_interval(gain[column]) for gain in found.values()]
-            panel.lines[f"{critic} judged"] = list(runs), intervals
-        for run in list(runs.values())[1:]:
-            table.append([run, *(cell(found[run][c], sign="+") for c in GAMED_COLUMNS)])
-    draw_panels(study.out / "gamed.png",
-                [panels[c] for c in ("margin, own", "margin, hardened", "PC", "Overall")])
+            panel.lines[f"{critic} judged"] = list(runs), [gain[column] for gain in found]
+        for run, gain in zip(runs.values(), found):
+            if run != sft.run:
+                table.append([run, *gain_cells(gain)])
+    draw_panels(study.out / "gamed.png", list(panels.values()))
     return (f"{GAMED_HEAD} lambda 0 is SFT.\n\n{gamed_table(study, gamed_runs())}\n"
             f"{markdown(table)}")
 
@@ -140,12 +156,6 @@ def figure_gamed(study: Study) -> str:
 def figure_unguarded(study: Study) -> str:
     """What keeps a critic from being gamed? One part off at a time. A table only."""
     return f"{GAMED_HEAD}\n\n{gamed_table(study, UNGUARDED)}"
-
-
-GAMED_COLUMNS = ("margin, own", "margin, hardened", "EA", "PC", "GR", "Overall")
-GAMED_HEAD = ("RAVE, val split. The margins are those of the model's own VLM and of the hardened "
-              "one on K frames of the finished edit; in training, one of them judged one-step "
-              "estimates.")
 
 
 def gamed_table(study: Study, runs: list[str]) -> str:
@@ -276,9 +286,10 @@ def figure_headline(study: Study) -> str:
         for run in HEADLINE[1:]:
             gain = gains(study, Score(run, subset), Score("sft", subset), columns)
             visible = "-" if len(study.seeds) == 1 else f"{smallest_visible(gain['Overall']):.2f}"
-            table.append([run, *(cell(gain[column], sign="+") for column in columns), visible])
+            intervals = gain_intervals(gain)
+            table.append([run, *gain_cells(intervals), visible])
             for column in columns:
-                bars[column][run] = seed_and_sample_interval(gain[column])
+                bars[column][run] = intervals[column]
         for column in columns:
             panels.append(Panel(f"{subset.upper()}: {column} - SFT",
                                 bars=dict(reversed(bars[column].items()))))
@@ -302,9 +313,8 @@ def figure_map(study: Study) -> str:
     table = [["on drift-60", *MAP_COLUMNS]]
     for one, other in pairs:
         before, after = (Score(run_on(run, "drift-60"), "rave") for run in (one, other))
-        gain = gains(study, after, before, MAP_COLUMNS)
-        cells = [cell(gain[column], sign="+") for column in MAP_COLUMNS]
-        table.append([f"({other}) - ({one})", *cells])
+        gain = gain_intervals(gains(study, after, before, MAP_COLUMNS))
+        table.append([f"({other}) - ({one})", *gain_cells(gain)])
     return f"{draw_map(study, map_cells(), 'map.png')}\n{markdown(table)}"
 
 
@@ -319,14 +329,14 @@ def draw_map(study: Study, cells: list[Cell], name: str) -> str:
     bars = {column: {} for column in MAP_COLUMNS}
     for place in cells:
         sft, uso = (Score(run, "rave") for run in place.runs)
-        gain = gains(study, uso, sft, MAP_COLUMNS)
+        gain = gain_intervals(gains(study, uso, sft, MAP_COLUMNS))
         critic = "own" if place.critic == "uso" else "hardened"
         baseline = place.baseline.removeprefix(", ") or "m_0"
         table.append([place.targets, critic, baseline, cell(read_scores(study, sft)),
-                      *(cell(gain[column], sign="+") for column in MAP_COLUMNS)])
+                      *gain_cells(gain)])
         for column in MAP_COLUMNS:
             where = f"{place.targets}, {critic}, {baseline}"
-            bars[column][where] = seed_and_sample_interval(gain[column])
+            bars[column][where] = gain[column]
     panels = [Panel(f"{column}, USO - SFT", bars=dict(reversed(bars[column].items())))
               for column in MAP_COLUMNS]
     draw_panels(study.out / name, panels, height=5)

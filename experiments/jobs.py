@@ -21,7 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from common.files import BadInput, atomic_write
-from experiments.runs import (BASE, EQUAL_TIME, LONGER, RUNS, TARGETS, Score, Study,
+from experiments.runs import (BASE, EQUAL_TIME, RUNS, TARGETS, Score, Study, name_and_targets,
                               needed_scores, needs_both_margins, needs_margin)
 
 ROOT = Path(__file__).parents[1]
@@ -54,7 +54,7 @@ def training_name(study: Study, run: str, seed: int) -> str:
 
 def training_flags(study: Study, run: str) -> list[str]:
     """What the run is given beside seed and folders; of a flag that comes twice the last counts."""
-    name, _, targets = run.removesuffix(EQUAL_TIME).removesuffix(LONGER).partition(" on ")
+    name, targets = name_and_targets(run.removesuffix(EQUAL_TIME))
     flags = [*TARGETS[targets or study.targets].split(), *RUNS[name].split()]
     flags += ["--steps", str(training_steps(study, run))]
     return flags + study.flags

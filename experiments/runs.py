@@ -53,6 +53,12 @@ def run_on(run: str, targets: str, longer: bool = False) -> str:
     return f"{run} on {targets}{LONGER if longer else ''}"
 
 
+def name_and_targets(run: str) -> tuple[str, str]:
+    """What `run_on` put together: the run's name, and its targets; "" are the study's own."""
+    name, _, targets = run.removesuffix(LONGER).partition(" on ")
+    return name, targets
+
+
 def run_of_learning_rate(objective: str, rate: str) -> str:
     """The run of the search for a learning rate."""
     return f"{objective}, lr {rate}"
@@ -127,7 +133,7 @@ class Study:
         """The run with its targets and steps, which tell it from those of other studies."""
         if run == BASE:
             return BASE
-        name, _, targets = run.removesuffix(LONGER).partition(" on ")
+        name, targets = name_and_targets(run)
         return f"{name} on {targets or self.targets}, {self.steps_of(run)} steps"
 
     def steps_of(self, run: str) -> int:
@@ -238,8 +244,8 @@ def runs_of(cells: list[Cell]) -> list[str]:
 
 def needs_margin(score: Score) -> bool:
     """Whether Figure 4 needs the critic's margin beside the scores; it takes a third longer."""
-    run = score.run.partition(" on ")[0]
-    return run in FIGURE_4 and (score.subset, score.split) == ("rave", "test")
+    name, _ = name_and_targets(score.run)
+    return name in FIGURE_4 and (score.subset, score.split) == ("rave", "test")
 
 
 def needs_both_margins(score: Score) -> bool:
