@@ -20,7 +20,8 @@ from experiments.jobs import read_times, training_name
 from experiments.one_step_probe import NOISED, one_step_margins
 from experiments.runs import (BASE, BASELINES, COMPUTE, CRITICS, FIGURE_4, GAMED, HEADLINE,
                               LEARNING_RATES, PARTS_OFF, TAUS, UNGUARDED, WRONG_SHARES, Cell,
-                              Score, Study, gamed_runs, map_cells, run_of_learning_rate, run_on)
+                              Score, Study, gamed_runs, longer_cells, map_cells,
+                              run_of_learning_rate, run_on)
 from experiments.scores import (cell, compare, correlation_of, measured_once, read_scores,
                                 seed_and_sample_interval, smallest_visible)
 from model import load_model
@@ -319,8 +320,8 @@ def figure_map(study: Study) -> str:
 
 
 def figure_map_longer(study: Study) -> str:
-    """The same after five times the steps."""
-    return draw_map(study, map_cells(longer=True), "map-longer.png")
+    """And in the paper's regime, after five times the steps?"""
+    return draw_map(study, longer_cells(), "map-longer.png")
 
 
 def draw_map(study: Study, cells: list[Cell], name: str) -> str:

@@ -8,7 +8,8 @@ import pytest
 from critic import THINK
 from experiments import figures, one_step_probe
 from experiments.one_step_probe import NOISED
-from experiments.runs import BASE, HEADLINE, TAUS, UNGUARDED, Score, gamed_runs, map_cells
+from experiments.runs import (BASE, HEADLINE, TAUS, UNGUARDED, Score, gamed_runs, longer_cells,
+                              map_cells)
 
 
 def test_figure_4_is_a_rank_correlation(study, pretend):
@@ -76,11 +77,8 @@ def test_gamed_has_each_run_once_with_both_margins(study, pretend):
     assert figures.figure_unguarded(study).count("9.00 [9.00, 9.00]") == 5 * len(unguarded)
 
 
-@pytest.mark.parametrize("longer", [False, True])
-def test_map_is_uso_minus_sft_place_by_place(study, pretend, longer):
-    study = study(n=5, seeds=range(1), steps=100)
-    places = map_cells(longer)
-    assert len(places) == len(set(places)) == (2 * 4 if longer else 2 * 4 + 2 * 2)
+def pretend_map(study, pretend, places):
+    """SFT has 1 everywhere, USO 0.1 more from place to place."""
     scores = {}
     for number, place in enumerate(places):
         sft, uso = place.runs
@@ -88,18 +86,43 @@ def test_map_is_uso_minus_sft_place_by_place(study, pretend, longer):
         scores[uso] = 1 + number / 10
     for run, value in scores.items():
         pretend(study, Score(run, "rave"), 0, [value] * 5)
-    text = (figures.figure_map_longer if longer else figures.figure_map)(study)
-    assert ("500 steps" if longer else "100 steps") in text
+
+
+def rows_of(text):
+    """The cells of a map's first table, and of what is below it."""
     lines = [[cell.strip() for cell in line.split("|")] for line in text.splitlines()[4:]]
-    lines, differences = lines[:len(places)], lines[len(places) + 3:]
+    end = lines.index([""]) if [""] in lines else len(lines)
+    return lines[:end], lines[end + 3:]
+
+
+def test_map_is_uso_minus_sft_place_by_place(study, pretend):
+    study = study(n=5, seeds=range(1), steps=100)
+    places = map_cells()
+    assert len(places) == len(set(places)) == 2 * 4 + 2 * 2
+    pretend_map(study, pretend, places)
+    text = figures.figure_map(study)
+    assert "RAVE, 100 steps" in text
+    lines, differences = rows_of(text)
     gains = [float(line[5].split()[0]) for line in lines]
     assert gains == [pytest.approx(number / 10) for number in range(len(places))]
     assert lines[3][1:5] == ["drift-60", "own", "m_0", "1.00 [1.00, 1.00]"]
-    if not longer:
-        assert differences[0][1] == "(uso, hardened critic) - (uso)"
-        found = [float(line[2].split()[0]) for line in differences]
-        assert found == [pytest.approx(x) for x in (.4, .2, .2, .6, .4)]
-    assert (study.out / ("map-longer.png" if longer else "map.png")).stat().st_size > 10_000
+    assert differences[0][1] == "(uso, hardened critic) - (uso)"
+    found = [float(line[2].split()[0]) for line in differences]
+    assert found == [pytest.approx(x) for x in (.4, .2, .2, .6, .4)]
+    assert (study.out / "map.png").stat().st_size > 10_000
+
+
+def test_longer_map_is_drifted_data_with_both_critics(study, pretend):
+    study = study(n=5, seeds=range(1), steps=100)
+    pretend_map(study, pretend, longer_cells())
+    text = figures.figure_map_longer(study)
+    assert "RAVE, 500 steps" in text
+    lines, nothing = rows_of(text)
+    assert [line[1:4] for line in lines] == [["drift-60", "own", "m_0"],
+                                             ["drift-60", "hardened", "m_0"]]
+    assert [float(line[5].split()[0]) for line in lines] == [pytest.approx(0), pytest.approx(.1)]
+    assert not nothing
+    assert (study.out / "map-longer.png").stat().st_size > 10_000
 
 
 def test_one_step_figure_is_pearson_by_what_is_noised(study, monkeypatch):
