@@ -133,15 +133,16 @@ def do_all(study: Study, chains: list[list[Job]]) -> None:
     def pin_to_a_core():                         # this thread, and the commands that it starts
         os.sched_setaffinity(0, {cores.get()})
 
-    times, writing = read_times(study), Lock()
+    writing = Lock()
     bar = tqdm(total=sum(map(len, chains)), desc="jobs", unit="job")
 
     def do(chain):
         for job in chain:
             start = time.monotonic()
             do_job(study, job)
-            with writing:
-                times[job.name] = round(time.monotonic() - start, 1)
+            seconds = round(time.monotonic() - start, 1)
+            with writing:                        # read again: another study may have written
+                times = read_times(study) | {job.name: seconds}
                 atomic_write(study.folder / "times.json", json.dumps(times, indent=1))
                 bar.update()
 
