@@ -18,10 +18,10 @@ from critic import THINK, Critic
 from experiments.gradient_probe import gradient_at_levels
 from experiments.jobs import read_times, training_name
 from experiments.one_step_probe import NOISED, one_step_margins
-from experiments.runs import (BASE, BASELINES, COMPUTE, CRITICS, FIGURE_4, GAMED, HEADLINE,
-                              LEARNING_RATES, PARTS_OFF, TAUS, UNGUARDED, WRONG_SHARES, Cell,
-                              Score, Study, gamed_runs, longer_cells, map_cells,
-                              run_of_learning_rate, run_on)
+from experiments.runs import (BASE, BASELINES, COMPUTE, CRITICS, GAMED, HEADLINE, LEARNING_RATES,
+                              OBJECTIVES, PARTS_OFF, TAUS, UNGUARDED, WRONG_SHARES, Cell, Score,
+                              Study, gamed_runs, longer_cells, map_cells, run_of_learning_rate,
+                              run_on)
 from experiments.scores import (cell, compare, correlation_of, measured_once, read_scores,
                                 seed_and_sample_interval, smallest_visible)
 from model import load_model
@@ -89,7 +89,7 @@ def gain_cells(intervals: dict[str, Interval]) -> list[str]:
 
 def figure_4(study: Study) -> str:
     """Is the soft margin worth more than the word? Spearman with the oracle's EA, first seed."""
-    runs = [Score(run, "rave") for run in FIGURE_4]
+    runs = [Score(run, "rave") for run in OBJECTIVES]
     margin = np.concatenate([read_scores(study, run, "margin")[:1] for run in runs])     # (4, N)
     ea = np.concatenate([read_scores(study, run, "EA")[:1] for run in runs])             # (4, N)
     soft = correlation_of(spearmanr, margin, ea)

@@ -12,7 +12,7 @@ from bench import trigger_rate
 from common.files import markdown
 from common.intervals import COLUMNS, format_interval
 from experiments.one_step_probe import one_step_margins
-from experiments.runs import (BASE, LAMBDAS, OFTEN_GATED, TAUS, Score, Study, run_of_lambda,
+from experiments.runs import (BASE, LAMBDAS, OBJECTIVES, TAUS, Score, Study, run_of_lambda,
                               run_of_tau)
 from experiments.scores import (SHOWN, by_type, cell, compare, correlation_of, measured_once,
                                 read_scores, seed_and_sample_interval)
@@ -39,11 +39,10 @@ def table_3(study: Study) -> str:
 
 def table_4(study: Study) -> str:
     """Which objective is best?"""
-    runs = [BASE, "sft", "rwr", "uso", OFTEN_GATED]
     parts = []
     for subset in ("rave", "icvg"):
-        scores = compare(study, runs, subset, "sft")
-        parts.append(f"{subset.upper()}\n\n{scores}\n{by_type(study, runs, subset)}")
+        scores = compare(study, OBJECTIVES, subset, "sft")
+        parts.append(f"{subset.upper()}\n\n{scores}\n{by_type(study, OBJECTIVES, subset)}")
     return "\n".join([*parts, paper("Table 4 objective")])
 
 
