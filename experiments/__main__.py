@@ -113,7 +113,8 @@ def note(study: Study, item: str) -> str:
     if trained:
         seeds = ", ".join(map(str, study.seeds_of(trained[0])))
         flags = [shlex.join(study.flags)] if study.flags else []
-        how = ", ".join([f"{study.steps} steps", f"targets {study.targets}", *flags])
+        steps = f"{study.steps_of(trained[0])} steps"
+        how = ", ".join([steps, f"targets {study.targets}", *flags])
         size = (f"training seeds {seeds}, {how}; "
                 f"scores 0..10 of {study.n} samples; {minutes:.0f} core-minutes; ")
     return (f"`python -m experiments --{item}`: {size}[95 % interval]; torch {torch.__version__}, "

@@ -22,8 +22,8 @@ from experiments.runs import (BASE, BASELINES, COMPUTE, CRITICS, GAMED, HEADLINE
                               OBJECTIVES, PARTS_OFF, TAUS, UNGUARDED, WRONG_SHARES, Cell, Score,
                               Study, gamed_runs, longer_cells, map_cells, run_of_learning_rate,
                               run_on)
-from experiments.scores import (cell, compare, correlation_of, measured_once, read_scores,
-                                seed_and_sample_interval, smallest_visible)
+from experiments.scores import (GAINS, cell, compare, correlation_of, gains, measured_once,
+                                read_scores, seed_and_sample_interval, smallest_visible)
 from model import load_model
 from tiny import world
 
@@ -68,13 +68,6 @@ def draw_panels(path: Path, panels: list[Panel], height: float = 3.4) -> None:
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=110)
     plt.close(figure)
-
-
-def gains(study: Study, score: Score, against: Score,
-          columns: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """(S, N) by column: the scores minus those of another run, paired by seed and sample."""
-    return {column: read_scores(study, score, column) - read_scores(study, against, column)
-            for column in columns}
 
 
 def gain_intervals(gain: dict[str, np.ndarray]) -> dict[str, Interval]:
@@ -281,16 +274,15 @@ def figure_one_step(study: Study) -> str:
 def figure_headline(study: Study) -> str:
     """Is USO better than SFT? Each run minus SFT, paired by seed and sample."""
     panels, parts = [], []
-    for subset, columns in (("rave", ("Overall", "EA", "PC")), ("icvg", ("Overall",))):
-        table = [["run", *(f"{column} - sft" for column in columns), "visible"]]
+    for subset, columns in (("rave", GAINS), ("icvg", ("Overall",))):
+        table = [["run", "visible"]]
         bars = {column: {} for column in columns}
         for run in HEADLINE[1:]:
             gain = gains(study, Score(run, subset), Score("sft", subset), columns)
             visible = "-" if len(study.seeds) == 1 else f"{smallest_visible(gain['Overall']):.2f}"
-            intervals = gain_intervals(gain)
-            table.append([run, *gain_cells(intervals), visible])
-            for column in columns:
-                bars[column][run] = intervals[column]
+            table.append([run, visible])
+            for column, interval in gain_intervals(gain).items():
+                bars[column][run] = interval
         for column in columns:
             panels.append(Panel(f"{subset.upper()}: {column} - SFT",
                                 bars=dict(reversed(bars[column].items()))))
@@ -303,18 +295,15 @@ def figure_headline(study: Study) -> str:
     return "\n".join([f"{head}\n", *parts])
 
 
-MAP_COLUMNS = ("Overall", "EA", "PC")
-
-
 def figure_map(study: Study) -> str:
     """When does USO beat SFT, over critic, data and baseline? And what do these two change?"""
     own, hardened = CRITICS
     pairs = [(own + baseline, hardened + baseline) for baseline in BASELINES]
     pairs += [(critic, f"{critic}, no m_0") for critic in CRITICS]
-    table = [["on drift-60", *MAP_COLUMNS]]
+    table = [["on drift-60", *GAINS]]
     for one, other in pairs:
         before, after = (Score(run_on(run, "drift-60"), "rave") for run in (one, other))
-        gain = gain_intervals(gains(study, after, before, MAP_COLUMNS))
+        gain = gain_intervals(gains(study, after, before))
         table.append([f"({other}) - ({one})", *gain_cells(gain)])
     return f"{draw_map(study, map_cells(), 'map.png')}\n{markdown(table)}"
 
@@ -326,20 +315,20 @@ def figure_map_longer(study: Study) -> str:
 
 def draw_map(study: Study, cells: list[Cell], name: str) -> str:
     """The figure and the table of these places on the map."""
-    table = [["targets", "critic", "baseline", "SFT", *(f"{c}, USO - SFT" for c in MAP_COLUMNS)]]
-    bars = {column: {} for column in MAP_COLUMNS}
+    table = [["targets", "critic", "baseline", "SFT", *(f"{c}, USO - SFT" for c in GAINS)]]
+    bars = {column: {} for column in GAINS}
     for place in cells:
         sft, uso = (Score(run, "rave") for run in place.runs)
-        gain = gain_intervals(gains(study, uso, sft, MAP_COLUMNS))
+        gain = gain_intervals(gains(study, uso, sft))
         critic = "own" if place.critic == "uso" else "hardened"
         baseline = place.baseline.removeprefix(", ") or "m_0"
         table.append([place.targets, critic, baseline, cell(read_scores(study, sft)),
                       *gain_cells(gain)])
-        for column in MAP_COLUMNS:
+        for column in GAINS:
             where = f"{place.targets}, {critic}, {baseline}"
             bars[column][where] = gain[column]
     panels = [Panel(f"{column}, USO - SFT", bars=dict(reversed(bars[column].items())))
-              for column in MAP_COLUMNS]
-    draw_panels(study.out / name, panels, height=5)
+              for column in GAINS]
+    draw_panels(study.out / name, panels, height=1.4 + .3 * len(cells))
     steps = study.steps_of(cells[0].runs[0])
     return f"RAVE, {steps} steps, paired by seed and sample.\n\n{markdown(table)}"

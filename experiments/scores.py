@@ -16,6 +16,7 @@ from experiments.runs import Score, Study
 from tiny import world
 
 SHOWN = COLUMNS[:5]                              # EA, PC, GN, GR, Overall
+GAINS = ("Overall", "EA", "PC")                  # shown beside them, against another run
 Statistic = Callable[[np.ndarray, np.ndarray], float]
 
 
@@ -75,6 +76,13 @@ def correlation_of(correlation, a: np.ndarray, b: np.ndarray) -> Statistic:
     return statistic
 
 
+def gains(study: Study, score: Score, against: Score,
+          columns: tuple[str, ...] = GAINS) -> dict[str, np.ndarray]:
+    """(S, N) by column: the scores minus those of another run, paired by seed and sample."""
+    return {column: read_scores(study, score, column) - read_scores(study, against, column)
+            for column in columns}
+
+
 # ------------------------------------------------------------------------ as a table
 
 def cell(x: np.ndarray, sign: str = "") -> str:
@@ -85,14 +93,13 @@ def cell(x: np.ndarray, sign: str = "") -> str:
 
 
 def compare(study: Study, runs: list[str], subset: str, against: str) -> str:
-    """Markdown: the scores of `runs` on a subset, and Overall minus that of `against`, paired."""
-    lines = [["run", *SHOWN, f"Overall - {against}"]]
-    other = read_scores(study, Score(against, subset))
+    """Markdown: the scores of `runs` on a subset, and GAINS minus those of `against`, paired."""
+    lines = [["run", *SHOWN, *(f"{column} - {against}" for column in GAINS)]]
     for run in runs:
         score = Score(run, subset)
-        cells = [cell(read_scores(study, score, column)) for column in SHOWN]
-        gain = "" if run == against else cell(read_scores(study, score) - other, sign="+")
-        lines.append([run, *cells, gain])
+        gain = gains(study, score, Score(against, subset))
+        lines.append([run, *(cell(read_scores(study, score, column)) for column in SHOWN),
+                      *("" if run == against else cell(x, sign="+") for x in gain.values())])
     return markdown(lines)
 
 

@@ -14,8 +14,8 @@ from common.intervals import COLUMNS, format_interval
 from experiments.one_step_probe import one_step_margins
 from experiments.runs import (BASE, LAMBDAS, OBJECTIVES, TAUS, Score, Study, run_of_lambda,
                               run_of_tau)
-from experiments.scores import (SHOWN, by_type, cell, compare, correlation_of, measured_once,
-                                read_scores, seed_and_sample_interval)
+from experiments.scores import (GAINS, SHOWN, by_type, cell, compare, correlation_of, gains,
+                                measured_once, read_scores, seed_and_sample_interval)
 from rvebench.scores import as_markdown, paper_table
 
 
@@ -67,15 +67,15 @@ def table_6(study: Study) -> str:
         return format_interval(seed_and_sample_interval(ea, statistic))
 
     lines = [["tau", "trigger rate", "tau / (3 - 2 tau)", "Pearson", "share of the bound", *SHOWN,
-              "Overall - sft"]]
+              *(f"{column} - sft" for column in GAINS)]]
     for tau in TAUS:
         margin, score = np.array(found[f"the edit {tau}"]), Score(run_of_tau(tau), "rave")
-        gain = read_scores(study, score) - read_scores(study, Score("sft", "rave"))
+        gain = gains(study, score, Score("sft", "rave"))
         lines.append([str(tau), f"{measured_trigger_rate(study, run_of_tau(tau)):.1%}",
                       f"{trigger_rate(tau):.1%}", pearson_cell(margin),
                       f"{pearson(margin) / pearson(clean):.0%}",
                       *(cell(read_scores(study, score, column)) for column in SHOWN),
-                      cell(gain, sign="+")])
+                      *(cell(x, sign="+") for x in gain.values())])
     head = (f"RAVE. Pearson: margin on the one-step estimate at a t < tau, from the noised "
             f"finished edit, with the oracle's EA of that edit; {ea.size} edits of base, sft and "
             f"uso. The bound is the margin on the finished edit itself: {pearson_cell(clean)}.")
