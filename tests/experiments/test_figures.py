@@ -50,11 +50,12 @@ def test_headline_is_paired_and_says_what_could_have_been_seen(study, pretend):
             for seed in (0, 1):
                 pretend(study, Score(run, subset), seed, [seed + k + number for k in range(5)])
     text = figures.figure_headline(study)
-    uso = [line.split("|")[2:-1] for line in text.splitlines()
-           if line.startswith("| uso  ") and line.count("|") < 8]
-    for (*gains, visible), columns in zip(uso, (3, 1), strict=True):         # on both subsets
-        assert [gain.strip() for gain in gains] == ["+2.00 [+2.00, +2.00]"] * columns
-        assert float(visible) == 0                       # both seeds gain the same
+    uso = [[cell.strip() for cell in line.split("|")[2:-1]] for line in text.splitlines()
+           if line.startswith("| uso  ")]
+    for scores, visible in zip(uso[::2], uso[1::2], strict=True):            # on both subsets
+        assert scores[-3:] == ["+2.00 [+2.00, +2.00]"] * 3                   # Overall, EA, PC
+        assert visible == ["0.00"]                       # both seeds gain the same
+    assert len(uso) == 4
     assert (study.out / "headline.png").stat().st_size > 1000
 
 

@@ -118,6 +118,15 @@ def test_chains_are_done_in_order_and_timed(study, tmp_path):
     assert jobs.how_long(study, [chain]).startswith("2 jobs are left, about 0 minutes")
 
 
+def test_two_studies_at_once_keep_each_others_times(study, tmp_path):
+    study, made = study(), tmp_path / "made"
+    times, others = study.folder / "times.json", json.dumps({"another": 1.})
+    code = (f"from pathlib import Path; Path({str(times)!r}).write_text({others!r}); "
+            f"Path({str(made)!r}).touch()")
+    jobs.do_all(study, [[python(code, made, "one")]])
+    assert jobs.read_times(study).keys() == {"one", "another"}
+
+
 @pytest.mark.parametrize("code, says", [
     ("import sys; print('a line'); sys.exit('--batch 0: is wrong')", "--batch 0: is wrong"),
     ("pass", "nothing")])
