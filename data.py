@@ -62,15 +62,19 @@ def hash_of(*parts) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
+NEW_CLIPS = 1_000_000    # the training split's triplets before it were lessons of VAE, VLM or base
+
+
 def world_items(subsets: tuple[str, ...] = ("rave", "icvg"), split: str = "train", n: int = 1024,
-                wrong: float = 0., drift: float = 0.) -> list[Item]:
-    """`n` triplets of the tiny world, the subsets in turn. ValueError: no such subset or split.
+                wrong: float = 0., drift: float = 0., first: int = NEW_CLIPS) -> list[Item]:
+    """`n` triplets of the tiny world from index `first` on, the subsets in turn.
 
     wrong: this share of the targets are near misses (world.MISSES, each as often), as in data that
     a model made and nobody checked. drift: this share of the targets carry the data generator's own
-    hand, see tiny/drift.py. Which ones, and how, depends on the triplet alone.
+    hand, see tiny/drift.py. Which ones, and how, depends on the triplet alone. ValueError: no such
+    subset or split.
     """
-    return [_world_item(k // len(subsets), subsets[k % len(subsets)], split, wrong, drift)
+    return [_world_item(first + k // len(subsets), subsets[k % len(subsets)], split, wrong, drift)
             for k in range(n)]
 
 

@@ -4,6 +4,7 @@ import json
 import os
 from collections import Counter
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ import model
 from clips import numbered, numbers
 from common.files import BadInput, markdown
 from common.video import write_video
-from tiny import drift, scene, world
+from tiny import drift, lessons, scene, world
 
 TINY = model.PRESETS["tiny"]
 SIZE = (9, scene.SIZE, scene.SIZE)
@@ -28,8 +29,9 @@ TYPE = "Temporal Reasoning"
 def test_world_items():
     items = data.world_items(n=6)
     for k, item in enumerate(items):
-        triplet = world.make_triplet(k // 2, ("rave", "icvg")[k % 2], "train")
-        assert (item.subset, item.index, item.type) == (("rave", "icvg")[k % 2], k // 2, triplet.type)
+        index = data.NEW_CLIPS + k // 2
+        triplet = world.make_triplet(index, ("rave", "icvg")[k % 2], "train")
+        assert (item.subset, item.index, item.type) == (("rave", "icvg")[k % 2], index, triplet.type)
         assert item.instruction == triplet.instruction
         assert all(torch.equal(a, b) for a, b in zip(item.load(), (triplet.source, triplet.target)))
     keys = [i.key for i in items + data.world_items(split="val", n=6) + data.world_items(("icvg",), n=6)]
@@ -37,6 +39,17 @@ def test_world_items():
     assert [i.key for i in data.world_items(n=6)] == keys[:6]
     with pytest.raises(ValueError, match="unknown subset 'moon'"):
         data.world_items(("moon",), n=1)
+
+
+def test_no_lesson_is_a_clip_to_fine_tune_on():
+    """Lesson k of VAE, VLM, hardened VLM or base is of a triplet before index k + 1, and k is below NEW_CLIPS."""
+    for lesson in (lessons.vae_lesson, lessons.base_lesson, lessons.vlm_lesson):
+        with patch.object(world, "make_triplet", side_effect=world.make_triplet) as make:
+            lesson(30)
+        assert all(call.args[0] <= 30 for call in make.call_args_list) and make.called
+        with pytest.raises(BadInput, match="--items 1000001: .* fine-tuned on"):
+            lessons.render_lessons(lesson, data.NEW_CLIPS + 1)
+    assert min(item.index for item in data.world_items(n=6)) == data.NEW_CLIPS
 
 
 def test_wrong_targets_are_a_share_of_the_items_and_of_nothing_else():
@@ -55,7 +68,7 @@ def test_wrong_targets_are_a_share_of_the_items_and_of_nothing_else():
 def test_the_same_targets_are_wrong_as_in_the_runs_of_results():
     wrong = {1: "over-done", 5: "nothing", 8: "wrong effect", 12: "wrong object", 19: "flicker", 22: "flicker",
              36: "noise"}
-    for k, item in enumerate(data.world_items(n=40, wrong=.3)):
+    for k, item in enumerate(data.world_items(n=40, wrong=.3, first=0)):
         subset = ("rave", "icvg")[k % 2]
         kind = [wrong[k]] if k in wrong else []
         assert item.key == data.hash_of(world.VERSION, "train", subset, k // 2, *kind), k

@@ -14,8 +14,10 @@ import torch
 from tqdm import tqdm
 
 from common.distributed import WORLD_SIZE, gather_rows, is_first_rank, my_shard
+from common.files import BadInput
 from common.intervals import overall
 from common.video import from_bytes, to_bytes
+from data import NEW_CLIPS
 from tiny import draw, scene, world
 
 MISS_SHARE = {"nothing": .10, "half": .08, "wrong object": .26, "wrong effect": .28,
@@ -112,7 +114,12 @@ def vlm_frames(clip: np.ndarray) -> torch.Tensor:
 # -------------------------------------------------------------------------------------- all of them
 
 def render_lessons(lesson: Callable, n: int) -> list:
-    """The lessons 0 to n - 1, made on all cores of all ranks; all ranks get all of them."""
+    """The lessons 0 to n - 1, made on all cores of all ranks; all ranks get all of them.
+
+    Raises BadInput where they would reach the clips that are kept for fine-tuning.
+    """
+    if n > NEW_CLIPS:
+        raise BadInput(f"--items {n}: clips from {NEW_CLIPS} on are fine-tuned on; pass fewer")
     numbers = my_shard(range(n))
     workers = max(1, len(os.sched_getaffinity(0)) // WORLD_SIZE)
     spawn = get_context("spawn")
