@@ -3,9 +3,8 @@
     python -m experiments --all                    # every run, table and figure
     python -m experiments --table 4                # 2: cross, 3: literal, 4: objectives, 5: lambda,
                                                    # 6: tau
-    python -m experiments --figure gamed           # also 4, samples, data, gradient, read, compute,
-                                                   # search, one-step, headline, map, map-longer,
-                                                   # unguarded
+    python -m experiments --figure gamed           # also 4, samples, gradient, read, compute,
+                                                   # search, one-step, headline, map, map-longer
     python -m experiments --figure headline --targets drift-60 --seeds 8 --n 400
     python -m experiments --all --list             # only what is left to do, and for how long
     python -m experiments --all --out results      # how the files in results/ were made
@@ -35,9 +34,8 @@ MAKERS = {
     "table 2": tables.table_2, "table 3": tables.table_3, "table 4": tables.table_4,
     "table 5": tables.table_5, "table 6": tables.table_6,
     "figure 4": figures.figure_4, "figure samples": figures.figure_samples,
-    "figure gamed": figures.figure_gamed, "figure unguarded": figures.figure_unguarded,
-    "figure gradient": figures.figure_gradient,
-    "figure read": figures.figure_read, "figure data": figures.figure_data,
+    "figure gamed": figures.figure_gamed, "figure gradient": figures.figure_gradient,
+    "figure read": figures.figure_read,
     "figure compute": figures.figure_compute, "figure search": figures.figure_search,
     "figure one-step": figures.figure_one_step,
     "figure headline": figures.figure_headline, "figure map": figures.figure_map,

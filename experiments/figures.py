@@ -19,9 +19,8 @@ from experiments.gradient_probe import gradient_at_levels
 from experiments.jobs import read_times, training_name
 from experiments.one_step_probe import NOISED, one_step_margins
 from experiments.runs import (BASE, BASELINES, COMPUTE, CRITICS, GAMED, HEADLINE, LEARNING_RATES,
-                              OBJECTIVES, PARTS_OFF, TAUS, UNGUARDED, WRONG_SHARES, Cell, Score,
-                              Study, gamed_runs, longer_cells, map_cells, run_of_learning_rate,
-                              run_on)
+                              OBJECTIVES, PARTS_OFF, TAUS, Cell, Score, Study, gamed_runs,
+                              longer_cells, map_cells, run_of_learning_rate, run_on)
 from experiments.scores import (GAINS, cell, compare, correlation_of, gains, measured_once,
                                 read_scores, seed_and_sample_interval, smallest_visible)
 from model import load_model
@@ -123,15 +122,16 @@ def figure_samples(study: Study) -> str:
 
 
 GAMED_COLUMNS = ("margin, own", "margin, hardened", "EA", "PC", "GR", "Overall")
-GAMED_HEAD = ("RAVE, val split. The margins are those of the model's own VLM and of the hardened "
-              "one on K frames of the finished edit; in training, one of them judged one-step "
-              "estimates.")
 
 
 def figure_gamed(study: Study) -> str:
     """Does a critic's margin rise with lambda while the oracle's scores fall? Runs minus SFT."""
     sft = Score("sft", "rave", "val")
-    table = [["run - sft", *GAMED_COLUMNS]]
+    scores, table = [["run", *GAMED_COLUMNS]], [["run - sft", *GAMED_COLUMNS]]
+    for run in gamed_runs():
+        score = Score(run, "rave", "val")
+        scores.append([run, *(cell(read_scores(study, score, column))
+                              for column in GAMED_COLUMNS)])
     drawn = ("margin, own", "margin, hardened", "PC", "Overall")
     panels = {column: Panel(f"{column}, minus SFT's", "lambda") for column in drawn}
     for critic, runs in GAMED.items():
@@ -143,23 +143,10 @@ def figure_gamed(study: Study) -> str:
             if run != sft.run:
                 table.append([run, *gain_cells(gain)])
     draw_panels(study.out / "gamed.png", list(panels.values()))
-    return (f"{GAMED_HEAD} lambda 0 is SFT.\n\n{gamed_table(study, gamed_runs())}\n"
-            f"{markdown(table)}")
-
-
-def figure_unguarded(study: Study) -> str:
-    """What keeps a critic from being gamed? One part off at a time. A table only."""
-    return f"{GAMED_HEAD}\n\n{gamed_table(study, UNGUARDED)}"
-
-
-def gamed_table(study: Study, runs: list[str]) -> str:
-    """Markdown: both margins and the oracle's scores."""
-    table = [["run", *GAMED_COLUMNS]]
-    for run in runs:
-        score = Score(run, "rave", "val")
-        cells = [cell(read_scores(study, score, column)) for column in GAMED_COLUMNS]
-        table.append([run, *cells])
-    return markdown(table)
+    head = ("RAVE, val split. The margins are those of the model's own VLM and of the hardened one "
+            "on K frames of the finished edit; in training, one of them judged one-step "
+            "estimates. lambda 0 is SFT.")
+    return f"{head}\n\n{markdown(scores)}\n{markdown(table)}"
 
 
 def figure_gradient(study: Study) -> str:
@@ -201,26 +188,6 @@ def figure_read(study: Study) -> str:
     draw_panels(study.out / "read.png", panels)
     head = "RAVE. no vlm: its states are zeros. no position: of the visual context adapter."
     return f"{head}\n\n{compare(study, PARTS_OFF, 'rave', 'uso')}"
-
-
-def figure_data(study: Study) -> str:
-    """Does the critic help where the data is wrong?"""
-    sft = [read_scores(study, Score(run_on("sft", targets), "rave")) for targets in WRONG_SHARES]
-    uso = [read_scores(study, Score(run_on("uso", targets), "rave")) for targets in WRONG_SHARES]
-    gain = [with_critic - without for with_critic, without in zip(uso, sft)]
-
-    def line(arrays):
-        return [0, 30, 60], [seed_and_sample_interval(x) for x in arrays]
-
-    xlabel = "% of the targets are wrong"
-    draw_panels(study.out / "data.png", [
-        Panel("Overall", xlabel, {"sft": line(sft), "uso": line(uso)}),
-        Panel("uso - sft", xlabel, {"uso - sft": line(gain)})])
-    table = [["wrong targets", "sft", "uso", "uso - sft"]]
-    for i, targets in enumerate(WRONG_SHARES):
-        table.append([targets, cell(sft[i]), cell(uso[i]), cell(gain[i], sign="+")])
-    head = "Overall on RAVE. Wrong targets are near misses, of seven kinds, each as often."
-    return f"{head}\n\n{markdown(table)}"
 
 
 def figure_compute(study: Study) -> str:

@@ -22,7 +22,6 @@ TARGETS = {                                      # what is wrong with the traini
     "wrong-30": "--wrong 0.3",                   # near misses, of seven kinds
     "wrong-60": "--wrong 0.6",
     "drift-60": "--drift 0.6"}                   # the edit is right, the rest re-rendered
-WRONG_SHARES = ("right", "wrong-30", "wrong-60")                             # --figure data
 EQUAL_TIME = ", equal time"                      # a rival with so few steps that it takes as long
 LONGER, TIMES_LONGER = ", longer", 5             # a run of so many times the study's steps
 HARDENED = "weights/hardened"                    # the VLM after tiny.harden_vlm
@@ -89,10 +88,6 @@ def all_runs() -> dict[str, str]:
     return runs | {
         "uso, no vlm": "--without vlm",
         "uso, no position": "--without position",
-        "lambda 3, m_0 = 0": "--lambda 3 --without baseline",
-        "lambda 3, K = 1": "--lambda 3 --vlm-frames 1",
-        "lambda 3, tau = 1": "--lambda 3 --tau 1",
-        "lambda 3, no flow": "--lambda 3 --without flow",
         "refl": "--objective refl",
         "grpo": "--objective grpo"}
 
@@ -102,8 +97,6 @@ GAMED = {                                        # runs by lambda, for each crit
     "own": {0: "sft", .25: "uso", 1: "lambda 1", 3: "lambda 3"},
     "hardened": {0: "sft", .25: "uso, hardened critic", 1: "lambda 1, hardened critic",
                  3: "lambda 3, hardened critic"}}
-UNGUARDED = ["lambda 3", "lambda 3, m_0 = 0", "lambda 3, K = 1", "lambda 3, tau = 1",
-             "lambda 3, no flow"]
 OBJECTIVES = [BASE, "sft", "rwr", "uso"]         # Table 4, Figure 4
 PARTS_OFF = ["uso", "uso, no vlm", "uso, no position"]
 RIVALS = ["refl", "grpo"]
@@ -183,8 +176,6 @@ def on_val(runs: list[str]) -> list[Score]:
 
 def needed_scores(study: Study) -> dict[str, list[Score]]:
     """For each table and figure the scores that it shows, in the order that --all makes them."""
-    data = [run_on(objective, targets)
-            for targets in WRONG_SHARES for objective in ("sft", "uso")]
     search = [run_of_learning_rate(objective, rate)
               for rate in LEARNING_RATES for objective in ("sft", "rwr", "uso")]
     return {
@@ -195,12 +186,10 @@ def needed_scores(study: Study) -> dict[str, list[Score]]:
         "table 2": on_test([BASE, "sft", "uso"], "cross"),
         "table 5": on_test([run_of_lambda(lam) for lam in LAMBDAS], "rave"),
         "table 6": on_test([BASE, "sft", *(run_of_tau(tau) for tau in TAUS)], "rave"),
-        "figure data": on_test(data, "rave"),
         "figure gradient": [],                   # looks at the base only
         "figure read": on_test(PARTS_OFF, "rave"),
         "figure compute": on_test(COMPUTE, "rave"),
         "figure gamed": on_val(gamed_runs()),
-        "figure unguarded": on_val(UNGUARDED),
         "figure search": on_val(search),
         "figure headline": on_test([BASE, *HEADLINE], "rave", "icvg"),
         "figure one-step": on_test([BASE, "sft", "uso"], "rave"),
@@ -252,5 +241,5 @@ def needs_margin(score: Score) -> bool:
 
 
 def needs_both_margins(score: Score) -> bool:
-    """Whether --figure gamed or unguarded needs the margins of both critics."""
+    """Whether --figure gamed needs the margins of both critics."""
     return score.split == "val" and not is_search(score.run)
