@@ -111,6 +111,7 @@ class Preset:
     shift: float = 3.0                  # flow shift at inference
     sampler: str = "euler"              # or "unipc"
     sample_steps: int = 12
+    guidance: float = 1.0               # g in c + g (c - uncond); 0 is none
     first_frame: bool = False           # h is of the source's first frame only, as the authors' is
     guidance_from: str = "cond"         # guided v = c + g (c - u); "uncond": u + g (c - u)
     order: tuple[str, ...] = ("img", "ipl", "prp")   # of the context: source, VLM, T5 states
@@ -165,7 +166,7 @@ PRESETS = {
         visual_kernel=4, visual_width=1536, visual_eps=1e-6,
         # 384 fit beside 1,100 visual and 1,024 adapter tokens; T5 itself could read 512
         context_length=2560, text_length=384,
-        shift=5.0, sampler="unipc", sample_steps=40,
+        shift=5.0, sampler="unipc", sample_steps=40, guidance=3.0,
         frame_stride=1, whole_view=True,
         chat=VILA_CHAT, first_frame=True, patches_by_column=True, bf16=True),
 }
@@ -606,15 +607,18 @@ class UnifiedModel(nn.Module):
 
     @torch.no_grad()
     def sample(self, source: torch.Tensor, instructions: list[str], steps: int | None = None,
-               guidance: float = 1.0, seed: int = 0, progress=list, sampler: str | None = None,
+               guidance: float | None = None, seed: int = 0, progress=list,
+               sampler: str | None = None,
                view: torch.Tensor | None = None) -> torch.Tensor:
         """Edit clips: `steps` steps of `sampler`, one of SAMPLERS (None: the preset's).
 
-        source: (B, F, 3, H, W) in [-1, 1]; returns the same shape. guidance g: cond + g (cond -
-        uncond), so 0 is none and the authors' 3 is the usual 4. Row i is drawn from seed + i: the
-        same whatever the batch. view: what the VLM is shown for the condition, (B, F', 3, H', W'),
+        source: (B, F, 3, H, W) in [-1, 1]; returns the same shape. guidance g (None: the
+        preset's): cond + g (cond - uncond), so 0 is none and the authors' 3 is the usual 4. Row i
+        is drawn from seed + i: the same whatever the batch. view: what the VLM is shown for the condition, (B, F', 3, H', W'),
         where it is not the source. Raises ValueError where an instruction is too long.
         """
+        if guidance is None:
+            guidance = self.preset.guidance
         solve = unipc if (sampler or self.preset.sampler) == "unipc" else euler
         with self.precision():
             latents = self.encode_video(source)                              # (B, C, f, h, w)

@@ -39,12 +39,12 @@ def parse(argv=None) -> argparse.Namespace:
     add("--start", type=at_least_0, default=0, help="the first frame, counted from 0")
     add("--sampler", choices=SAMPLERS, help="from noise to clip (the preset's)")
     add("--steps", type=int, help="of the sampler (the preset's)")
-    add("--guidance", type=float, default=1.0, help="g in c + g (c - uncond); 0 is none")
+    add("--guidance", type=float, help="g in c + g (c - uncond); 0 is none (the preset's)")
     add("--seed", type=at_least_0, default=0, help="of the noise")
     args = parser.parse_args(argv)
     if args.steps is not None and not 1 <= args.steps <= 1000:
         raise BadInput(f"--steps {args.steps}: must be from 1 to 1000; 12 will do")
-    if not 0 <= args.guidance <= 100:
+    if args.guidance is not None and not 0 <= args.guidance <= 100:
         raise BadInput(f"--guidance {args.guidance}: must be from 0 to 100; 1 will do")
     if not args.instruction.strip():
         raise BadInput("--instruction: is empty; say what happened, or what to do")

@@ -211,10 +211,17 @@ def read_pixels(path: str | Path, least: int = 1) -> np.ndarray:
 def fit(frame: np.ndarray, height: int, width: int) -> np.ndarray:
     """A frame (H, W, 3), cropped at its centre to the shape of (height, width) and resized.
 
-    Bilinear and antialiased, as the authors' code does it.
+    Whole pixels are cut away, then it is bilinear and antialiased: the authors' code to the byte.
     """
-    image = ImageOps.fit(Image.fromarray(frame), (width, height), Image.Resampling.BILINEAR)
-    return np.asarray(image)
+    h, w = frame.shape[:2]
+    ratio = width / height
+    if w < h * ratio:
+        crop_h, crop_w = max(1, int(w / ratio)), w
+    else:
+        crop_h, crop_w = h, max(1, int(h * ratio))
+    top, left = round((h - crop_h) / 2), round((w - crop_w) / 2)
+    image = Image.fromarray(frame[top:top + crop_h, left:left + crop_w])
+    return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
 
 
 def shrink(frame: np.ndarray, side: int) -> np.ndarray:

@@ -16,14 +16,17 @@ from model import FROZEN, TRAINED
 from rvebench.benchmark import Sample
 
 
-def generate(model, samples: list[Sample], folder: Path, steps: int, guidance: float, seed: int,
-             batch: int) -> dict[str, str]:
+def generate(model, samples: list[Sample], folder: Path, steps: int | None,
+             guidance: float | None, seed: int, batch: int) -> dict[str, str]:
     """Edit the samples into folder/<id>.mp4, those that are not there; {id: why} where that fails.
 
-    The noise of a sample comes from seed + its place in the manifest. Other settings or weights
-    start afresh. Raises BadInput for an instruction that the model cannot take; a source that
+    steps, guidance: None is the preset's. The noise of a sample comes from seed + its place in the
+    manifest. Other settings or weights start afresh. Raises BadInput for an instruction that the model cannot take; a source that
     cannot be read fails alone.
     """
+    steps = steps or model.preset.sample_steps
+    if guidance is None:
+        guidance = model.preset.guidance
     weights = fingerprint(model, (*FROZEN, *TRAINED))
     settings = {"checkpoint": weights, "steps": steps, "guidance": guidance, "seed": seed}
     if not is_of(folder, settings):

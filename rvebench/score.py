@@ -251,8 +251,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--out", type=Path, help="folder of the results (without it: out/eval/<manifest>)")
     add = parser.add_argument_group("a model as a method").add_argument
     add("--checkpoint", help="a run's or model's folder: makes its videos first")
-    add("--steps", type=positive, default=12, help="Euler steps from noise to clip")
-    add("--guidance", type=between(0, 1000), default=1.0, help="c + g (c - uncond); 0 is none")
+    add("--steps", type=positive, help="from noise to clip (the preset's)")
+    add("--guidance", type=between(0, 1000), help="c + g (c - uncond); 0 is none (the preset's)")
     add("--batch", type=positive, default=20, help="clips generated at a time")
     add("--seed", type=at_least_0, default=0, help="of the noise")
     add = parser.add_argument_group("the judge").add_argument

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn as nn
@@ -14,7 +15,7 @@ import data
 import model
 import sample
 import train
-from common.video import from_bytes, to_bytes
+from common.video import fit, from_bytes, to_bytes
 from critic import SYSTEM, Critic
 from model import PRESETS, DownsampleProjector, UnifiedModel, clean_text, euler, unipc
 from rvebench.benchmark import read_manifest
@@ -169,9 +170,18 @@ def test_consecutive_frames_uncropped_for_the_vlm(original, tmp_path, monkeypatc
     view = F.interpolate(consecutive, (28, 28), mode="bicubic", antialias=True)[None]
     assert len(shown) == 5 and all(torch.allclose(x, view, atol=1e-6) for x in shown)
     cropped = F.interpolate(consecutive[..., 24:72], (64, 64), mode="bilinear", antialias=True)[None]
-    inside = (..., slice(2, -2))                         # the cut is soft, theirs hard
-    assert len(encoded) == 6 and all((x - cropped)[inside].abs().max() < .02 for x in encoded)
+    assert len(encoded) == 6 and all((x - cropped).abs().max() < .02 for x in encoded)
     assert WAN.frame_stride == 1 and WAN.whole_view and TINY.frame_stride is None and not TINY.whole_view
+
+
+@pytest.mark.parametrize("size, box", [                  # (width, height); left, top, right, bottom
+    ((854, 480), (0, 6, 854, 475)), ((500, 500), (0, 112, 500, 387)),
+    ((480, 854), (0, 295, 480, 559)), ((1280, 720), (0, 8, 1280, 712))])
+def test_frames_are_cropped_to_whole_pixels(size, box):
+    """To the byte: torchvision's CenterCrop rounds half a pixel to the even side."""
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    want = Image.fromarray(pixels).crop(box).resize((640, 352), Image.Resampling.BILINEAR)
+    assert np.array_equal(fit(pixels, 352, 640), np.asarray(want))
 
 
 # ------------------------------------------------------------------------------------------ samplers
@@ -239,7 +249,7 @@ def test_noise_levels_of_unipc(seeded):
     s = [.999 * (1 - k / 8) for k in range(8)]
     want = [int(1000 * 5 * x / (1 + 4 * x)) / 1000 for x in s]
     assert levels == pytest.approx(want, abs=1.5e-3) and len(levels) == 8
-    assert WAN.sampler == "unipc" and WAN.sample_steps == 40 and WAN.shift == 5
+    assert WAN.sampler == "unipc" and WAN.sample_steps == 40 and WAN.shift == 5 and WAN.guidance == 3
     assert TINY.sampler == "euler" and TINY.sample_steps == 12
 
 
