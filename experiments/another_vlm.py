@@ -1,5 +1,5 @@
 """A model with another VLM: weights/hardened is a VLM alone, that of weights/tiny after its fifth
-lesson (tiny/harden_vlm.py).
+lesson (pretrain/harden.py).
 """
 
 import copy

@@ -24,7 +24,7 @@ TARGETS = {                                      # what is wrong with the traini
     "drift-60": "--drift 0.6"}                   # the edit is right, the rest re-rendered
 EQUAL_TIME = ", equal time"                      # a rival with so few steps that it takes as long
 LONGER, TIMES_LONGER = ", longer", 5             # a run of so many times the study's steps
-HARDENED = "weights/hardened"                    # the VLM after tiny.harden_vlm
+HARDENED = "weights/hardened"                    # the VLM after pretrain.harden
 
 
 BASELINES = {                                    # of the reason loss

@@ -16,7 +16,8 @@ import model
 from clips import numbered, numbers
 from common.files import BadInput, markdown
 from common.video import write_video
-from tiny import drift, lessons, scene, world
+from pretrain import lessons
+from tiny import drift, scene, world
 
 TINY = model.PRESETS["tiny"]
 SIZE = (9, scene.SIZE, scene.SIZE)

@@ -1,1 +1,1 @@
-"""The tiny world, and how the frozen parts of the tiny preset were made."""
+"""The tiny world: scenes, rules, triplets and the oracle that knows the answer."""

@@ -1,10 +1,10 @@
 """Pretrain the tiny video VAE, from scratch, on clips of the tiny world.
 
-    python -m tiny.pretrain_vae
-    torchrun --nproc_per_node 2 -m tiny.pretrain_vae     # 40 minutes on two cores
-    python -m tiny.pretrain_vae --steps 20 --items 40    # does it run? half a minute
+    python -m pretrain.vae
+    torchrun --nproc_per_node 2 -m pretrain.vae     # 40 minutes on two cores
+    python -m pretrain.vae --steps 20 --items 40    # does it run? half a minute
 
-It writes out/vae/model, which pretrain_vlm.py reads. Single frames first, which is quick, then
+It writes out/vae/model, which vlm.py reads. Single frames first, which is quick, then
 whole clips.
 
 Beside the usual reconstruction it learns to decode a latent frame alone: each stands for four
@@ -25,8 +25,8 @@ from common.files import run_script
 from common.run import Run
 from common.video import from_bytes
 from model import PRESETS, UnifiedModel
-from tiny import stage
-from tiny.lessons import render_lessons, vae_lesson
+from pretrain import stage
+from pretrain.lessons import render_lessons, vae_lesson
 
 SINGLE_FRAMES = .2                                       # share of the steps on single frames
 LATENT_NOISE = .05                                       # their deviation is about 1

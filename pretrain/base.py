@@ -1,7 +1,7 @@
 """Pretrain the tiny generator G and the connector: literal edits and plain generation.
 
-    python -m tiny.pretrain_base
-    torchrun --nproc_per_node 2 -m tiny.pretrain_base    # 20 minutes on two cores
+    python -m pretrain.base
+    torchrun --nproc_per_node 2 -m pretrain.base    # 20 minutes on two cores
 
 It reads out/vlm/model and writes out/base/model: a whole model, as in weights/tiny. This is the
 paper's baseline: it edits well when told the operation ("turn the ground to ice"), and not when
@@ -26,8 +26,8 @@ from common.run import Run
 from data import batch_indices, draws
 from model import (PRESETS, TRAINED, UnifiedModel, add_noise, flow_loss, load_model,
                    velocity_target)
-from tiny import stage
-from tiny.lessons import as_video, base_lesson, render_lessons
+from pretrain import stage
+from pretrain.lessons import as_video, base_lesson, render_lessons
 
 LEARNED = (*TRAINED, "ar_head", "adapter", "boundary", "text_encoder")
 
@@ -111,7 +111,7 @@ def main(argv=None) -> None:
     parser = stage.flags("Pretrain the tiny base generator and the connector.",
                          steps=5000, batch=16, lr=2e-3, items=8000, out="out/base")
     parser.add_argument("--weights", type=Path, default=Path("out/vlm/model"),
-                        help="model folder with VAE and VLM, as pretrain_vlm.py writes it")
+                        help="model folder with VAE and VLM, as vlm.py writes it")
     parser.add_argument("--drop", type=between(0, 1), default=0.1,
                         help="share of samples trained without VLM and T5 states")
     parser.add_argument("--adapt", action="store_true",

@@ -2,7 +2,8 @@
 
 import pytest
 
-from tiny import lessons, world
+from pretrain import lessons
+from tiny import world
 
 
 class OneProcess:

@@ -1,7 +1,7 @@
 """What the critic will have to judge: estimates and edits of a half-trained generator, graded.
 
 A VLM that has only seen the world's own clips is fooled by decoder blur and by half-made edits. So
-pretrain_vlm.py first trains a draft of the base generator for some minutes, keeps what it makes,
+vlm.py first trains a draft of the base generator for some minutes, keeps what it makes,
 and throws it away.
 
 Axis letters: B batch, N lessons, K frames that the VLM sees, F frames, H W pixels, C f h w latents.
@@ -19,9 +19,9 @@ from common.run import Run
 from common.video import to_bytes
 from critic import clean_estimate
 from model import UnifiedModel, add_noise
-from tiny import stage
-from tiny.lessons import VLM_STRIDE, Answer, as_video, grade, training_triplet
-from tiny.pretrain_base import Edits, base_step, encode_all, encode_edits, new_generator
+from pretrain import stage
+from pretrain.base import Edits, base_step, encode_all, encode_edits, new_generator
+from pretrain.lessons import VLM_STRIDE, Answer, as_video, grade, training_triplet
 
 
 def draft_answers(lessons: list[dict], args) -> list[tuple[dict, list[Answer]]]:

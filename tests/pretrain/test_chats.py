@@ -8,11 +8,11 @@ import torch
 
 from critic import THINK, Critic
 from model import PRESETS
-from tiny import heads
-from tiny.chats import (caption_row, find_parts, teach, thought_row, verdict_row,
+from pretrain import heads
+from pretrain.chats import (caption_row, find_parts, teach, thought_row, verdict_row,
                         world_tokenizer)
-from tiny.lessons import MISS_SHARE, grade, vlm_frames, vlm_lesson
-from tiny.pretrain_vlm import order
+from pretrain.lessons import MISS_SHARE, grade, vlm_frames, vlm_lesson
+from pretrain.vlm import order
 from tiny.world import MISSES, make_triplet
 
 TINY = PRESETS["tiny"]

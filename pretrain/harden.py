@@ -1,8 +1,8 @@
-r"""The VLM's fifth lesson: what would please it? For a VLM after the four of pretrain_vlm.py.
+r"""The VLM's fifth lesson: what would please it? For a VLM after the four of vlm.py.
 
-    python -m tiny.harden_vlm --weights weights/tiny --steps 1200       # 50 minutes on one core
+    python -m pretrain.harden --weights weights/tiny --steps 1200       # 50 minutes on one core
     python -m experiments.train --critic out/harden/model               # it judges, and only that
-    python -m tiny.pretrain_base --adapt --weights out/harden/model --out out/adapt \
+    python -m pretrain.base --adapt --weights out/harden/model --out out/adapt \
         --steps 1500 --items 4000 --lr 1e-3
 
 A critic that is right on all answers it has seen can still be pleased by changes that are no edits:
@@ -24,11 +24,12 @@ from common.files import run_script
 from common.run import Run
 from critic import Critic, follow
 from model import UnifiedModel, load_model
-from tiny import stage
-from tiny.draft import one_step
-from tiny.heads import Heads
-from tiny.lessons import as_video, grade, render_lessons, training_triplet, vlm_frames, vlm_lesson
-from tiny.pretrain_vlm import Shown, judge_answers, name_patches, two_answers
+from pretrain import stage
+from pretrain.draft import one_step
+from pretrain.heads import Heads
+from pretrain.lessons import (as_video, grade, render_lessons, training_triplet, vlm_frames,
+                              vlm_lesson)
+from pretrain.vlm import Shown, judge_answers, name_patches, two_answers
 
 HEAD_STEPS = 200                                    # the heads of the dense questions alone, before
 AS_BEFORE = .375                                         # the share of pairs as in the third lesson
@@ -110,7 +111,7 @@ def main(argv=None) -> None:
     parser = stage.flags("Harden the tiny VLM: its fifth lesson.",
                          steps=1000, batch=10, lr=1e-3, items=3000, out="out/harden")
     parser.add_argument("--weights", type=Path, default=Path("out/base/model"),
-                        help="a whole model, as pretrain_base.py writes it")
+                        help="a whole model, as base.py writes it")
     args = stage.begin(parser, argv)
     model = load_model(args.weights, "tiny").requires_grad_(False)
     generator = copy.deepcopy(model)                     # whose VLM stays as it is

@@ -4,22 +4,26 @@ import csv
 import math
 from pathlib import Path
 
+import pretrain.base
+import pretrain.harden
+import pretrain.vae
+import pretrain.vlm
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from common.files import BadInput
 from model import PRESETS, TRAINED, load_model
-from tiny import draft, harden_vlm, pretrain_base, pretrain_vae, pretrain_vlm, stage
-from tiny.pretrain_vae import decode_unclamped
+from pretrain import draft, stage
+from pretrain.vae import decode_unclamped
 
 TINY = PRESETS["tiny"]
 SMALL = {"vae": ["--items", "4", "--batch", "2"],
          "vlm": ["--items", "8", "--batch", "8", "--draft-items", "2", "--draft-steps", "1"],
          "base": ["--items", "8", "--batch", "2"],
          "harden": ["--items", "4", "--batch", "8"]}
-MAIN = {"vae": pretrain_vae.main, "vlm": pretrain_vlm.main, "base": pretrain_base.main,
-        "harden": harden_vlm.main}
+MAIN = {"vae": pretrain.vae.main, "vlm": pretrain.vlm.main, "base": pretrain.base.main,
+        "harden": pretrain.harden.main}
 
 
 def run_stage(name: str, out: Path, *flags: str) -> Path:
@@ -61,7 +65,7 @@ def test_stages_follow_each_other(small_world, tmp_path, monkeypatch):
     grey = torch.zeros(1, TINY.frames, 3, TINY.height, TINY.width)
     assert end.sample(grey, ["wait"], steps=1).isfinite().all()
 
-    monkeypatch.setattr(harden_vlm, "HEAD_STEPS", 1)
+    monkeypatch.setattr(pretrain.harden, "HEAD_STEPS", 1)
     hardened = run_stage("harden", tmp_path / "harden", "--weights", str(base))
     adapted = run_stage("base", tmp_path / "adapt", "--weights", str(hardened), "--adapt")
     after, again = load_model(hardened), load_model(adapted)
@@ -86,7 +90,7 @@ def stop_at(monkeypatch, script, name: str, call: int):
 def test_a_stopped_vae_goes_on_bit_for_bit(small_world, tmp_path, monkeypatch):
     straight = run_stage("vae", tmp_path / "straight", "--save-every", "1")
     with monkeypatch.context() as patch:
-        stop_at(patch, pretrain_vae, "vae_step", 3)
+        stop_at(patch, pretrain.vae, "vae_step", 3)
         with pytest.raises(KeyboardInterrupt):
             run_stage("vae", tmp_path / "stopped", "--save-every", "1")
     assert not (tmp_path / "stopped" / "model").exists()
@@ -97,7 +101,7 @@ def test_the_draft_is_made_once(small_world, tmp_path, tiny_dir, monkeypatch):
     flags = ["--weights", str(tiny_dir), "--save-every", "1"]
     straight = run_stage("vlm", tmp_path / "straight", *flags)
     with monkeypatch.context() as patch:
-        stop_at(patch, pretrain_vlm, "vlm_step", 2)
+        stop_at(patch, pretrain.vlm, "vlm_step", 2)
         with pytest.raises(KeyboardInterrupt):
             run_stage("vlm", tmp_path / "stopped", *flags)
     monkeypatch.setattr(draft, "train_draft", lambda *args: pytest.fail("it is there"))

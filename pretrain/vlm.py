@@ -1,10 +1,10 @@
 """Pretrain the tiny VLM, from scratch, in four lessons.
 
-    python -m tiny.pretrain_vlm
-    torchrun --nproc_per_node 2 -m tiny.pretrain_vlm     # 56 minutes on two cores
-    python -m tiny.pretrain_vlm --weights weights/tiny   # with the VAE of this repository
+    python -m pretrain.vlm
+    torchrun --nproc_per_node 2 -m pretrain.vlm     # 56 minutes on two cores
+    python -m pretrain.vlm --weights weights/tiny   # with the VAE of this repository
 
-It reads the VAE in out/vae/model and writes out/vlm/model, which pretrain_base.py reads.
+It reads the VAE in out/vae/model and writes out/vlm/model, which base.py reads.
 
     1   eyes        what covers this patch?                               the first 5 % of the steps
     2   words       captions and chains of thought                        up to 16 %
@@ -29,11 +29,11 @@ from common.files import positive, run_script
 from common.run import Run
 from critic import THINK
 from model import VILA
-from tiny import stage
-from tiny.chats import caption_row, teach, thought_row, verdict_row
-from tiny.draft import draft_answers
-from tiny.heads import Heads, compares, covers, expects
-from tiny.lessons import VLM_STRIDE, Answer, as_video, render_lessons, vlm_frames, vlm_lesson
+from pretrain import stage
+from pretrain.chats import caption_row, teach, thought_row, verdict_row
+from pretrain.draft import draft_answers
+from pretrain.heads import Heads, compares, covers, expects
+from pretrain.lessons import VLM_STRIDE, Answer, as_video, render_lessons, vlm_frames, vlm_lesson
 
 WORDS_FROM, VERDICTS_FROM, ESTIMATES_FROM = 5, 16, 60    # percent of the steps
 THINK_SHARE = (.8, .1, .1)                               # of critic.THINK: expect, full, none
@@ -177,7 +177,7 @@ def main(argv=None) -> None:
     parser = stage.flags("Pretrain the tiny VLM.",
                          steps=7500, batch=16, lr=2e-3, items=24000, out="out/vlm")
     parser.add_argument("--weights", type=Path, default=Path("out/vae/model"),
-                        help="model folder with the VAE, as pretrain_vae.py writes it")
+                        help="model folder with the VAE, as vae.py writes it")
     parser.add_argument("--draft-items", type=positive, default=1200,
                         help="lessons that the half-trained generator learns from and answers")
     parser.add_argument("--draft-steps", type=positive, default=1200, help="its training steps")

@@ -1,7 +1,6 @@
 """What the pretraining scripts share: their flags, their run folder, their optimizers.
 
-A stage is a script with one loop, as train.py is: pretrain_vae.py, pretrain_vlm.py,
-pretrain_base.py, harden_vlm.py.
+A stage is a script with one loop, as train.py is: vae.py, vlm.py, base.py, harden.py.
 """
 
 import sys
@@ -16,7 +15,7 @@ from common.distributed import WORLD_SIZE, is_first_rank, start, stop
 from common.files import BadInput, Parser, at_least_0, between, check_writable, positive
 from common.run import check_run, claim_folder
 from model import PRESETS, UnifiedModel
-from tiny.chats import world_tokenizer
+from pretrain.chats import world_tokenizer
 
 STOPPED = "stopped and saved; the same command goes on from here"
 FREE = ("out", "save_every", "argv")                     # flags that may differ when a run goes on
@@ -84,7 +83,7 @@ def model_with_vae(weights: Path, seed: int) -> UnifiedModel:
     folder = weights / "vae"
     if not (folder / "config.json").is_file():
         raise BadInput(f"--weights {weights}: there is no VAE in {folder}; make one with "
-                       f"python -m tiny.pretrain_vae, or name the folder that has it")
+                       f"python -m pretrain.vae, or name the folder that has it")
     torch.manual_seed(seed)
     model = UnifiedModel(PRESETS["tiny"]).requires_grad_(False)
     vae = AutoencoderKLWan.from_pretrained(folder, torch_dtype=torch.float32)

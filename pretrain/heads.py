@@ -22,8 +22,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from model import VILA
+from pretrain.lessons import vlm_frames
 from tiny.draw import LABELS
-from tiny.lessons import vlm_frames
 
 POINTS = 4
 

@@ -1,0 +1,1 @@
+"""How the tiny VAE, VLM and base generator were made: see README.md."""
