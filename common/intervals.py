@@ -1,6 +1,7 @@
 """What is a score worth? Overall, intervals, paired differences (Sec. 3.2)."""
 
 import math
+from typing import Callable
 
 import numpy as np
 from scipy.stats import bootstrap, t
@@ -46,6 +47,20 @@ def interval(values, seed: int = 0) -> tuple[float, float, float]:
     rng = np.random.default_rng(seed)
     found = bootstrap((x,), np.mean, method="percentile", batch=1000, rng=rng).confidence_interval
     return mean, float(found.low), float(found.high)
+
+
+def bootstrap_interval(statistic: Callable[..., float], *sizes: int,
+                       draws: int = 1000) -> tuple[float, float, float]:
+    """(value, low, high) of a statistic of drawn indices, and its 95 % percentile interval.
+
+    sizes: what is drawn anew, each with replacement and independently of the others: N samples, or
+    S seeds and N samples, or raters and samples. statistic(*indices) gets as many indices of each;
+    a draw for which it is NaN does not count. For the mean of one list `interval` is faster.
+    """
+    rng = np.random.default_rng(0)
+    drawn = [statistic(*(rng.integers(n, size=n) for n in sizes)) for _ in range(draws)]
+    low, high = np.nanpercentile(drawn, (2.5, 97.5))
+    return float(statistic(*map(np.arange, sizes))), float(low), float(high)
 
 
 def paired_difference(a, b) -> tuple[float, float, float]:

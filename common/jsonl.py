@@ -5,6 +5,7 @@ written, and half a line at the end of a file is not a row. JSON has no NaN: wri
 ValueError.
 """
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -14,8 +15,6 @@ from threading import Lock
 from typing import Callable, Iterable, Iterator
 
 from common.files import BadInput, atomic_write
-
-BLOCK = 2 ** 20                                          # bytes read at a time, from the end
 
 
 def to_json(value) -> str:
@@ -41,10 +40,16 @@ def read_rows(path: str | Path, what: str = "row",
     Raises BadInput, naming file:line, for a line that is no JSON object with these fields: no
     `what`.
     """
-    path = Path(path)
+    for offset, _, row in _read_lines(Path(path), what, fields):
+        yield offset, row
+
+
+def _read_lines(path: Path, what: str,
+                fields: tuple[str, ...]) -> Iterator[tuple[int, int, dict]]:
+    """(where it begins, where it ends, row) of each whole line."""
     if not path.exists():
         return
-    offset = 0
+    begin = 0
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             if not line.endswith(b"\n"):                 # a crash has cut it off
@@ -56,8 +61,9 @@ def read_rows(path: str | Path, what: str = "row",
             except ValueError as error:
                 raise BadInput(f"{path}:{number}: is no {what} of ours ({error}); delete this "
                                f"line") from error
-            yield offset, row
-            offset += len(line)
+            end = begin + len(line)
+            yield begin, end, row
+            begin = end
 
 
 def write_rows(path: str | Path, rows: Iterable[dict]) -> None:
@@ -65,85 +71,114 @@ def write_rows(path: str | Path, rows: Iterable[dict]) -> None:
     atomic_write(path, "".join(to_json(row) + "\n" for row in rows))
 
 
-class JsonLines:
-    """An append-only file, written by one run at a time, from any of its threads.
+class Store:
+    """Rows by key in an append-only file: what was paid for, or took long, is found again.
 
-    Opening it makes its folder and cuts off half a line that a crash has left. Raises BadInput
-    where it cannot be written, or another run is writing it.
+        with Store("out/kept.jsonl") as store:           # no other run may write it meanwhile
+            store.append({"key": "a", "value": 1})
+            store.rows("a")                              # [{"key": "a", "value": 1}]
+
+    key: the field that has it. Rows of one key stand in the order of the file. Only their places
+    are in memory: the file may be larger. what, fields: as in `read_rows`. counts(row): whether a
+    row is to be found again. After the constructor one can read; `open`, or the `with`, makes
+    ready to write. All may be called from several threads.
     """
 
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
-        self._appending = Lock()
+    def __init__(self, path: str | Path, key: str = "key", what: str = "row",
+                 fields: tuple[str, ...] = (), counts: Callable[[dict], bool] = lambda row: True):
+        self.path, self.key, self.counts = Path(path), key, counts
+        self._format = what, (key, *fields)
+        self._file, self._writing = None, Lock()
+        self._index()
+
+    def _index(self) -> None:
+        self._places: dict[str, list[int]] = {}
+        self._end = 0
+        for begin, self._end, row in _read_lines(self.path, *self._format):
+            if not isinstance(row[self.key], str):
+                raise BadInput(f"{self.path}: the line at byte {begin} has no {self.key} that is a "
+                               f"text; delete it")
+            self._add(row, begin)
+
+    def _add(self, row: dict, place: int) -> None:
+        if self.counts(row):
+            self._places.setdefault(row[self.key], []).append(place)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._places
+
+    def __iter__(self) -> Iterator[dict]:
+        """All rows, in the order of the file."""
+        return (row for _, row in read_rows(self.path, *self._format))
+
+    def __len__(self) -> int:
+        """How many keys there are."""
+        return len(self._places)
+
+    def rows(self, key: str) -> list[dict]:
+        """The rows of a key that count."""
+        if key not in self._places:
+            return []
+        found = []
+        with open(self.path, "rb") as file:
+            for place in self._places[key]:
+                file.seek(place)
+                found.append(from_json(file.readline()))
+        return found
+
+    def open(self) -> "Store":
+        """Make its folder, and the file this run's own; cut off half a line that a crash has left.
+
+        Raises BadInput where it cannot be written, or another run is writing it.
+        """
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(self.path, "ab")
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file = open(self.path, "ab", buffering=0)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise BadInput(f"{self.path}: another run is writing it; wait for it, or choose "
                            f"another --out") from error
         except OSError as error:
             raise BadInput(f"{self.path}: cannot be written ({error.strerror}); choose another "
                            f"--out") from error
-        self._file.truncate(_end_of_rows(self.path))
+        if os.path.getsize(self.path) != self._end:      # another run may have written since
+            self._index()
+            file.truncate(self._end)
+        self._file = file
+        return self
 
     def append(self, row: dict) -> None:
         """Write one whole line. Raises ValueError for NaN, BadInput where the disk is full."""
         line = to_json(row).encode() + b"\n"
-        with self._appending:
+        with self._writing:
             try:
-                self._file.write(line)
-                self._file.flush()
+                if self._file.write(line) < len(line):   # what is left of the disk
+                    self._file.truncate(self._end)
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             except OSError as error:
                 raise BadInput(f"{self.path}: cannot be written ({error.strerror}); make room, and "
                                f"the same command goes on") from error
+            self._add(row, self._end)
+            self._end += len(line)
+
+    def find(self, parts: list, find: Callable[[], dict]) -> dict:
+        """The value of what `parts` (for JSON) name: find() where it is not there yet.
+
+        What find() raises is not kept.
+        """
+        key = hashlib.sha256(to_json(parts).encode()).hexdigest()
+        if key not in self:
+            self.append({self.key: key, "value": find()})
+        return self.rows(key)[-1]["value"]
 
     def close(self) -> None:
         """Let go of the file, so that another run can write it."""
-        self._file.close()
+        if self._file:
+            self._file.close()
+            self._file = None
 
-    def __enter__(self) -> "JsonLines":
-        return self
+    def __enter__(self) -> "Store":
+        return self.open()
 
     def __exit__(self, *error) -> None:
         self.close()
-
-
-class Cache:
-    """What took long to find out, by key, in an append-only file: a rerun has it already."""
-
-    def __init__(self, path: str | Path):
-        self._values = {}
-        self._file = JsonLines(path)
-        for _, row in read_rows(path, "line", ("key", "value")):
-            self._values[row["key"]] = row["value"]
-
-    def get(self, parts: list, find: Callable[[], dict]) -> dict:
-        """The value of what `parts` (for JSON) name: find() where it is not there yet.
-
-        What find() raises is not kept. May be called from several threads.
-        """
-        key = hashlib.sha256(to_json(parts).encode()).hexdigest()
-        if key not in self._values:
-            value = find()
-            self._file.append({"key": key, "value": value})
-            self._values[key] = value
-        return self._values[key]
-
-    def close(self) -> None:
-        """Let go of the file."""
-        self._file.close()
-
-
-def _end_of_rows(path: Path) -> int:
-    """The length in bytes of a file's whole lines."""
-    with open(path, "rb") as file:
-        end = file.seek(0, os.SEEK_END)
-        while end > 0:
-            start = max(0, end - BLOCK)
-            file.seek(start)
-            newline = file.read(end - start).rfind(b"\n")
-            if newline >= 0:
-                return start + newline + 1
-            end = start
-    return 0

@@ -34,11 +34,10 @@ import os
 import re
 import time
 from collections import Counter
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import Any, Callable, Iterable
+from typing import Any, Callable, Iterable, Iterator
 
 import numpy as np
 import openai
@@ -46,7 +45,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from common.files import BadInput
-from common.jsonl import JsonLines, read_rows
+from common.jsonl import Store
+from common.pool import in_threads
 
 HANDFUL = 5                               # so many questions fail alike, and none is answered: stop
 USED_UP = 2                            # so often it thinks until its limit: more of it would not do
@@ -229,6 +229,8 @@ def read_completion(body: str, max_tokens: int) -> dict:
         choice = answer["choices"][0]
         message, finish = choice["message"], choice.get("finish_reason")
         reply, refusal = message.get("content"), message.get("refusal")
+        if isinstance(reply, list):                      # in parts, as some endpoints send it
+            reply = "".join(part.get("text") or "" for part in reply)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise NoCompletion(_excerpt(body)) from error
     if finish == "error" or not isinstance(reply, str | None):
@@ -284,21 +286,19 @@ class Client:
     def __init__(self, cache: str | Path, model: str = "gpt-4o", base_url: str | None = None,
                  price_in: float = 0., price_out: float = 0., workers: int = 8, tries: int = 4,
                  timeout: float = 120., ask_again: bool = False, pause: float = 0.5):
-        self.cache, self.model = Path(cache), model
+        self.model = model
         self.base_url = base_url or os.environ.get("OPENAI_BASE_URL")
         self.prices = price_in / 1e6, price_out / 1e6
-        self.workers, self.tries, self.timeout = workers, tries, timeout
-        self.ask_again, self.pause = ask_again, pause
+        self.workers, self.tries, self.timeout, self.pause = workers, tries, timeout, pause
         self.spent, self.calls, self.estimated = 0., 0, 0
-        self.replies: dict[str, list[dict]] = {}         # by key, as they are in the file
-        self._passed: dict[str, int] = {}            # by key: how many of them ask_again disregards
-        self._file: JsonLines | None = None
+        self.replies = Store(cache, what="reply", fields=("reply", "problem"))
+        # By key: how many replies ask_again disregards.
+        self._passed = Counter(row["key"] for row in self.replies) if ask_again else Counter()
         self._api: openai.OpenAI | None = None
         self._dialect = DIALECTS[0]
         self._understood: set[tuple[Dialect, bool]] = set()      # dialect, with a schema or without
         self._failures = Counter()
-        self._keeping, self._opening, self._finding = Lock(), Lock(), Lock()
-        self._read()
+        self._counting, self._opening, self._finding = Lock(), Lock(), Lock()
 
     @property
     def endpoint(self) -> str:
@@ -309,36 +309,34 @@ class Client:
         """The key of a question's replies in the file."""
         return question.key(self.model, self.endpoint)
 
-    # ---- the file
+    def connect(self) -> openai.OpenAI:
+        """The connection, without a call.
 
-    def _read(self) -> None:
-        self.replies = {}
-        for _, row in read_rows(self.cache, "reply", ("key", "reply", "problem")):
-            self.replies.setdefault(row["key"], []).append(row)
-        if self.ask_again:
-            self._passed = {key: len(rows) for key, rows in self.replies.items()}
-
-    def check(self) -> None:
-        """Raises BadInput where no call can be made: no key, or one that cannot be a key."""
+        Raises BadInput where none can be made: no key, or one that cannot be a key, or a proxy that
+        is not understood.
+        """
         key = os.environ.get("OPENAI_API_KEY", "").strip()
         if not key and not self.base_url:
             raise BadInput("OPENAI_API_KEY: is not set; export your key in it, or name a local "
                            "endpoint with --base-url")
         if not (key.isascii() and (key.isprintable() or not key)):
             raise BadInput("OPENAI_API_KEY: holds characters that no key has; copy it again")
+        try:
+            return openai.OpenAI(api_key=key or "none", base_url=self.base_url,
+                                 timeout=self.timeout, max_retries=self.tries - 1)
+        except (ImportError, ValueError) as error:       # also where NO_PROXY names the endpoint
+            proxies = [name for name in os.environ if name.lower().endswith("_proxy")
+                       and name.lower() != "no_proxy"]
+            raise BadInput(f"{', '.join(proxies) or self.base_url}: cannot be used ({error}); give "
+                           f"an http:// proxy, or unset it") from error
 
     def _open(self) -> None:
-        """Make ready to call: the file for appending, for this run alone, and the connection."""
+        """Make ready to call: the connection, and the file for appending, for this run alone."""
         with self._opening:
-            if self._file:
-                return
-            self.check()
-            file = JsonLines(self.cache)
-            self._read()                                 # another run may have written since
-            key = os.environ.get("OPENAI_API_KEY", "").strip() or "none"
-            self._api = openai.OpenAI(api_key=key, base_url=self.base_url, timeout=self.timeout,
-                                      max_retries=self.tries - 1)
-            self._file = file
+            if not self._api:
+                api = self.connect()
+                self.replies.open()
+                self._api = api
 
     def _keep(self, question: Question, key: str, found: dict) -> None:
         """What is paid for is in the file before anyone looks at it."""
@@ -346,23 +344,28 @@ class Client:
         row = {"key": key, "model": self.model, "prompt": question.prompt,
                "repeat": question.repeat, "label": question.label, **found,
                "tokens": tokens or question.tokens()}
-        with self._keeping:
-            self._file.append(row)
-            self.replies.setdefault(key, []).append(row)
+        self.replies.append(row)
+        with self._counting:
             self.calls += 1
             self.estimated += tokens is None
-            self.spent += sum(price * n for price, n in zip(self.prices, row["tokens"]))
+            self.spent += self._price(row)
+
+    def _price(self, row: dict) -> float:
+        return sum(price * n for price, n in zip(self.prices, row["tokens"]))
+
+    def worth(self) -> float:
+        """Dollars, at these prices, of all replies in the file, whoever paid them."""
+        return sum(map(self._price, self.replies))
 
     def close(self) -> None:
         """Let go of the file."""
-        if self._file:
-            self._file.close()
-            self._file = self._api = None
+        self.replies.close()
+        self._api = None
 
     def recall(self, question: Question, key: str) -> Any:
         """What the file says: the value, Missing when asked in vain, or None: to be asked."""
         problems, used_up, reply = [], 0, ""
-        for k, row in enumerate(self.replies.get(key, [])):
+        for k, row in enumerate(self.replies.rows(key)):
             problem = row["problem"]
             if problem is None:
                 try:
@@ -371,7 +374,7 @@ class Client:
                     problem = str(error)
             limit = row.get("limit")
             has_more_room = limit is not None and limit < question.max_tokens
-            if k < self._passed.get(key, 0) or has_more_room:
+            if k < self._passed[key] or has_more_room:
                 continue
             problems.append(problem)
             reply = row["reply"] or reply
@@ -379,11 +382,6 @@ class Client:
         if len(problems) >= self.tries or used_up >= USED_UP:
             return Missing(problems[-1], reply=reply)
         return None
-
-    def worth(self) -> float:
-        """Dollars, at these prices, of all replies in the file, whoever paid them."""
-        rows = [row for found in self.replies.values() for row in found]
-        return sum(price * n for row in rows for price, n in zip(self.prices, row["tokens"]))
 
     # ---- one call
 
@@ -469,7 +467,7 @@ class Client:
             pass                                         # an error, too, is an answer
 
     def _fail_with_status(self, error: openai.APIStatusError) -> Missing:
-        message = f"{error.status_code}: {' '.join(str(error.message).split())[:200]}"
+        message = f"{error.status_code}: {_excerpt(error.response.text)}"
         is_out_of_money = getattr(error, "code", None) == "insufficient_quota"
         if error.status_code in (401, 403, 404) or is_out_of_money:
             raise BadInput(f"the endpoint refuses: {message}; check OPENAI_API_KEY, --base-url, "
@@ -478,12 +476,15 @@ class Client:
 
     def _fail(self, kind: str | int, reason: str) -> Missing:
         """Missing; the end of the run where the first questions all fail in the same way."""
-        with self._keeping:
+        with self._counting:
             self._failures[kind] += 1
             is_hopeless = not self.calls and self._failures[kind] >= HANDFUL
         if is_hopeless:
+            mend = "check --base-url and the model's name"
+            if kind == 429:
+                mend = "wait until the account's limit is renewed, or raise it"
             raise BadInput(f"{self.endpoint}: the first {HANDFUL} questions all failed ({reason}); "
-                           f"check --base-url and the model's name, the same command goes on")
+                           f"{mend}, the same command goes on")
         return Missing(reason, unanswered=True)
 
     # ---- many questions
@@ -504,28 +505,30 @@ class Client:
         The same question twice is one call. Raises BadInput where going on makes no sense; what was
         answered is kept.
         """
-        keys, found, running = [], {}, {}                # running: future -> key
+        keys, found, running = [], {}, set()
         bar = tqdm(total=total, desc=desc, unit="question")
-        with ThreadPoolExecutor(self.workers) as pool, bar:
-            try:
-                for question in questions:
-                    key = self.key(question)
-                    keys.append(key)
-                    if key not in found and key not in running.values():
-                        value = self.recall(question, key)
-                        if value is None:
-                            self._open()
-                            running[pool.submit(self._answer, question, key)] = key
-                        else:
-                            found[key] = value
-                    _settle(running, found, 2 * self.workers)            # so many are in memory
-                    self._show(bar, len(keys), len(running))
-                bar.total = len(keys)
-                while running:
-                    _settle(running, found, len(running) - 1)
-                    self._show(bar, len(keys), len(running))
-            finally:
-                pool.shutdown(cancel_futures=True)     # those under way are paid for: wait for them
+
+        def to_ask() -> Iterator[tuple[Question, str]]:
+            for question in questions:
+                key = self.key(question)
+                keys.append(key)
+                if key not in found and key not in running:
+                    value = self.recall(question, key)
+                    if value is None:
+                        self._open()
+                        running.add(key)
+                        yield question, key
+                    else:
+                        found[key] = value
+                self._show(bar, len(keys), len(running))
+            bar.total = len(keys)
+
+        with bar:
+            for (_, key), value in in_threads(lambda asked: self._answer(*asked), to_ask(),
+                                              self.workers):
+                running.remove(key)
+                found[key] = value
+                self._show(bar, len(keys), len(running))
         return [found[key] for key in keys]
 
     def _show(self, bar: tqdm, drawn: int, running: int) -> None:
@@ -561,10 +564,3 @@ class Client:
         price_in, price_out = self.prices
         cost = price_in * counts["tokens_in"] + price_out * counts["tokens_out"]
         return {**counts, "cost": cost}
-
-
-def _settle(running: dict[Future, str], found: dict[str, Any], most: int) -> None:
-    """Wait until at most `most` are running; what is answered goes from `running` to `found`."""
-    while len(running) > most:
-        for future in wait(running, return_when=FIRST_COMPLETED).done:
-            found[running.pop(future)] = future.result()

@@ -30,7 +30,7 @@ from common.distributed import device
 from common.files import (BadInput, Parser, at_least_0, atomic_write, between, check_writable,
                           positive, run_script)
 from common.intervals import COLUMNS, geometric_mean, overall
-from common.jsonl import Cache, from_json, read_rows, to_json, write_rows
+from common.jsonl import Store, from_json, read_rows, to_json, write_rows
 from common.video import read_pixels
 from data import fingerprint, hash_video
 from evaluate import run_name
@@ -45,7 +45,7 @@ from tiny import world
 
 # ------------------------------------------------------------------------------ measures and judges
 
-def measure_videos(edits: list[Edit], measures: quality.Measures, cache: Cache,
+def measure_videos(edits: list[Edit], measures: quality.Measures, cache: Store,
                    workers: int) -> list[tuple[str | None, dict]]:
     """(why it cannot be scored, {"frames": F, column: value}) of each edit.
 
@@ -62,7 +62,7 @@ def measure_videos(edits: list[Edit], measures: quality.Measures, cache: Cache,
         try:
             if not edit.path.exists():                   # what was seen once may be gone
                 raise BadInput(f"{edit.path}: there is no such video; correct the path")
-            return None, cache.get(["quality", measures.stamp, text, hash_video(edit.path)], find)
+            return None, cache.find(["quality", measures.stamp, text, hash_video(edit.path)], find)
         except ValueError as error:                      # BadInput, or features that are not finite
             return str(error), {}
     with ThreadPoolExecutor(workers) as pool:
@@ -71,14 +71,14 @@ def measure_videos(edits: list[Edit], measures: quality.Measures, cache: Cache,
 
 
 def ask_local(edits: list[Edit], ask: Callable[[Sample, Path], dict], stamp: str,
-              cache: Cache) -> list:
+              cache: Store) -> list:
     """The verdicts of a local judge, a list of one for each edit: scores or Missing."""
     verdicts = []
     for sample, _, path in tqdm(edits, desc="judge", unit="video"):
         videos = [hash_video(sample.source), hash_video(path)]
         name = ["judge", stamp, sample.id, sample.instruction, *videos]
         try:
-            verdicts.append([cache.get(name, lambda: ask(sample, path))])
+            verdicts.append([cache.find(name, lambda: ask(sample, path))])
         except ValueError as error:
             verdicts.append([Missing(str(error))])
     return verdicts
@@ -94,7 +94,7 @@ def ask_service(edits: list[Edit], client: Client, args: argparse.Namespace) -> 
 
 
 def ask_judge(edits: list[Edit], args: argparse.Namespace, client: Client | None, model,
-              cache: Cache) -> list:
+              cache: Store) -> list:
     """The verdicts of --judge, a list for each edit. Raises BadInput if it knows no such sample."""
     if args.judge == "openai":
         return ask_service(edits, client, args)
@@ -304,8 +304,8 @@ def make_client(args: argparse.Namespace) -> Client | None:
         return None
     client = Client(args.out / "replies.jsonl", args.judge_model or "gpt-4o", args.base_url,
                     args.price_in, args.price_out, ask_again=args.ask_again is not None)
-    if not client.replies and not args.dry_run:
-        client.check()
+    if not len(client.replies) and not args.dry_run:
+        client.connect()
     return client
 
 
@@ -386,7 +386,8 @@ def main(argv: list[str] | None = None) -> None:
     measures = quality.Measures(args.dino, args.clip, args.viclip, args.trust_remote_code, model,
                                 vision)
 
-    cache = Cache(out / "kept.jsonl")                    # from here on no other run may use --out
+    # From here on no other run may use --out.
+    cache = Store(out / "kept.jsonl", what="line", fields=("value",)).open()
     failed = make_videos(args, samples, methods, model)
     edits = all_edits(samples, methods, args.references)
     names = list(dict.fromkeys(edit.method for edit in edits))

@@ -8,14 +8,14 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from common.files import markdown
-from common.intervals import FEWEST, interval
+from common.intervals import FEWEST, bootstrap_interval, interval
 
-DRAWS = 1000                                             # of a bootstrap
 NO_INTERVAL = (math.nan, math.nan, math.nan)
 
 
-def win_rates(rankings: list[dict[str, float]], clusters: list[tuple[str, str]] | None = None,
-              seed: int = 0) -> dict[tuple[str, str], tuple[float, float, float]]:
+def win_rates(rankings: list[dict[str, float]],
+              clusters: list[tuple[str, str]] | None = None,
+              ) -> dict[tuple[str, str], tuple[float, float, float]]:
     """{(a, b): (rate, low, high)}: how often a is ranked before b, with its 95 % interval (Fig. 7).
 
     rankings: one {method: rank} for each judgement, 1 the best; equal ranks are half a win, and a
@@ -35,13 +35,13 @@ def win_rates(rankings: list[dict[str, float]], clusters: list[tuple[str, str]] 
             if clusters is None:
                 rate = interval(won)
             else:
-                rate = clustered_interval(won, [clusters[k] for k in both], seed)
+                rate = clustered_interval(won, [clusters[k] for k in both])
             rates[a, b] = tuple(np.clip(rate, 0, 1).tolist())
     return rates
 
 
-def clustered_interval(values: list[float], clusters: list[tuple[str, str]],
-                       seed: int = 0) -> tuple[float, float, float]:
+def clustered_interval(values: list[float],
+                       clusters: list[tuple[str, str]]) -> tuple[float, float, float]:
     """(mean, low, high) by a bootstrap that draws raters and samples anew, each with replacement.
 
     clusters: (rater, sample) of each value. A value whose rater is drawn i times and whose sample j
@@ -52,23 +52,18 @@ def clustered_interval(values: list[float], clusters: list[tuple[str, str]],
     samples, sample_of = np.unique([sample for _, sample in clusters], return_inverse=True)
     if len(samples) < FEWEST:
         return float(x.mean()), math.nan, math.nan
-    rng, draws = np.random.default_rng(seed), []
-    for _ in range(DRAWS):
-        times_rater = _times_drawn(rng, len(raters))
-        times_sample = _times_drawn(rng, len(samples))
+
+    def mean(drawn_raters, drawn_samples):
+        times_rater = np.bincount(drawn_raters, minlength=len(raters))
+        times_sample = np.bincount(drawn_samples, minlength=len(samples))
         weights = times_rater[rater_of] * times_sample[sample_of]
-        if weights.any():                              # a sparse study: what was drawn may not meet
-            draws.append(np.average(x, weights=weights))
-    low, high = np.percentile(draws, (2.5, 97.5))
-    return float(x.mean()), float(low), float(high)
+        if not weights.any():                            # who was drawn may have ranked nothing drawn
+            return math.nan
+        return np.average(x, weights=weights)
+    return bootstrap_interval(mean, len(raters), len(samples))
 
 
-def _times_drawn(rng: np.random.Generator, n: int) -> np.ndarray:
-    """How often each of n is drawn, n times with replacement."""
-    return np.bincount(rng.integers(n, size=n), minlength=n)
-
-
-def correlation(a, b, seed: int = 0) -> tuple[float, float, float]:
+def correlation(a, b) -> tuple[float, float, float]:
     """Spearman's rho of two lists and its 95 % interval, by the bootstrap over pairs.
 
     NaN where there is none: fewer than 3 pairs, or all values of a list the same.
@@ -76,13 +71,12 @@ def correlation(a, b, seed: int = 0) -> tuple[float, float, float]:
     a, b = np.asarray(a, float), np.asarray(b, float)
     if len(a) < 3 or len(set(a)) < 2 or len(set(b)) < 2:
         return NO_INTERVAL
-    rng, draws = np.random.default_rng(seed), []
-    for _ in range(DRAWS):
-        i = rng.integers(len(a), size=len(a))
-        if len(set(a[i])) > 1 and len(set(b[i])) > 1:
-            draws.append(spearmanr(a[i], b[i]).statistic)
-    low, high = np.percentile(draws, (2.5, 97.5))
-    return float(spearmanr(a, b).statistic), float(low), float(high)
+
+    def rho(i):
+        if len(set(a[i])) < 2 or len(set(b[i])) < 2:
+            return math.nan
+        return spearmanr(a[i], b[i]).statistic
+    return bootstrap_interval(rho, len(a))
 
 
 # ---------------------------------------------------------------------------------------- in tables

@@ -14,18 +14,25 @@ import hashlib
 import json
 import sys
 from collections import Counter
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import BinaryIO, Callable, Iterable, Iterator
 
 from tqdm import tqdm
 
 from common.files import BadInput, replacing
-from common.jsonl import JsonLines, read_rows, to_json
+from common.jsonl import Store, read_rows, to_json
+from common.pool import in_threads
 
 
 class Rejected(ValueError):
-    """An item is not good enough, which is no error. The reason goes into the stage's file."""
+    """An item is not good enough, which is no error. The reason goes into the stage's file.
+
+    about: more fields of its line.
+    """
+
+    def __init__(self, reason: str, **about):
+        super().__init__(reason)
+        self.about = about
 
 
 class StopRun(BadInput):
@@ -57,9 +64,14 @@ def is_accepted(record: dict) -> bool:
     return "rejected" not in record and "failed" not in record
 
 
+def is_final(record: dict) -> bool:
+    """Whether an item is done or rejected; what failed is tried again."""
+    return "failed" not in record
+
+
 def finished_ids(path: Path) -> set[str]:
-    """The ids of the items that are done or rejected; what failed is tried again."""
-    return {record["id"] for _, record in read_records(path) if "failed" not in record}
+    """The ids of the items that are done or rejected."""
+    return {record["id"] for _, record in read_records(path) if is_final(record)}
 
 
 def read_accepted(path: Path, **fields: type) -> Iterator[dict]:
@@ -124,83 +136,53 @@ def run_stage(path: Path, items: Iterable[dict], work: Callable[[dict], dict],
               cost: Callable[[int, int | None], str] | None = None) -> Counter:
     """Add a line work(item) to `path` for each item whose id has none yet. Items and lines stream.
 
-    `work` raises Rejected, which becomes a line with the reason, or BadInput: with skip_bad that
-    becomes a line, too, otherwise the run ends, and the same command goes on from what is there.
+    `work` raises Rejected, which becomes a line with the reason, or BadInput or OSError: with
+    skip_bad that becomes a line, too, otherwise the run ends, and the same command goes on from
+    what is there.
     An item's "shown" goes into its line where it is rejected, for the report: its videos.
     total: number of items, for the progress bar. cost(done, left): what to say about the money.
     """
-    known = finished_ids(path)
-    first = min(len(known), total or 0)
-    with (JsonLines(path) as file, ThreadPoolExecutor(workers) as pool,
-          tqdm(desc=path.stem, unit="item", total=total, initial=first, disable=None) as bar):
-        running = _Running(path.stem, file, bar, skip_bad, cost)
-        try:
+    counts = Counter()
+    with Store(path, "id", "record", counts=is_final) as store:
+
+        def new_items() -> Iterator[dict]:
+            begun = set()
             for item in items:
-                if item["id"] in known:
-                    continue
-                known.add(item["id"])
-                running.add(pool.submit(work, item), item)
-                running.collect(at_most=2 * workers - 1)
-            running.collect(at_most=0)
-        except BaseException:                            # Ctrl-C: what still waits does not begin
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    if cost and running.counts:
-        print(f"{path.stem}: {cost(running.counts.total(), None)}")
-    print_counts(path, running.counts)
-    return running.counts
+                if item["id"] not in store and item["id"] not in begun:
+                    begun.add(item["id"])
+                    yield item
+
+        def finish(item: dict) -> str:                   # in a thread; nothing that is done is lost
+            what, record = _outcome(path.stem, item, work, skip_bad)
+            store.append(record)
+            return what
+
+        with tqdm(desc=path.stem, unit="item", total=total, initial=min(len(store), total or 0),
+                  disable=None) as bar:
+            for _, what in in_threads(finish, new_items(), workers):
+                counts[what] += 1
+                bar.update()
+                if cost:
+                    left = max(0, total - bar.n) if total else None
+                    bar.set_postfix_str(cost(counts.total(), left), refresh=False)
+    if cost and counts:
+        print(f"{path.stem}: {cost(counts.total(), None)}")
+    print_counts(path, counts)
+    return counts
 
 
-class _Running:
-    """The items that are being worked on, and what becomes of them."""
-
-    def __init__(self, stage: str, file: JsonLines, bar: tqdm, skip_bad: bool, cost):
-        self.stage, self.file, self.bar = stage, file, bar
-        self.skip_bad, self.cost = skip_bad, cost
-        self.items: dict[Future, dict] = {}
-        self.counts = Counter()
-        self.fatal: BadInput | None = None
-
-    def add(self, future: Future, item: dict) -> None:
-        self.items[future] = item
-
-    def collect(self, at_most: int) -> None:
-        """Wait until at most so many items are running; write what they gave.
-
-        After a fatal error what has begun is finished and written first: it is paid for.
-        """
-        while len(self.items) > (0 if self.fatal else at_most):
-            for future in wait(self.items, return_when=FIRST_COMPLETED).done:
-                self._settle(future)
-        if self.fatal:
-            hint = "" if isinstance(self.fatal, StopRun) else " (or pass --skip-bad)"
-            raise BadInput(f"{self.stage}: {self.fatal}{hint}") from self.fatal
-
-    def _settle(self, future: Future) -> None:
-        item = self.items.pop(future)
-        name = item["id"]
-        try:
-            self._write("done", {"id": name, **future.result()})
-        except Rejected as error:
-            shown = item.get("shown", {})
-            self._write("rejected", {"id": name, "rejected": str(error), **shown})
-        except BadInput as error:
-            if self.skip_bad and not isinstance(error, StopRun):
-                print(f"{self.stage}: skipped: {error}", file=sys.stderr)
-                self._write("failed", {"id": name, "failed": str(error)})
-            else:
-                self.fatal = self.fatal or error
-                self._cancel_waiting()
-
-    def _cancel_waiting(self) -> None:
-        for future in list(self.items):
-            if future.cancel():
-                del self.items[future]
-
-    def _write(self, what: str, record: dict) -> None:
-        self.file.append(record)
-        self.counts[what] += 1
-        self.bar.update()
-        if self.cost:
-            left = max(0, self.bar.total - self.bar.n) if self.bar.total else None
-            self.bar.set_postfix_str(self.cost(self.counts.total(), left), refresh=False)
+def _outcome(stage: str, item: dict, work: Callable, skip_bad: bool) -> tuple[str, dict]:
+    """(done, rejected or failed; the item's line). Raises BadInput where the run has to end."""
+    name = {"id": item["id"]}
+    try:
+        return "done", {**name, **work(item)}
+    except Rejected as error:
+        return "rejected", {**name, "rejected": str(error), **item.get("shown", {}),
+                            **error.about}
+    except StopRun as error:
+        raise BadInput(f"{stage}: {error}") from error
+    except (BadInput, OSError) as error:                 # a path of 300 letters, no permission
+        if not skip_bad:
+            raise BadInput(f"{stage}: {error} (or pass --skip-bad)") from error
+        print(f"{stage}: skipped: {error}", file=sys.stderr)
+        return "failed", {**name, "failed": str(error)}

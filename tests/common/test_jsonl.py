@@ -1,52 +1,61 @@
-"""common/jsonl.py: whole rows, whatever happens while they are written."""
+"""common/jsonl.py and common/pool.py: whole rows, whatever happens while they are written."""
 
 import json
 import math
+import threading
 
 import pytest
 
 from common.files import BadInput
-from common.jsonl import BLOCK, Cache, JsonLines, from_json, read_rows, to_json, write_rows
+from common.jsonl import Store, from_json, read_rows, to_json, write_rows
+from common.pool import in_threads
 
 
 def rows(path):
     return [row for _, row in read_rows(path)]
 
 
-def test_rows_come_back_with_their_places(tmp_path):
+def test_rows_come_back_by_key_and_with_their_places(tmp_path):
     path = tmp_path / "new" / "a.jsonl"
-    wanted = [{"a": 1}, {"b": "two\nlines, é"}, {}]
-    with JsonLines(path) as file:
+    wanted = [{"id": "x", "a": 1}, {"id": "y", "b": "two\nlines, é"}, {"id": "x"}, {"id": "z", "bad": 1}]
+    with Store(path, "id", counts=lambda row: "bad" not in row) as store:
         for row in wanted:
-            file.append(row)
-    assert rows(path) == wanted and rows(tmp_path / "none.jsonl") == []
+            store.append(row)
+        assert store.rows("x") == [wanted[0], wanted[2]] and store.rows("none") == []
+    again = Store(path, "id", counts=lambda row: "bad" not in row)
+    assert again.rows("x") == [wanted[0], wanted[2]] and "y" in again and "z" not in again
+    assert list(again) == rows(path) == wanted and len(again) == 2
     content = path.read_bytes()
     for offset, row in read_rows(path):
         assert json.loads(content[offset:].splitlines()[0]) == row
+    assert rows(tmp_path / "none.jsonl") == [] and len(Store(tmp_path / "none.jsonl")) == 0
 
 
-@pytest.mark.parametrize("length", [0, 5, BLOCK - 3, 2 * BLOCK + 1])
+@pytest.mark.parametrize("length", [0, 5, 2 ** 20])
 def test_half_a_line_is_cut_off_and_no_other(tmp_path, length):
     path = tmp_path / "a.jsonl"
-    path.write_bytes(b'{"a": 1}\n{"b": 2}\n' + b"x" * length)
-    assert rows(path) == [{"a": 1}, {"b": 2}]
-    with JsonLines(path) as file:
-        assert path.read_bytes() == b'{"a": 1}\n{"b": 2}\n'
-        file.append({"c": 3})
-    assert rows(path) == [{"a": 1}, {"b": 2}, {"c": 3}]
-    only_half = tmp_path / "b.jsonl"
-    only_half.write_bytes(b"{" * length)
-    JsonLines(only_half).close()
-    assert only_half.read_bytes() == b""
+    whole = b'{"key": "a"}\n{"key": "b"}\n'
+    path.write_bytes(whole + b"x" * length)
+    with Store(path) as store:
+        assert path.read_bytes() == whole
+        store.append({"key": "c"})
+        assert store.rows("c") == [{"key": "c"}]
+    assert rows(path) == [{"key": "a"}, {"key": "b"}, {"key": "c"}]
+    path.write_bytes(b"{" * length)
+    Store(path).open().close()
+    assert path.read_bytes() == b""
 
 
 def test_one_run_at_a_time(tmp_path):
-    with JsonLines(tmp_path / "a.jsonl"):
+    early = Store(tmp_path / "a.jsonl")
+    with Store(tmp_path / "a.jsonl") as store:
         with pytest.raises(BadInput, match="a.jsonl: another run is writing it"):
-            JsonLines(tmp_path / "a.jsonl")
-    JsonLines(tmp_path / "a.jsonl").close()
+            Store(tmp_path / "a.jsonl").open()
+        store.append({"key": "a"})
+    with early:                                          # it has what was written meanwhile
+        assert early.rows("a") == [{"key": "a"}]
     with pytest.raises(BadInput, match="cannot be written"):
-        JsonLines(tmp_path)
+        Store(tmp_path / "a.jsonl" / "b.jsonl").open()
 
 
 @pytest.mark.parametrize("line, words", [
@@ -60,15 +69,21 @@ def test_a_line_that_is_not_ours_is_named(tmp_path, line, words):
     assert words in str(error.value)
 
 
+def test_a_key_that_is_no_text_is_named(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"key": ["a"]}\n')
+    with pytest.raises(BadInput, match="a.jsonl: the line at byte 0 has no key that is a text"):
+        Store(tmp_path / "a.jsonl")
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_there_is_no_nan(tmp_path, value):
     with pytest.raises(ValueError):
         to_json({"a": [value]})
     with pytest.raises(ValueError):
         from_json(json.dumps(value))
-    with JsonLines(tmp_path / "a.jsonl") as file:
+    with Store(tmp_path / "a.jsonl") as store:
         with pytest.raises(ValueError):
-            file.append({"a": value})
+            store.append({"key": "a", "a": value})
     assert rows(tmp_path / "a.jsonl") == []
     write_rows(tmp_path / "b.jsonl", [{"a": 1}])
     with pytest.raises(ValueError):
@@ -76,28 +91,38 @@ def test_there_is_no_nan(tmp_path, value):
     assert rows(tmp_path / "b.jsonl") == [{"a": 1}]      # the whole file or nothing
 
 
-def test_the_cache_finds_out_once(tmp_path):
-    found, path = [], tmp_path / "a/kept.jsonl"
-
-    def find():
-        found.append(1)
-        return {"x": len(found)}
-
-    def fail():
-        raise ZeroDivisionError
-    first = Cache(path)
-    assert first.get(["a", 1], find) == {"x": 1}
-    first.close()
-    again = Cache(path)
-    assert again.get(["a", 1], find) == {"x": 1} and again.get(["a", 2], find) == {"x": 2} and len(found) == 2
-    again.close()
+def test_what_was_found_out_is_not_found_out_again(tmp_path):
+    path = tmp_path / "kept.jsonl"
+    with Store(path) as store:
+        assert store.find(["a", 1], lambda: {"x": 1}) == store.find(["a", 1], None) == {"x": 1}
+        with pytest.raises(ZeroDivisionError):
+            store.find(["b"], lambda: 1 / 0)
+        store.find(["c"], lambda: 2)
     path.write_bytes(path.read_bytes()[:-3])             # a crash
-    third = Cache(path)
-    assert third.get(["a", 1], find) == {"x": 1} and third.get(["a", 2], find) == {"x": 3}
-    with pytest.raises(ZeroDivisionError):
-        third.get(["b"], fail)
-    third.close()
-    assert len(rows(path)) == 2
-    path.write_text("{}\n")
-    with pytest.raises(BadInput, match="kept.jsonl:1: is no line of ours"):
-        Cache(path)
+    with Store(path) as store:
+        assert store.find(["a", 1], None) == {"x": 1} and store.find(["c"], lambda: 3) == 3
+
+
+def test_threads_draw_what_they_need_and_finish_what_they_have_begun():
+    drawn, begun, ended, freed = [], [], [], threading.Event()
+
+    def items():
+        for k in range(50):
+            drawn.append(k)
+            assert len(drawn) - len(ended) <= 5          # two for each thread, and the next
+            yield k
+
+    def work(k):
+        begun.append(k)
+        if k == 7:
+            freed.set()
+            raise ValueError("seven")
+        if k == 8:
+            freed.wait(20)
+        ended.append(k)
+        return k * k
+    assert sorted(in_threads(work, range(7), 2)) == [(k, k * k) for k in range(7)]
+    ended.clear(), begun.clear()
+    with pytest.raises(ValueError, match="seven"):
+        list(in_threads(work, items(), 2))
+    assert sorted([*ended, 7]) == sorted(begun) and len(begun) < 12
