@@ -38,6 +38,7 @@ from statistics import median
 # the profiler is talkative
 os.environ |= {"TORCH_CPP_LOG_LEVEL": "ERROR", "KINETO_LOG_LEVEL": "99"}
 
+import common  # noqa: F401              before what takes seconds to load: Ctrl-C is a line
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -45,7 +46,8 @@ from tqdm import tqdm
 
 from common.distributed import device as this_device
 from common.files import (BadInput, Parser, atomic_write, check_writable, markdown, positive,
-                          replacing, run_script)
+                          run_script)
+from common.plots import pyplot, save_figure
 from critic import DECODE, SYSTEM, THINK, Critic
 from data import Batch
 from model import PRESETS, UnifiedModel, load_model
@@ -204,7 +206,7 @@ def peak_memory(step, device: torch.device) -> float:
         step()
     with tempfile.TemporaryDirectory() as folder:
         record.export_chrome_trace(f"{folder}/trace.json")
-        events = json.loads(Path(f"{folder}/trace.json").read_text())["traceEvents"]
+        events = json.loads(Path(f"{folder}/trace.json").read_text("utf-8"))["traceEvents"]
     alive = highest = 0
     for event in sorted((e for e in events if e["name"] == "[memory]"), key=lambda e: e["ts"]):
         alive += event["args"]["Bytes"]                  # below zero where they are freed
@@ -333,9 +335,7 @@ def report(result: dict) -> str:
 
 def draw(result: dict, path: Path) -> None:
     """Write a picture: a bar for SFT and for each way of USO at TAU, made up of its parts."""
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    plt = pyplot()
     bars = {name: row["tau"][TAU] for name, row in result["steps"].items()}
     figure, ax = plt.subplots(figsize=(9, 3.6))
     ends = [0.] * len(bars)
@@ -351,9 +351,7 @@ def draw(result: dict, path: Path) -> None:
            xlabel=f"milliseconds a step, batch {result['batch']}, tau {TAU}; {result['device']}")
     ax.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, .5))
     figure.tight_layout()
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=110)
-    plt.close(figure)
+    save_figure(figure, path, dpi=110)
 
 
 # -------------------------------------------------------------------------------------- the command
@@ -371,7 +369,7 @@ def random_model() -> UnifiedModel:
 def about(threads: int) -> dict:
     """What a measurement is of: command, date, device, versions, and who else was at work."""
     busy = os.getloadavg()[0]
-    names = re.findall(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
+    names = re.findall(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text("utf-8"))
     name = names[0] if names else platform.machine()
     if torch.cuda.is_available():
         name = torch.cuda.get_device_name()

@@ -26,6 +26,7 @@ import math
 from contextlib import suppress
 from pathlib import Path
 
+import common  # noqa: F401              before what takes seconds to load: Ctrl-C is a line
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
@@ -33,7 +34,8 @@ from transformers import DynamicCache
 
 from common.distributed import gather_rows, is_first_rank, my_shard
 from common.files import (BadInput, Parser, at_least_0, atomic_write, between, check_writable,
-                          replacing, run_script)
+                          run_script)
+from common.plots import pyplot, save_figure
 from data import Batch, Latents
 from model import SHORT_CHAT, UnifiedModel, add_noise, chat, load_model
 
@@ -273,7 +275,7 @@ def reflect(critic: Critic, latents: Latents, folder: Path,
 
 def _read_reflections(file: Path, n: int) -> list[tuple[str | None, float]]:
     """Raises OSError or ValueError where the file is not what `reflect` wrote about n samples."""
-    rows = json.loads(file.read_text())
+    rows = json.loads(file.read_text("utf-8"))
     if not isinstance(rows, list) or len(rows) != n:
         raise ValueError(f"{file}: does not hold {n} reflections")
     for row in rows:
@@ -327,9 +329,7 @@ def reflection(model: UnifiedModel, triplet, t: float, seed: int = 0) -> dict:
 
 def draw_reflection(found: dict, instruction: str, t: float, path: Path) -> None:
     """One row a thing that is seen, K frames each; the words and the verdicts above them."""
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    plt = pyplot()
     margins = torch.tensor([found["m"], found["m_moved"], found["m_0"]])
     p_yes, p_moved, p_source = margins.sigmoid().tolist()
     rows = {"source": f"source: P(Yes) {p_source:.2f}, m_0 = {found['m_0']:+.2f}",
@@ -350,9 +350,7 @@ def draw_reflection(found: dict, instruction: str, t: float, path: Path) -> None
     words = f"I: {instruction}\nU thinks: {found['thought']}"
     figure.suptitle(words, fontsize=10, parse_math=False)
     figure.tight_layout()
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=100)
-    plt.close(figure)
+    save_figure(figure, path)
 
 
 def main(argv=None) -> None:

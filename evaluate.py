@@ -9,8 +9,9 @@ The subsets: rave, reason-informed edits; icvg, the next segment of a clip; lite
 told in plain words; cross, phrasings and places never trained with (Sec. 3.2, Tables 2 to 4).
 
 It writes scores.jsonl (one row a sample), table.md and strips.png (source, edit, target of the
-first dozen) into out/eval/<checkpoint>-<subset>-<split>/. The same command goes on after a stop;
-other settings or weights start afresh. Any other benchmark, judge or method: rvebench/.
+first dozen) into out/eval/<checkpoint>-<subset>-<split>/; other --steps, --guidance or --seed
+than the usual ones are in the folder's name, too. The same command goes on after a stop. Any other
+benchmark, judge or method: rvebench/.
 
 Axis letters: B batch, F frames, H W pixels.
 """
@@ -19,6 +20,7 @@ import json
 import math
 from pathlib import Path
 
+import common  # noqa: F401              before what takes seconds to load: Ctrl-C is a line
 import torch
 from tqdm import tqdm
 
@@ -26,12 +28,14 @@ from common.distributed import device
 from common.files import (BadInput, Parser, at_least_0, atomic_write, between, check_writable,
                           is_of, markdown, positive, replacing, run_script, start_afresh)
 from common.intervals import COLUMNS, format_interval, geometric_mean, interval, overall
+from common.plots import optional_picture
 from critic import Critic
 from data import fingerprint
 from model import FROZEN, TRAINED, load_model
 from tiny import world
 
 STRIPS = 12                                              # how many samples strips.png shows
+USUAL = {"steps": 12, "guidance": 1.0, "seed": 0}        # what the name of a folder does not say
 
 
 def generate_and_judge(model, subset: str, split: str, n: int, steps: int = 12,
@@ -103,7 +107,8 @@ def table(rows: list[dict]) -> str:
         cells = []
         for column in COLUMNS:
             values = [row[column] for row in scored if row[column] is not None]
-            cells.append(format_interval(interval(values)))
+            mean, low, high = interval(values)
+            cells.append(format_interval((mean, max(low, 0), min(high, 10))))  # no score is beyond
         lines.append([name, str(len(scored)), str(len(group) - len(scored)), *cells])
     return markdown(lines)
 
@@ -118,18 +123,33 @@ def run_name(folder: str) -> str:
     return path.name
 
 
+def results_folder(args, name: str) -> Path:
+    """<name>-<subset>-<split>, and each setting that is not the usual one."""
+    folder = f"{name}-{args.subset}-{args.split}"
+    for setting, usual in USUAL.items():
+        value = getattr(args, setting)
+        if value != usual:
+            folder += f"-{setting}-{value:g}"
+    return args.out / folder
+
+
 def resume(folder: Path, settings: dict) -> dict[int, dict]:
-    """The rows, by index, that an earlier run with the same settings left; others are cleared."""
+    """The rows, by index, that an earlier run with the same settings left.
+
+    Raises BadInput where there are scores of other weights, or a file that cannot be read.
+    """
     file = folder / "scores.jsonl"
-    if is_of(folder, settings):
-        try:
-            return {row["index"]: row for row in map(json.loads, file.read_text().splitlines())}
-        except (OSError, ValueError, KeyError, TypeError):
-            print(f"{file} is broken: starting afresh")
-    elif file.exists():
-        print(f"{folder} holds the scores of other settings or weights: starting afresh")
-    start_afresh(folder, settings, "scores.jsonl", "table.md", "strips.png")
-    return {}
+    if not file.exists():
+        start_afresh(folder, settings, "table.md", "strips.png")
+        return {}
+    if not is_of(folder, settings):
+        raise BadInput(f"{folder} holds the scores of other weights, or made with --margin or "
+                       f"without: choose another --out, or delete it")
+    try:
+        lines = file.read_text("utf-8").splitlines()
+        return {row["index"]: row for row in map(json.loads, lines)}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"{file}: is broken ({error!r:.80}); delete it to score anew") from error
 
 
 def draw_strips(path: Path, clips: dict[int, torch.Tensor], subset: str, split: str) -> None:
@@ -153,10 +173,11 @@ def parse(argv=None):
     add("--checkpoint", "--weights", help="a run's or model's folder (without it: weights/tiny)")
     add("--margin", action="store_true", help="keep the critic's margin in scores.jsonl, too")
     add("--n", type=positive, default=200, help="how many samples")
-    add("--steps", type=positive, default=12, help="Euler steps from noise to clip")
-    add("--guidance", type=between(0, 1000), default=1.0, help="c + g (c - uncond); 0 is none")
+    add("--steps", type=positive, default=USUAL["steps"], help="Euler steps from noise to clip")
+    add("--guidance", type=between(0, 1000), default=USUAL["guidance"],
+        help="c + g (c - uncond); 0 is none")
     add("--batch", type=positive, default=20, help="clips generated at a time")
-    add("--seed", type=at_least_0, default=0, help="of the noise")
+    add("--seed", type=at_least_0, default=USUAL["seed"], help="of the noise")
     add("--out", type=Path, default=Path("out/eval"), help="where the results' folder goes")
     args = parser.parse_args(argv)
     if (args.subset, args.split) == ("cross", "train"):
@@ -175,7 +196,7 @@ def main(argv=None, critics=None, settings=None) -> None:
     args = parse(argv)
     model = load_model(args.checkpoint).to(device())
     name = run_name(args.checkpoint) if args.checkpoint else model.preset.name
-    folder = args.out / f"{name}-{args.subset}-{args.split}"
+    folder = results_folder(args, name)
     how = {name: getattr(args, name) for name in ("subset", "split", "steps", "guidance", "seed")}
     settings = {**how, "checkpoint": fingerprint(model, (*FROZEN, *TRAINED)),
                 "world": world.VERSION, "margin": args.margin, **(settings or {})}
@@ -199,7 +220,8 @@ def main(argv=None, critics=None, settings=None) -> None:
         if len(clips) < first:  # before a stop only scores were kept: the clips once more
             generate_and_judge(model, n=first, **how, batch=args.batch, label="strips",
                                keep=lambda row, video: clips.update({row["index"]: video}))
-        draw_strips(strips, clips, args.subset, args.split)
+        with optional_picture(strips):
+            draw_strips(strips, clips, args.subset, args.split)
     weights = args.checkpoint or f"weights/{model.preset.name}"
     head = (f"{weights} on {args.subset}, {args.split} split: mean of 0..10 "
             f"[95 % interval], {args.steps} steps, guidance {args.guidance:g}, "

@@ -783,9 +783,9 @@ class UnifiedModel(nn.Module):
             part = copy.deepcopy(part).to(dtype)
         part.save_pretrained(folder / name)
         config = folder / name / "config.json"
-        kept = json.loads(config.read_text())
+        kept = json.loads(config.read_text("utf-8"))
         kept.pop("_name_or_path", None)                  # a path of this machine
-        config.write_text(json.dumps(kept, indent=2) + "\n")
+        config.write_text(json.dumps(kept, indent=2) + "\n", "utf-8")
 
     def _write_record(self, temporary: Path, folder: Path, frozen) -> None:
         if frozen:
@@ -797,7 +797,7 @@ class UnifiedModel(nn.Module):
             off.append("position")
         record = {"preset": self.preset.name, "frozen": frozen,
                   "vlm_frames": self.preset.vlm_frames, "without": off}
-        (temporary / "model.json").write_text(json.dumps(record) + "\n")
+        (temporary / "model.json").write_text(json.dumps(record) + "\n", "utf-8")
 
 
 def sampling_noise(latents: torch.Tensor, seed: int) -> torch.Tensor:
@@ -848,7 +848,7 @@ def read_record(folder: Path) -> dict:
                          f"python -m realsize.convert --from {folder} --to weights/revise")
     if not (folder / "model.json").is_file():
         raise FileNotFoundError(f"{folder}/model.json is missing: {folder} is no model folder")
-    record = json.loads((folder / "model.json").read_text())
+    record = json.loads((folder / "model.json").read_text("utf-8"))
     if not isinstance(record, dict) or record.get("preset") not in PRESETS:
         raise ValueError(f"{folder}/model.json names none of the presets {', '.join(PRESETS)}")
     if not isinstance(record.get("frozen"), str | None):

@@ -20,12 +20,14 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import common  # noqa: F401              before what takes seconds to load: Ctrl-C is a line
 import numpy as np
 import torch
 
 from common.distributed import WORLD_SIZE, device, is_first_rank, start, stop
 from common.files import (BadInput, Parser, at_least_0, atomic_write, between, check_writable,
                           positive, run_script)
+from common.plots import optional_picture
 from common.run import Run, check_run, claim_folder, read_run
 from critic import DECODE, THINK, Critic, critic_loss, reflect
 from data import Batch, Batches, Latents, manifest_items, vlm_view, world_items
@@ -74,6 +76,7 @@ def train(model, critic, batches, args, step=uso_step, name="uso", gather=lambda
         run.update()                                     # average, clip, skip what is not finite
         # ------------------------------------------------------------------------------------------
     save(gather(model), args, "model")
+    run.write_log()
     return run.log
 
 
@@ -175,61 +178,60 @@ def set_aside(model, critic) -> None:
 
 def report(latents, log: list[dict], args, settings: dict) -> None:
     """Compare the base with this run: by the oracle in the tiny world, by PSNR on own videos."""
+    print(f"wrote model/, log.csv and curves.png into {args.out}")
     if not (args.data or args.eval_items):
         return
     base, tuned = load_model(args.weights, args.preset), load_model(args.out, args.preset)
     base.set_vlm_frames(args.vlm_frames)
     models = {"base's edit": base, "this run's edit": tuned}
     if args.data:
-        report_on_manifest(models, latents, args)
+        what, before, after = report_on_manifest(models, latents.items[:6], args)
     else:
-        report_on_world(models, log, args, settings)
+        what, before, after = report_on_world(models, args)
+    rate = float(np.mean([row["trigger_rate"] for row in log]))
+    record = {"before": before, "after": after, "steps": len(log), "trigger_rate": rate, **settings}
+    atomic_write(args.out / "summary.json", json.dumps(record, indent=1))
+    changes = [f"{name} {before[name]:.2f} -> {after[name]:.2f}" for name in before]
+    print(f"{what}: {' '.join(changes)} | trigger rate {rate:.1%} | {args.out}")
 
 
-def report_on_world(models: dict, log: list[dict], args, settings: dict) -> None:
+def report_on_world(models: dict, args) -> tuple[str, dict, dict]:
     """The oracle's scores before and after, on val (never on the test split), and a picture."""
-    videos, scores = {}, {}
+    videos, scores = {}, []
     for name, model in models.items():
         clips = videos[name] = []
         model.to(device())  # one at a time: there may be no room for two
         rows = generate_and_judge(model, "rave", "val", args.eval_items, seed=args.seed,
                                   label=name, keep=lambda row, video: clips.append(video))
         model.cpu()
-        scores[name] = {column: float(np.mean([row[column] for row in rows]))
-                        for column in ("EA", "PC", "GN", "GR", "Overall")}
+        scores.append({column: float(np.mean([row[column] for row in rows]))
+                       for column in ("EA", "PC", "GN", "GR", "Overall")})
     triplets = [world.make_triplet(i, "rave", "val") for i in range(min(8, args.eval_items))]
     edits = {name: clips[:8] for name, clips in videos.items()}
     rows = {"source": [t.source for t in triplets], **edits, "target": [t.target for t in triplets]}
-    world.contact_sheet(triplets, rows, args.out / "samples.png")
-    before, after = scores.values()
-    rate = float(np.mean([row["trigger_rate"] for row in log]))
-    record = {"before": before, "after": after, "steps": len(log), "trigger_rate": rate, **settings}
-    atomic_write(args.out / "summary.json", json.dumps(record, indent=1))
-    changes = [f"{column} {before[column]:.2f} -> {after[column]:.2f}" for column in before]
-    print(f"oracle on {args.eval_items} val samples of RAVE: {' '.join(changes)} "
-          f"| trigger rate {rate:.1%} | {args.out}")
+    with optional_picture(args.out / "samples.png"):
+        world.contact_sheet(triplets, rows, args.out / "samples.png")
+    return f"oracle on {args.eval_items} val samples of RAVE", *scores
 
 
-def report_on_manifest(models: dict, latents, args) -> None:
+def report_on_manifest(models: dict, items: list, args) -> tuple[str, dict, dict]:
     """No oracle for real videos: a picture, and the distance to the targets."""
-    items = latents.items[:6]
     clips = [item.load() for item in items]
     source = torch.stack([source for source, _ in clips])               # (B, F, 3, H, W)
     target = torch.stack([target for _, target in clips])
-    edits, psnr = {}, {}
+    words, edits, psnr = [item.instruction for item in items], {}, []
     for name, model in models.items():
         model.to(device())
-        words = [item.instruction for item in items]
         shown = source.to(model.device)
         edits[name] = model.sample(shown, words, seed=args.seed,
                                    view=vlm_view(model, items, shown)).cpu()
         model.cpu()
-        psnr[name] = 10 * math.log10(4 / (edits[name] - target).pow(2).mean().item())
+        error = (edits[name] - target).pow(2).mean().item()
+        psnr.append({"PSNR": 10 * math.log10(4 / error)})               # dB
     rows = {"source": source, **edits, "target": target}
-    world.contact_sheet(items, rows, args.out / "samples.png")
-    before, after = psnr.values()
-    print(f"PSNR to the target on {len(items)} training clips: "
-          f"{before:.1f} -> {after:.1f} dB | {args.out}")
+    with optional_picture(args.out / "samples.png"):
+        world.contact_sheet(items, rows, args.out / "samples.png")
+    return f"PSNR to the target, in dB, on {len(items)} training clips", *psnr
 
 
 # ---------------------------------------------------------------------------------------- the flags
@@ -262,7 +264,7 @@ def flags() -> Parser:
     add("--ema", type=between(0, 1), default=0., help="decay of the weights' mean; 0: none")
     add("--seed", type=at_least_0, default=0, help="of everything random")
     add = parser.add_argument_group("files").add_argument
-    add("--out", type=Path, help="run folder (without it: out/<objective>)")
+    add("--out", type=Path, help="run folder (without it: out/<objective>[-<data>])")
     add("--resume", type=Path, metavar="RUN", help="run to go on with; --steps may grow")
     add("--cache", type=Path, default=Path("out/cache"), help="latents, encoded once")
     add("--save-every", type=positive, default=100, help="steps between checkpoints")
@@ -275,14 +277,23 @@ def parse(argv=None):
     parser, argv = flags(), sys.argv[1:] if argv is None else list(argv)
     args = parser.parse_args(argv)
     if args.resume:
-        argv = [*read_run(args.resume)["argv"], *without_resume(argv)]
-        args.out, args.resume = args.resume, True
-        args = parser.parse_args(argv, argparse.Namespace(out=args.out, resume=True))
+        folder = args.resume
+        if args.out and args.out.resolve() != folder.resolve():
+            raise BadInput(f"--resume {folder} --out {args.out}: a run goes on in its own folder; "
+                           f"drop one of the two")
+        argv = [*read_run(folder)["argv"], *without_resume(argv)]
+        args = parser.parse_args(argv, argparse.Namespace(resume=True))
+        args.out = folder                                # the run may have been moved
     if args.objective == "sft":
         args.lam = 0.
     args.argv = argv
-    args.out = args.out or Path("out") / args.objective
+    args.out = args.out or default_folder(args.objective, args.data)
     args.decode = args.decode or PRESETS[args.preset].decode
+    if args.ema == 1:
+        raise BadInput("--ema 1: would keep the weights of the start; pass less, as 0.99")
+    if args.wrong + args.drift > 1:
+        raise BadInput(f"--wrong {args.wrong:g} --drift {args.drift:g}: are more than all targets; "
+                       f"lower one of them")
     parts = WORLD_SIZE * args.accumulate
     if args.batch % parts:
         among = f"among {WORLD_SIZE} ranks"
@@ -290,6 +301,11 @@ def parse(argv=None):
             among += f" in {args.accumulate} parts"
         raise BadInput(f"--batch {args.batch} does not divide {among}: pass a multiple of {parts}")
     return args
+
+
+def default_folder(objective: str, data: str | None) -> Path:
+    """out/uso for the tiny world, out/uso-triplets for triplets.jsonl: a folder a data set."""
+    return Path("out") / (f"{objective}-{Path(data).stem}" if data else objective)
 
 
 def without_resume(argv: list[str]) -> list[str]:

@@ -28,7 +28,13 @@ class BadInput(ValueError):
 
 def run_script(main: Callable,
                stopped: str = "stopped; the same command goes on from here") -> None:
-    """Run a script's `main`: bad input becomes one line and exit code 2, Ctrl-C exit code 130."""
+    """Run a script's `main`: bad input becomes one line and exit code 2, Ctrl-C exit code 130.
+
+    What the terminal's encoding lacks is printed as its code, as in Python's "\\u6c34".
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):               # a notebook's has it not
+            stream.reconfigure(errors="backslashreplace")
     script = Path(sys.argv[0])
     name = f"{script.parent.name}" if script.stem == "__main__" else script.name
     try:
@@ -47,7 +53,7 @@ def tell_torchrun(line: str) -> None:
     if "TORCHELASTIC_ERROR_FILE" in os.environ:
         details = {"py_callstack": line, "timestamp": str(int(time.time()))}
         record = {"message": {"message": line, "extraInfo": details}}
-        Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(json.dumps(record))
+        Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(json.dumps(record), "utf-8")
 
 
 def require_packages(folder: str, *modules: str) -> None:
@@ -82,10 +88,27 @@ class FlagHelp(argparse.ArgumentDefaultsHelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, with defaults in the help, and errors as one line instead of the whole usage."""
+    """argparse, with defaults in the help, and errors as one line instead of the whole usage.
+
+    An empty text, as an unset variable of a shell gives, is no value of any flag: as a path it
+    would mean the folder one is in.
+    """
 
     def __init__(self, **settings):
+        module = sys.modules["__main__"].__spec__        # None: started as a script
+        if module:
+            settings.setdefault("prog", f"python -m {module.name.removesuffix('.__main__')}")
         super().__init__(formatter_class=FlagHelp, allow_abbrev=False, **settings)
+        self._negative_number_matcher = re.compile(r"-(\d|\.\d|inf|nan)")  # argparse: not 1e-3
+
+    def parse_known_args(self, args=None, namespace=None):
+        args = sys.argv[1:] if args is None else list(args)
+        for before, text in zip(["an argument", *args], args):
+            flag, _, value = text.partition("=")
+            if text == "" or (flag.startswith("--") and "=" in text and value == ""):
+                raise BadInput(f"{flag or before} is empty (an unset variable?): "
+                               f"give a value, or leave it out")
+        return super().parse_known_args(args, namespace)
 
     def error(self, message):
         raise BadInput(message)
@@ -151,12 +174,15 @@ def atomic_write(path: str | Path, content: bytes | str) -> None:
         temporary.write_bytes(data)
 
 
-def check_writable(path: str | Path) -> None:
+def check_writable(path: str | Path, *suffixes: str) -> None:
     """Raises BadInput where the file `path` cannot be written, before any work is done for it.
 
     It is tried where the file will be: nothing else finds a disk that is full or read-only.
+    suffixes: its name must end in one of them, as ".png", which says how it is written.
     """
     path = Path(path)
+    if suffixes and path.suffix.lower() not in suffixes:
+        raise BadInput(f"{path}: is written as {' or '.join(suffixes)}; let its name end so")
     if path.is_dir():
         raise BadInput(f"{path}: cannot be written (it is a folder); name a file")
     if path.exists() and not path.is_file():
@@ -200,7 +226,7 @@ def markdown(lines: list[list[str]]) -> str:
 def is_of(folder: Path, settings: dict) -> bool:
     """Whether what lies in `folder` was made with these settings."""
     try:
-        return json.loads((folder / "settings.json").read_text()) == settings
+        return json.loads((folder / "settings.json").read_text("utf-8")) == settings
     except (OSError, ValueError):                        # there are none, or not ours
         return False
 

@@ -7,8 +7,11 @@
             loss, log = ...                  # of nothing but the step and the parameters
             run.backward(loss, log)
         run.update()                         # average over ranks, clip, skip what is not finite
+    ...                                      # save what was trained, and then:
+    run.write_log()
 
-It leaves state.pt (a sealed checkpoint), log.csv and curves.png in the run's folder. SIGINT
+It leaves state.pt (a sealed checkpoint), log.csv and curves.png in the run's folder. In log.csv a
+value is nan where a step did not log it: the critic's, where no sample was below tau. SIGINT
 (Ctrl-C), SIGTERM and SIGHUP let the step end, save, and raise KeyboardInterrupt. A run's script
 holds its folder with `claim_folder`, so that no other run mixes with it.
 """
@@ -22,6 +25,7 @@ import math
 import os
 import signal
 import sys
+import threading
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -33,6 +37,7 @@ from tqdm import tqdm
 from common.distributed import (all_true, average_gradients, is_first_rank, mean_log, shard_like,
                                 whole, whole_on_first_rank)
 from common.files import BadInput, atomic_write, remove_leftovers, replacing
+from common.plots import optional_picture, pyplot, save_figure
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
@@ -133,8 +138,16 @@ class Run:
                            f"steps; check the weights and the data, or lower --lr")
         for k, mean in self.mean.items():
             self.params[k].data.copy_(mean)
-        if is_first_rank() and self.log:
-            write_log(self.log, self.out / "log.csv")
+
+    def write_log(self) -> None:
+        """log.csv and curves.png, once what was trained is saved: it must not hang on a picture."""
+        if not (is_first_rank() and self.log):
+            return
+        if self.skipped:
+            print(f"{self.skipped} of {len(self.log)} steps were skipped: loss or gradient was not "
+                  f"finite; they are nan in {self.out / 'log.csv'}", file=sys.stderr)
+        write_log(self.log, self.out / "log.csv")
+        with optional_picture(self.out / "curves.png"):
             draw_curves(self.log, self.out / "curves.png")
 
     # ---- the checkpoint: whole tensors, so that another number of ranks can go on from it
@@ -187,8 +200,11 @@ def _whole_tensors(tensors: dict) -> dict:
 @contextmanager
 def stop_requests():
     """A list that is no longer empty once SIGINT, SIGTERM or SIGHUP came: no half of an update is
-    ever saved."""
+    ever saved. Only Python's main thread may ask for signals: in others it stays empty."""
     requests = []
+    if threading.current_thread() is not threading.main_thread():
+        yield requests
+        return
 
     def request(number, frame):
         requests.append(number)
@@ -249,7 +265,7 @@ def read_run(folder: Path) -> dict:
     if not file.is_file():
         raise BadInput(f"--resume {folder}: no run.json there; pass the folder of a run")
     try:
-        record = json.loads(file.read_text())
+        record = json.loads(file.read_text("utf-8"))
         argv, settings = record["argv"], record["settings"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{file}: is broken ({error}); "
@@ -324,9 +340,7 @@ def write_log(log: list[dict], path: Path) -> None:
 
 def draw_curves(log: list[dict], path: Path, window: int = 25) -> None:
     """Plot every logged value over the steps, as running means."""
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    plt = pyplot()
     names = list(dict.fromkeys(name for row in log for name in row if name != "step"))
     figure, axes = plt.subplots(1, len(names), figsize=(3.2 * len(names), 2.6), squeeze=False)
     for ax, name in zip(axes[0], names):
@@ -334,11 +348,8 @@ def draw_curves(log: list[dict], path: Path, window: int = 25) -> None:
                   if not math.isnan(row.get(name, math.nan))]
         if points:
             x, y = np.array(points).T
-            n = min(window, len(y))
-            ax.plot(x[n - 1:], np.convolve(y, np.ones(n) / n, "valid"))
+            ax.plot(x, [y[max(0, i - window + 1):i + 1].mean() for i in range(len(y))])
         ax.set_title(name.replace("_", " "))
         ax.set_xlabel("step")
     figure.tight_layout()
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=90)
-    plt.close(figure)
+    save_figure(figure, path, dpi=90)

@@ -11,8 +11,8 @@ often wrong. So to count a video's frames means to decode it. Every frame comes 
 upright, with square pixels.
 
 What ffmpeg remarks on the way is no error: a clip that was cut without encoding it again has
-remarks, and all its frames. A video is refused where a packet of it cannot be decoded, or where the
-file ends early.
+remarks, and all its frames. A video is refused where a packet of it cannot be decoded, where ffmpeg
+had to make up a part of a frame, or where the file ends early.
 
 Left out: tone mapping of HDR; the transparency of videos. A TS or MPG has no table of what it
 should hold, so nobody can know that its end is missing.
@@ -43,6 +43,8 @@ PICTURES_NOT_READ = (".heic", ".heif", ".avif", ".jxl", ".jp2", ".exr", ".dng", 
 # What ffmpeg says, with exit code 0, of a file that ends or breaks before its own table does.
 BROKEN = re.compile("ended prematurely|partial file|invalid as first byte of an EBML number"
                     "|LZW decode failed")
+# What it says where it makes up blocks out of their neighbours. It does not say in which frame.
+DAMAGED = re.compile(r"error while decoding MB|Error at MB|damaged at \d|concealing \d+ DC")
 
 # To square pixels. Where they are square already, ffmpeg leaves the frame as it is.
 SQUARE_PIXELS = "scale=w=round(iw*sar):h=ih,setsar=1"
@@ -70,7 +72,7 @@ def frames(path: str | Path, side: int | None = None) -> Iterator[np.ndarray]:
     the rest.
     """
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         for frame in _frames_of_folder(path):
             yield frame if side is None else shrink(frame, side)
         return
@@ -110,7 +112,7 @@ def count_frames(path: str | Path, least: int = 1) -> int:
     Raises BadInput where it is missing, broken, or shorter than `least`.
     """
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         n = sum(1 for frame in frames(path))
     else:
         with _decoding(path, "-f", "null", "-", "-progress", "pipe:1") as pipe:
@@ -268,10 +270,14 @@ def _decoding(path: Path, *output: str) -> Iterator[BinaryIO]:
         broken = broken or remarks or [f"ffmpeg ended with {process.returncode}"]
     if broken:
         raise _cannot_be_read(path, re.sub(r"^(\[.*?\] )+", "", broken[0]))
+    damaged = sum(1 for line in remarks if DAMAGED.search(line))
+    if damaged:
+        raise BadInput(f"{path}: has {damaged} damaged places, which ffmpeg fills out of their "
+                       f"neighbours; copy it again, or re-encode it to take what ffmpeg fills in")
 
 
 def _check_video(path: Path) -> None:
-    if not path.is_file():
+    if not os.path.isfile(path):                         # False, too, for a name of 300 letters
         raise BadInput(f"{path}: there is no such video or folder of images; correct the path")
     if path.suffix.lower() in PICTURES_NOT_READ:
         raise BadInput(f"{path}: {path.suffix} is a format that is not read; convert it")
@@ -331,13 +337,26 @@ def list_pictures(folder: Path) -> list[Path]:
 
     Raises BadInput where some are of a format that is not read: the clip would lack frames.
     """
-    files = [file for file in folder.iterdir() if not file.name.startswith(".")]
+    files = [file for file in folder.iterdir() if not is_hidden(file.name)]
     for file in sorted(files):
         if file.suffix.lower() in PICTURES_NOT_READ:
             raise BadInput(f"{file}: {file.suffix} is a format that is not read; "
                            f"convert the folder to png or jpg")
     pictures = [file for file in files if file.suffix.lower() in PICTURES]
     return sorted(pictures, key=_numbers_in_name)
+
+
+def list_videos(folder: str | Path, suffixes: tuple[str, ...]) -> list[Path]:
+    """The files with these suffixes in a folder and its subfolders, sorted."""
+    folder = Path(folder)
+    return sorted(path for path in folder.rglob("*")
+                  if path.suffix.lower() in suffixes and path.is_file()
+                  and not any(map(is_hidden, path.relative_to(folder).parts)))
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is the system's own: ".thumbs", a Mac's "._film.mp4", __MACOSX."""
+    return name.startswith(".") or name == "__MACOSX"
 
 
 def _numbers_in_name(file: Path) -> list:

@@ -7,13 +7,13 @@ They need the scores of runs.needed_scores.
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import torch
 from scipy.stats import pearsonr, spearmanr
 
 from common.files import markdown, replacing
 from common.intervals import format_interval
+from common.plots import pyplot, save_figure
 from critic import THINK, Critic
 from experiments.gradient_probe import gradient_at_levels
 from experiments.jobs import read_times, training_name
@@ -26,8 +26,7 @@ from experiments.scores import (GAINS, cell, compare, correlation_of, gains, mea
 from model import load_model
 from tiny import world
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402     after the backend is chosen
+plt = pyplot()
 
 Interval = tuple[float, float, float]            # (value, low, high)
 
@@ -64,9 +63,7 @@ def draw_panels(path: Path, panels: list[Panel], height: float = 3.4) -> None:
             axis.legend(fontsize=7)
         known = panel.lines.keys()
     figure.tight_layout()
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=110)
-    plt.close(figure)
+    save_figure(figure, path, dpi=110)
 
 
 def gain_intervals(gain: dict[str, np.ndarray]) -> dict[str, Interval]:

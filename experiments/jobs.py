@@ -161,12 +161,12 @@ def do_job(study: Study, job: Job) -> None:
     log = study.folder / "logs" / f"{job.name.replace(' ', '-').replace(',', '')}.txt"
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    with log.open("w") as file:
+    with log.open("w", encoding="utf-8") as file:
         ended = subprocess.run(job.command, stdout=file, stderr=file, env=environment)
     if ended.returncode == STOPPED:
         raise KeyboardInterrupt
     if ended.returncode or not job.makes.exists():
-        lines = log.read_text().splitlines() or ["nothing"]
+        lines = log.read_text("utf-8").splitlines() or ["nothing"]
         raise BadInput(f"{job.name} failed, {log} says: {lines[-1]}")
 
 
@@ -175,7 +175,7 @@ def do_job(study: Study, job: Job) -> None:
 def read_times(study: Study) -> dict[str, float]:
     """The seconds of each job that is done, by name."""
     file = study.folder / "times.json"
-    return json.loads(file.read_text()) if file.exists() else {}
+    return json.loads(file.read_text("utf-8")) if file.exists() else {}
 
 
 def how_long(study: Study, chains: list[list[Job]]) -> str:

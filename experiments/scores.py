@@ -29,7 +29,7 @@ def read_scores(study: Study, score: Score, column: str = "Overall",
     table = []
     for seed in study.seeds_of(score.run):
         file = score.folder(study, seed) / "scores.jsonl"
-        samples = [json.loads(line) for line in file.read_text().splitlines()[:study.n]]
+        samples = [json.loads(line) for line in file.read_text("utf-8").splitlines()[:study.n]]
         row = [sample[column] for sample in samples if types in (None, sample["type"])]
         table.append([np.nan if value is None else value for value in row])
     return np.array(table, float)
@@ -120,4 +120,4 @@ def measured_once(study: Study, name: str, measure: Callable[[Study], dict]) -> 
     file = study.folder / "measured" / f"{name}, {like_this}.json"
     if not file.exists():
         atomic_write(file, json.dumps(measure(study)))
-    return json.loads(file.read_text())
+    return json.loads(file.read_text("utf-8"))

@@ -87,6 +87,6 @@ def measured_trigger_rate(study: Study, run: str) -> float:
     """The share of samples with t < tau in the logs of a run."""
     rates = []
     for seed in study.seeds:
-        with (study.run_folder(run, seed) / "log.csv").open() as log:
+        with (study.run_folder(run, seed) / "log.csv").open(encoding="utf-8") as log:
             rates.append([float(row["trigger_rate"]) for row in csv.DictReader(log)])
     return float(np.mean(rates))

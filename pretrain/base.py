@@ -133,7 +133,7 @@ def main(argv=None) -> None:
         run.backward(loss, {})
         run.update()
         # ---------------------------------------------------------------------------------------
-    stage.end(model, args)
+    stage.end(model, args, run)
 
 
 if __name__ == "__main__":

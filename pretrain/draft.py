@@ -53,6 +53,7 @@ def train_draft(lessons: list[dict], args) -> tuple[UnifiedModel, Edits, torch.T
         loss = base_step(model, edits, unconditional, step, args.batch, args.seed, drop=0.)
         run.backward(loss, {})
         run.update()
+    run.write_log()
     return model, edits, wrong
 
 

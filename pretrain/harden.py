@@ -125,6 +125,7 @@ def main(argv=None) -> None:
     for step in run.steps(HEAD_STEPS):
         run.backward(*harden_step(model, None, heads, lessons, step, args))
         run.update()
+    run.write_log()
 
     model.vlm.requires_grad_(True)
     params = {f"vlm.{name}": p for name, p in model.vlm.named_parameters()} | params
@@ -136,7 +137,7 @@ def main(argv=None) -> None:
         run.backward(loss, log)
         run.update()
         # ---------------------------------------------------------------------------------------
-    stage.end(model, args)
+    stage.end(model, args, run)
 
 
 if __name__ == "__main__":

@@ -67,11 +67,12 @@ def settings_of(args) -> dict:
     return settings
 
 
-def end(model: UnifiedModel, args, parts: tuple[str, ...] | None = None) -> None:
+def end(model: UnifiedModel, args, run, parts: tuple[str, ...] | None = None) -> None:
     """Save the model (or some parts of it) in half precision, and leave the other ranks."""
     if is_first_rank():
         model.eval().save_pretrained(args.out / "model", dtype=torch.float16, parts=parts)
         print(f"wrote {args.out / 'model'}")
+    run.write_log()
     stop()
 
 

@@ -117,7 +117,7 @@ def main(argv=None) -> None:
         run.update()
         # ---------------------------------------------------------------------------------------
     set_latent_scale(vae, clips)
-    stage.end(model, args, parts=("vae",))
+    stage.end(model, args, run, parts=("vae",))
 
 
 if __name__ == "__main__":

@@ -198,7 +198,7 @@ def main(argv=None) -> None:
         run.backward(loss, log)
         run.update()
         # ---------------------------------------------------------------------------------------
-    stage.end(model, args)
+    stage.end(model, args, run)
 
 
 if __name__ == "__main__":

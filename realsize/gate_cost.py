@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 import bench
 from common.distributed import RANK, WORLD_SIZE, average_gradients, device
-from common.files import replacing
+from common.plots import pyplot, save_figure
 from critic import Critic
 from model import sample_timesteps
 from realsize.gate_together import sample_timesteps_together
@@ -125,9 +125,7 @@ def step_over_sft(found: dict, tau: float = TAU) -> dict[str, list]:
 
 def draw_gate(found: dict, path: Path, tau: float = TAU) -> None:
     """The figure: step over SFT against the number of ranks."""
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    plt = pyplot()
     cost, ratios = found["ms_by_gated"], step_over_sft(found, tau)
     labels = {"alone": "each rank gates alone", "together": "all gate together"}
     figure, ax = plt.subplots(figsize=(6, 3.4))
@@ -142,6 +140,4 @@ def draw_gate(found: dict, path: Path, tau: float = TAU) -> None:
     ax.set_xticks(RANKS, RANKS, fontsize=7)
     ax.legend(fontsize=7)
     figure.tight_layout()
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=110)
-    plt.close(figure)
+    save_figure(figure, path, dpi=110)

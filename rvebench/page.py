@@ -46,10 +46,10 @@ def write_page(path: str | Path, template: Path, title: str, **values) -> None:
         if name in values:
             return embed(values[name])
         beside = template.parent / name
-        return (beside if beside.exists() else HERE / name).read_text()
+        return (beside if beside.exists() else HERE / name).read_text("utf-8")
 
     # One pass: what has been filled in is not searched for slots.
-    atomic_write(path, re.sub(r"\{\{([\w.]+)\}\}", fill, template.read_text()))
+    atomic_write(path, re.sub(r"\{\{([\w.]+)\}\}", fill, template.read_text("utf-8")))
 
 
 def relative(path: Path, folder: Path) -> str:

@@ -343,7 +343,7 @@ def _read_vbench(file: Path) -> list[tuple[Path, str, float]]:
     """(video, column, value) of each value of ours in a results file. Raises BadInput."""
     rows = []
     try:
-        for dimension, (_, videos) in json.loads(file.read_text()).items():
+        for dimension, (_, videos) in json.loads(file.read_text("utf-8")).items():
             if dimension in DIMENSIONS:
                 for video in videos:
                     value = float(video["video_results"])

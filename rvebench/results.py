@@ -17,9 +17,9 @@ NOTHING, REFERENCE = "do nothing (the source)", "reference"
 def read_results(folder: Path) -> tuple[list[dict], dict]:
     """(rows, about) of a folder of results. Raises BadInput where there are none."""
     try:
-        lines = (folder / "scores.jsonl").read_text().splitlines()
+        lines = (folder / "scores.jsonl").read_text("utf-8").splitlines()
         rows = [json.loads(line) for line in lines]
-        about = json.loads((folder / "about.json").read_text())
+        about = json.loads((folder / "about.json").read_text("utf-8"))
         for row in rows:
             check_fields(row, (*FIELDS, "method", "video", "failed", "quality"))
         check_fields(about, ("judge", "head", "methods", "labels", "why"))

@@ -203,7 +203,7 @@ def keep_other_methods(out: Path, about: dict) -> list[dict]:
     fields = "id", "method", "quality"
     try:
         rows = [row for _, row in read_rows(out / "scores.jsonl", "score", fields)]
-        before = from_json((out / "about.json").read_text()) if rows else {"methods": []}
+        before = from_json((out / "about.json").read_text("utf-8")) if rows else {"methods": []}
         others = [row for row in rows if row["method"] not in about["methods"]]
         if not others:
             return []

@@ -83,7 +83,7 @@ def correlation(a, b) -> tuple[float, float, float]:
 
 def paper_table(name: str, columns) -> list:
     """[a line that says what it is, table] of a table of paper_results.json, of these columns."""
-    results = json.loads((Path(__file__).parent / "paper_results.json").read_text())[name]
+    results = json.loads((Path(__file__).parent / "paper_results.json").read_text("utf-8"))[name]
     known = [column for column in columns
              if any(row.get(column) is not None for row in results.values())]
     lines = [["paper", *known]]

@@ -72,7 +72,7 @@ def write_study(out: Path, rows: list[dict], names: list[str], n: int, seed: int
 def keep_key(out: Path, key: dict) -> Path:
     """Write study_key.json; returns the study's folder. Raises BadInput if another key is there."""
     path, folder = out / "study_key.json", out / "study"
-    if path.exists() and json.loads(path.read_text()) != key:            # answers would be lost
+    if path.exists() and json.loads(path.read_text("utf-8")) != key:    # answers would be lost
         raise BadInput(f"{path}: is the key of another study; move it and {folder} away, or pass "
                        f"the same --n and --seed")
     atomic_write(path, json.dumps(key, indent=1) + "\n")
@@ -87,7 +87,7 @@ def read_ratings(folder: Path, files: list[Path]) -> list[dict]:
     The last word of a rater on a sample and criterion counts. Raises BadInput.
     """
     try:
-        key = json.loads((folder / "study_key.json").read_text())
+        key = json.loads((folder / "study_key.json").read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise BadInput(f"{folder}/study_key.json: cannot be read ({error}); make the study with "
                        f"--n first") from error

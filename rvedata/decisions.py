@@ -24,7 +24,7 @@ KEPT = "decisions.json"                                  # in the folder of the 
 def read_decisions(path: Path, triplets: dict[str, dict]) -> tuple[str, dict[str, dict]]:
     """(who decided, {id: decision}) of a file. Raises BadInput if it is none of these triplets."""
     try:
-        return check_person(json.loads(path.read_text()), triplets, path.stem)
+        return check_person(json.loads(path.read_text("utf-8")), triplets, path.stem)
     except BadInput as error:
         raise BadInput(f"--decisions {path}: {error}") from error
     except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:
@@ -56,7 +56,7 @@ def read_kept(folder: Path, triplets: dict[str, dict]) -> dict[str, dict[str, di
     if not path.exists():
         return {}
     try:
-        kept = json.loads(path.read_text())
+        kept = json.loads(path.read_text("utf-8"))
         if isinstance(kept, list):
             return dict(check_person(said, triplets, "") for said in kept)
         return dict([check_person(kept, triplets, path.stem)])           # of an earlier version

@@ -57,7 +57,7 @@ def read_examples(path: Path) -> dict:
     Raises BadInput if a type has no example or a verb is not a single word.
     """
     try:
-        examples = json.loads(path.read_text())
+        examples = json.loads(path.read_text("utf-8"))
         for subset, types in world.TYPES.items():
             present = {example["type"] for example in examples[subset]}
             for name in types:

@@ -108,7 +108,7 @@ def threshold(folder: Path) -> dict | None:
     """The histogram of cosines within windows and the threshold, as clusters.json has them."""
     if not (folder / "clusters.json").exists():
         return None
-    record = json.loads((folder / "clusters.json").read_text())
+    record = json.loads((folder / "clusters.json").read_text("utf-8"))
     names = "counts", "threshold", "clusters", "alone"
     return {name: record[name] for name in names} | {"by": record["chosen by"]}
 

@@ -48,7 +48,7 @@ def read_ditto(files: list[Path], shard: tuple[int, int], share: float) -> Itera
 def _read_metadata(file: Path) -> list[tuple[str, str, str]]:
     keys = ("source_path", "edited_path", "instruction")
     try:
-        records = json.loads(file.read_text())
+        records = json.loads(file.read_text("utf-8"))
         return [tuple(record[key].strip() for key in keys) for record in records]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Iterator
 
 from common.files import BadInput
+from common.video import list_videos
 from rvedata.film import find_shots, read_clips
 from rvedata.stages import my_shard, read_accepted, run_stage
 
@@ -17,7 +18,7 @@ MOVIES = (".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v", ".mpg", ".mpeg", ".ts
 
 def movie_names(folder: Path) -> list[str]:
     """Films of a folder and its subfolders, as paths relative to it. Raises BadInput if none."""
-    films = [path for path in folder.rglob("*") if path.suffix.lower() in MOVIES]
+    films = list_videos(folder, MOVIES)
     if not films:
         raise BadInput(f"--movies {folder}: holds no film ({', '.join(MOVIES)}); "
                        f"give the folder of your films")

@@ -34,7 +34,7 @@ import sys
 from pathlib import Path
 from rvedata.clusters import find_clusters
 find_clusters(Path(sys.argv[1]), 16)
-print(Path('/proc/self/status').read_text())
+print(Path('/proc/self/status').read_text("utf-8"))
 """
 GOAL = {"cluster_s": 120, "cluster_mib": 2048}
 
@@ -44,7 +44,7 @@ def synthetic_shots(folder: Path, n: int, per_movie: int = 2000, width: int = 64
     rng = np.random.default_rng(0)
     per_movie = per_movie // CHUNK * CHUNK
     (folder / "embeddings").mkdir(parents=True)
-    with open(folder / "embeddings.jsonl", "w") as file:
+    with open(folder / "embeddings.jsonl", "w", encoding="utf-8") as file:
         for first in range(0, n, CHUNK):
             number, at = divmod(first, per_movie)
             movie = f"movie{number:04d}"
@@ -92,7 +92,7 @@ def measure_clustering(folder: Path, n: int) -> dict:
                             stdout=subprocess.PIPE, text=True).stdout
     seconds = time.perf_counter() - begin
     peak = int(re.search(r"VmHWM:\s*(\d+) kB", status)[1]) / 2 ** 10
-    found = json.loads((folder / "shots" / "clusters.json").read_text())
+    found = json.loads((folder / "shots" / "clusters.json").read_text("utf-8"))
     return {"clustered": n, "cluster_s": seconds, "cluster_mib": peak,
             **{key: found[key] for key in ("threshold", "clusters", "alone")}}
 

@@ -123,7 +123,7 @@ def print_counts(path: Path, counts: Counter) -> None:
 def write_stage(path: Path, records: Iterable[dict]) -> Counter:
     """Write the file of a cheap stage anew. Returns how many records are done and rejected."""
     counts = Counter()
-    with replacing(path) as temporary, open(temporary, "w") as file:
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         for record in records:
             counts["rejected" if "rejected" in record else "done"] += 1
             file.write(to_json(record) + "\n")

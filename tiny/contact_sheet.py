@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from common.files import replacing
+from common.plots import pyplot, save_figure
 
 GAP, LABEL, TOP = 12, 28, 22              # dots: between columns, for an instruction, for the heads
 LETTER = 6.4                                    # dots, the mean width of a letter of an instruction
@@ -18,9 +18,7 @@ def contact_sheet(items: list, videos: dict[str, list[torch.Tensor]], path: str 
     videos: {"source": [video, ...], ...}, (F, 3, H, W) in [-1, 1], as many as there are items.
     frames: the numbers of those that are shown. Raises BadInput where it cannot be written.
     """
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    plt = pyplot()
     h, w = next(iter(videos.values()))[0].shape[-2:]
     scale = max(1, round(100 / h))              # whole dots for a pixel, about 100 dots for a frame
     strip, line = (scale * w + 2) * len(frames), scale * h + LABEL
@@ -43,9 +41,7 @@ def contact_sheet(items: list, videos: dict[str, list[torch.Tensor]], path: str 
         text = shorten(text, int((width - 2 * GAP) / LETTER))
         write(GAP, TOP + r * line + 16, text, size=9, family=fonts)
     figure.figimage(sheet.permute(1, 2, 0).numpy(), zorder=-1)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=100, format="png")
-    plt.close(figure)
+    save_figure(figure, path)
 
 
 def filmstrip(video: torch.Tensor, frames: tuple[int, ...], scale: int) -> torch.Tensor:
