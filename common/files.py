@@ -125,7 +125,10 @@ def at_least_0(text: str) -> int:
 
 
 def _whole_number(text: str, least: int) -> int:
-    value = int(text)
+    try:
+        value = int(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"must be a whole number, not {text}") from error
     if not least <= value < 2 ** 32:                     # a seed is multiplied by a million
         raise argparse.ArgumentTypeError(f"must be at least {least} and below 2^32, not {value}")
     return value
@@ -135,7 +138,10 @@ def between(low: float, high: float, open_low: bool = False) -> Callable[[str], 
     """A number in [low, high], or (low, high] where `open_low`, as a flag's `type`."""
 
     def number(text: str) -> float:
-        value = float(text)
+        try:
+            value = float(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"must be a number, not {text}") from error
         enough = value > low if open_low else value >= low
         if not (enough and value <= high):
             bracket = "(" if open_low else "["

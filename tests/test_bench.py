@@ -192,7 +192,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     (["--repeats", "-1"], "--repeats: must be at least 1.*not -1"),
     (["--threads", "0"], "--threads: must be at least 1.*not 0"),
     (["--threads", "100000"], "--threads 100000: there are"),
-    (["--batch", "many"], "argument --batch: invalid positive value: 'many'"),
+    (["--batch", "many"], "argument --batch: must be a whole number, not many"),
     (["--random", "--weights", "w"], "--random and --weights w exclude each other"),
     (["--weights", "no/such/run"], "no/such/run"),
     (["--random", "--out", "file/bench"], "file/bench/bench.json: cannot be written"),

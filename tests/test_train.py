@@ -413,7 +413,7 @@ def test_own_videos(finetune, manifest, tmp_path, capfd):
     log = read_log(run)
     assert len(log) == 2 and all(math.isfinite(row["loss"] + row["reason_loss"]) for row in log)
     assert (run / "samples.png").stat().st_size > 10_000
-    assert "PSNR to the target on 3 training clips: " in capfd.readouterr().out
+    assert "PSNR to the target, in dB, on 3 training clips: " in capfd.readouterr().out
     assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 3
     assert len(load_file(next((tmp_path / "cache").glob("*.safetensors")))) == 5
 
@@ -459,17 +459,14 @@ def refused(monkeypatch, capfd, folder, words, *args):
 
 
 @pytest.mark.parametrize("flags, words", [
-    (["--tau", "0"], "--tau"), (["--tau", "1.5"], "--tau"), (["--tau", "nan"], "--tau"), (["--tau", "half"], "--tau"),
-    (["--lambda", "-1"], "--lambda"), (["--lambda", "inf"], "--lambda"), (["--objective", "dpo"], "--objective"),
-    (["--steps", "0"], "--steps"), (["--batch", "0"], "--batch"), (["--items", "many"], "--items"),
-    (["--drop", "2"], "--drop"), (["--wrong", "2"], "--wrong"), (["--lr", "nan"], "--lr"), (["--clip", "0"], "--clip"), (["--seed", "-1"], "--seed"),
-    (["--eval-items", "-1"], "--eval-items"), (["--think", "aloud"], "--think"), (["--decode", "none"], "--decode"),
-    (["--vlm-frames", "10"], "--vlm-frames 10"), (["--vlm-frames", "5"], "--vlm-frames 5: a clip has 3"),
-    (["--seed", str(2 ** 32)], "--seed"), (["--step", "3"], "--step"), (["--objective", "rwr"], "--objective"),
-    (["--resume", "nowhere"], "--resume nowhere: no run.json"), (["--resume", "broken"], "broken"),
-    (["--out", "broken"], "broken"), (["--out", "file"], "cannot be written"),
-    (["--out", "file/run"], "cannot be written"), (["--cache", "file"], "cannot be written"),
-    (["--weights", "nowhere"], "cannot load nowhere"), (["--data", "none.jsonl"], "none.jsonl: cannot be read"),
+    (["--vlm-frames", "10"], "--vlm-frames 10"),
+    (["--vlm-frames", "5"], "--vlm-frames 5: a clip has 3"),
+    (["--out", "broken"], "broken"),
+    (["--out", "file"], "cannot be written"),
+    (["--out", "file/run"], "cannot be written"),
+    (["--cache", "file"], "cannot be written"),
+    (["--weights", "nowhere"], "cannot load nowhere"),
+    (["--data", "none.jsonl"], "none.jsonl: cannot be read"),
     (["--preset", "wan1.3b"], "not 'wan1.3b': pass --preset tiny")])
 def test_bad_flags(small, tmp_path, monkeypatch, capfd, flags, words):
     monkeypatch.chdir(tmp_path)

@@ -27,6 +27,33 @@ def test_what_cannot_be_written_is_found_at_once(tmp_path):
             check_writable(path)
 
 
+def test_a_suffix_says_how_it_is_written(tmp_path):
+    check_writable(tmp_path / "a.PNG", ".png")
+    with pytest.raises(BadInput, match=r"r.txt: is written as .png; let its name end so"):
+        check_writable(tmp_path / "r.txt", ".png")
+
+
+def test_a_terminal_without_these_letters(tmp_path):
+    """Latin-1 has no Cyrillic; and Ctrl-C while libraries load is a line."""
+    code = "from common.files import run_script; run_script(lambda: print('\u0436.mp4'))"
+    latin = {**os.environ, "PYTHONIOENCODING": "latin-1", "LC_ALL": "C"}
+    done = subprocess.run([sys.executable, "-c", code], env=latin, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "\\u0436.mp4\n"), done.stderr
+    done = subprocess.run([sys.executable, "-c", "import common; raise KeyboardInterrupt"],
+                          capture_output=True, text=True)
+    assert done.returncode and done.stderr == "\nstopped\n"
+
+
+@pytest.mark.parametrize("variables, words", [
+    ({"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}, "is 2, but MASTER_ADDR is not set"),
+    ({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two'"), ({"RANK": ""}, "RANK is ''")])
+def test_ranks_in_part(variables, words):
+    code = "from common.files import run_script; from common.distributed import start; run_script(start)"
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | variables,
+                          capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and words in done.stderr
+
+
 def test_a_full_disk_is_found_at_once(tmp_path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))

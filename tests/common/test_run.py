@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,7 @@ def toy(out, steps=8, loss_at=None, **settings):
         loss, log = loss_at(step, w, pull) if loss_at else pull(step)
         run.backward(loss, log)
         run.update()
+    run.write_log()
     return w.detach(), run.log
 
 
@@ -159,6 +161,28 @@ def test_a_run_that_never_steps_is_an_error(tmp_path):
     assert not (tmp_path / "log.csv").exists()
 
 
+def test_a_picture_that_cannot_be_drawn_is_a_line(tmp_path, monkeypatch, capsys):
+    def fail(*args):
+        raise ValueError("no such backend")
+    monkeypatch.setattr("common.run.draw_curves", fail)
+    toy(tmp_path)
+    assert len(read_log(tmp_path)) == 8 and not (tmp_path / "curves.png").exists()
+    assert "curves.png: could not be drawn (ValueError('no such backend'))" in capsys.readouterr().err
+
+
+def test_a_notebooks_backend_is_not_ours(tmp_path):
+    code = "import sys; from common.plots import pyplot; print(pyplot().get_backend())"
+    notebook = {**os.environ, "MPLBACKEND": "module://matplotlib_inline.not_here"}
+    done = subprocess.run([sys.executable, "-c", code], env=notebook, capture_output=True, text=True)
+    assert done.stdout.strip() == "agg", done.stderr
+
+
+def test_it_trains_outside_the_main_thread(tmp_path):
+    with ThreadPoolExecutor() as pool:
+        w, log = pool.submit(toy, tmp_path / "thread").result()
+    assert torch.equal(w, toy(tmp_path / "main")[0]) and len(log) == 8
+
+
 # -------------------------------------------------------------------------------------------- resume
 
 def interrupted(out, when, number):
@@ -173,8 +197,6 @@ def interrupted(out, when, number):
 
     def optimize(self):
         calls.append(1)
-        if len(calls) == 5 and when == "before the update":
-            signal.raise_signal(number)
         adam(self)
         if len(calls) == 5 and when == "after the update":
             signal.raise_signal(number)
@@ -193,8 +215,9 @@ def interrupted(out, when, number):
     assert (out / "state.pt").exists() and not (out / "log.csv").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-@pytest.mark.parametrize("when", ["in the loss", "before the update", "after the update", "checkpoint"])
+@pytest.mark.parametrize("when, number", [
+    ("in the loss", signal.SIGINT), ("after the update", signal.SIGTERM),
+    ("checkpoint", signal.SIGHUP)])
 def test_a_signal_at_any_moment_changes_nothing(tmp_path, when, number):
     w, log = toy(tmp_path / "straight")
     handler = signal.getsignal(number)

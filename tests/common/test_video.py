@@ -14,7 +14,7 @@ from PIL import Image
 from clips import numbered, numbers
 from common.files import BadInput, atomic_write
 from common.video import (count_frames, frame_numbers, frame_rate, frames, from_bytes, hash_video,
-                          pick_frames, read_pixels, read_video, shrink, to_bytes, write_pixels,
+                          list_videos, pick_frames, read_pixels, read_video, shrink, to_bytes, write_pixels,
                           write_video)
 from tiny import scene, world
 
@@ -325,6 +325,32 @@ def test_a_hole_in_a_video_is_found(film, tmp_path):
     path.write_bytes(whole[:len(whole) // 2] + bytes(len(whole) - len(whole) // 2))
     with pytest.raises(BadInput, match="a.mp4: cannot be read to its end"):
         count_frames(path)
+
+
+def test_flipped_bytes_are_told(film, tmp_path):
+    """ffmpeg fills the damaged blocks out of their neighbours, and ends with exit code 0."""
+    ffmpeg("-i", film, *X264, "-g", 50, tmp_path / "a.mp4")
+    content = bytearray((tmp_path / "a.mp4").read_bytes())
+    rng = np.random.default_rng(0)
+    for place in rng.integers(len(content) // 10, len(content) * 8 // 10, 200):
+        content[place] ^= 1 << rng.integers(8)
+    (tmp_path / "a.mp4").write_bytes(content)
+    with pytest.raises(BadInput, match=r"a.mp4: has \d+ damaged places.*; copy it again"):
+        count_frames(tmp_path / "a.mp4")
+
+
+def test_a_name_too_long_for_any_file():
+    with pytest.raises(BadInput, match="there is no such video"):
+        count_frames("x" * 300)
+
+
+def test_films_are_listed_without_the_systems_own(tmp_path):
+    names = ["b.MP4", "in/a.mkv", "._b.mp4", "__MACOSX/b.mp4", ".cache/b.mp4", "notes.txt"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = list_videos(tmp_path, (".mp4", ".mkv"))
+    assert [str(path.relative_to(tmp_path)) for path in found] == names[:2]
 
 
 @pytest.mark.parametrize("codec", [

@@ -1,0 +1,65 @@
+"""Bad flags of every command: one line that names the flag, before any work, and nothing written.
+
+A row: the flags, as they are typed, and what the line says (a regular expression). The folder that
+one is in holds `file`, which is no folder, and `broken/`, a run whose run.json is cut off.
+"""
+
+import importlib
+import shlex
+from pathlib import Path
+
+import pytest
+
+from common.files import BadInput
+
+BAD = {
+    "train": [
+        ("--tau 0", "--tau: must be in"),
+        ("--tau 1.5", "--tau"),
+        ("--tau nan", "--tau"),
+        ("--tau half", "--tau: must be a number, not half"),
+        ("--lambda -1", "--lambda"),
+        ("--lambda inf", "--lambda"),
+        ("--lr -1e-3", r"--lr: must be in \[0, 1\], not -1e-3"),
+        ("--steps 0", "--steps: must be at least 1"),
+        ("--items many", "--items: must be a whole number, not many"),
+        ("--seed -1", "--seed: must be at least 0"),
+        ("--seed 4294967296", "--seed: must be .* below 2"),
+        ("--objective dpo", "--objective"),
+        ("--think aloud", "--think"),
+        ("--step 3", "unrecognized arguments: --step"),
+        ("--out ''", "--out is empty"),
+        ("--data=", "--data is empty"),
+        ("--ema 1", "--ema 1: would keep the weights of the start"),
+        ("--wrong 0.7 --drift 0.7", "--wrong 0.7 --drift 0.7: are more than all targets"),
+        ("--batch 6 --accumulate 4", "--batch 6 does not divide .*: pass a multiple of 4"),
+        ("--resume nowhere", "--resume nowhere: no run.json"),
+        ("--resume broken", "broken/run.json: is broken"),
+        ("--resume broken --out other", "--resume broken --out other: .*; drop one"),
+    ],
+    "evaluate": [
+        ("--subset raven", "--subset.*raven.*rave.*icvg.*literal.*cross"),
+        ("--subset cross --split train", "--split train.*never trained on"),
+        ("--n 0", "--n: must be at least 1.*not 0"),
+        ("--guidance nan", "--guidance: must be in .*not nan"),
+        ("--checkpoint ''", "--checkpoint is empty"),
+        ("--out file", "file/table.md: cannot be written"),
+        ("--frobnicate", "unrecognized arguments: --frobnicate"),
+    ],
+}
+
+
+@pytest.mark.parametrize("command, flags, words", [
+    (command, flags, words) for command, rows in BAD.items() for flags, words in rows])
+def test_a_bad_flag_is_one_line_before_any_work(tmp_path, monkeypatch, command, flags, words):
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("no folder")
+    Path("broken").mkdir()
+    Path("broken/run.json").write_text('{"argv": [')
+    before = sorted(tmp_path.rglob("*"))
+    module = importlib.import_module(command)
+    parse = getattr(module, "parse", module.main)        # some parse where they begin
+    with pytest.raises(BadInput, match=words) as error:
+        parse(shlex.split(flags))
+    assert "\n" not in str(error.value) and len(str(error.value)) < 1000
+    assert sorted(tmp_path.rglob("*")) == before
