@@ -118,7 +118,7 @@ def set_gated(batch: Batch, n: int) -> None:
 
 
 def set_reflections(batch: Batch, critic: Critic) -> None:
-    """Thoughts and m_0, as `critic.reflect` makes them once a training sample."""
+    """Thoughts and m_0, as `data.reflect` makes them once a training sample."""
     thoughts = critic.thoughts(batch.frames, batch.instructions, batch.frames)
     batch.baseline = critic.baseline(batch.frames, batch.instructions, thoughts)
     batch.thoughts = None if critic.think == "full" else thoughts

@@ -4,7 +4,7 @@
     python critic.py --index 3 --subset icvg --t 0.4
 
 Eq. 3   x0_hat = x_t - t v_theta(x_t, t, c)                            clean_estimate
-gate    only samples with t < tau are shown to the critic              gate
+gate    only samples with t < tau are shown to the critic              data.gate
 decode  K frames of x0_hat through the frozen VAE decoder              decode_frames
 margin  m(V_src, V, I) = z_yes - z_no at the verdict                   Critic.margin
 Eq. 4   L_reason = -log sigmoid(m - m_0), m_0 = m(V_src, V_src, I)     reason_loss
@@ -21,22 +21,18 @@ Axis letters: B batch, G gated samples, K frames the VLM looks at, F frames, C f
 tokens, D width.
 """
 
-import json
 import math
-from contextlib import suppress
 from pathlib import Path
 
 import common  # noqa: F401              before what takes seconds to load: Ctrl-C is a line
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 from transformers import DynamicCache
 
-from common.distributed import gather_rows, is_first_rank, my_shard
-from common.files import (BadInput, Parser, at_least_0, atomic_write, between, check_writable,
+from common.files import (BadInput, Parser, at_least_0, between, check_writable,
                           run_script)
 from common.plots import pyplot, save_figure
-from data import Batch, Latents
+from data import Batch, gate
 from model import SHORT_CHAT, UnifiedModel, add_noise, chat, load_model
 
 SYSTEM = ("Judge the edit : accuracy , it does what the instruction implies ; "
@@ -68,11 +64,6 @@ def critic_loss(critic: "Critic", x_t: torch.Tensor, v: torch.Tensor,
 def clean_estimate(x_t: torch.Tensor, v: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
     """Eq. 3: x0_hat = x_t - t v, one step. x_t, v: (B, C, f, h, w); t: (B,)."""
     return x_t - t.view(-1, 1, 1, 1, 1) * v
-
-
-def gate(t: torch.Tensor, tau: float) -> torch.Tensor:
-    """Which samples the critic is asked about (Sec. 4.2.1): t < tau. t: (B,) -> bool (B,)."""
-    return t < tau
 
 
 def reason_loss(margin: torch.Tensor, baseline: torch.Tensor) -> torch.Tensor:
@@ -245,44 +236,6 @@ class Prefix(DynamicCache):
             return super().update(key_states, value_states, layer_idx, *args, **named)
         layer = self.layers[layer_idx]
         return torch.cat([layer.keys, key_states], -2), torch.cat([layer.values, value_states], -2)
-
-
-def reflect(critic: Critic, latents: Latents, folder: Path,
-            batch: int = 16) -> list[tuple[str | None, float]]:
-    """(thought, m_0) of every training sample (Sec. 4.2.3): asked once, in order, kept in a file.
-
-    With "full" the thought is None: it is about the edit, too, and is written anew in every step.
-    """
-    file = Path(folder) / f"reflections-{critic.think}-{latents.key}.json"
-    with suppress(OSError, TypeError, ValueError):       # it is not there, or broken: ask again
-        return _read_reflections(file, len(latents))
-    answers = []
-    starts = my_shard(range(0, len(latents), batch))
-    for start in tqdm(starts, desc="ask the critic about the sources", disable=not is_first_rank()):
-        numbers = range(start, min(start + batch, len(latents)))
-        source = torch.stack([latents[i]["frames"] for i in numbers]).to(critic.model.device)
-        instructions = [latents.items[i].instruction for i in numbers]
-        thoughts = critic.thoughts(source, instructions, source)
-        baseline = critic.baseline(source, instructions, thoughts).tolist()
-        if critic.think == "full":
-            thoughts = [None] * len(thoughts)
-        answers.append(list(zip(thoughts, baseline)))
-    answers = [row for part in gather_rows(answers) for row in part]
-    if is_first_rank():
-        atomic_write(file, json.dumps(answers))
-    return answers
-
-
-def _read_reflections(file: Path, n: int) -> list[tuple[str | None, float]]:
-    """Raises OSError or ValueError where the file is not what `reflect` wrote about n samples."""
-    rows = json.loads(file.read_text("utf-8"))
-    if not isinstance(rows, list) or len(rows) != n:
-        raise ValueError(f"{file}: does not hold {n} reflections")
-    for row in rows:
-        thought, baseline = row
-        if not isinstance(thought, str | None) or not isinstance(baseline, float):
-            raise ValueError(f"{file}: {row} is no reflection")
-    return [(thought, baseline) for thought, baseline in rows]
 
 
 # --------------------------------------------------------------------- one reflection, as a picture

@@ -29,8 +29,8 @@ from common.files import (BadInput, Parser, at_least_0, atomic_write, between, c
                           positive, run_script)
 from common.plots import optional_picture
 from common.run import Run, check_run, claim_folder, read_run
-from critic import DECODE, THINK, Critic, critic_loss, reflect
-from data import Batch, Batches, Latents, manifest_items, vlm_view, world_items
+from critic import DECODE, THINK, Critic, critic_loss
+from data import Batch, Batches, Latents, manifest_items, reflect, vlm_view, world_items
 from evaluate import generate_and_judge
 from model import PRESETS, TRAINED, UnifiedModel, add_noise, flow_loss, load_model, velocity_target
 from tiny import world

@@ -19,8 +19,8 @@ from selenium import webdriver
 from common.files import BadInput, Parser, atomic_write, positive, run_script
 from common.intervals import geometric_mean, overall
 from common.jsonl import to_json, write_rows
+from common.manifest import SUBSET_OF
 from common.video import write_video
-from data import SUBSET_OF
 from rvebench import judge, quality, report
 
 CLIPS = 16                                               # different ones; the files are copies

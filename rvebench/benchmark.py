@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common.files import BadInput
-from data import FIELDS, SUBSET_OF, manifest_lines, manifest_record
+from common.manifest import FIELDS, SUBSET_OF, manifest_lines, manifest_record
 
 SCORES = ("EA", "PC", "GN", "GR")
 REFERENCES = {"do nothing": "source", "reference": "target"}      # which of a sample's videos it is

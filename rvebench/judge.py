@@ -32,9 +32,9 @@ import torch
 from PIL import Image
 
 from common.files import BadInput
+from common.manifest import SUBSET_OF
 from common.video import read_pixels, read_video
 from critic import Critic
-from data import SUBSET_OF
 from rvebench.ask import Missing, Question, parse_json
 from rvebench.benchmark import SCORES, Sample
 from tiny import world

@@ -32,7 +32,8 @@ from common.files import (BadInput, Parser, at_least_0, atomic_write, between, c
 from common.intervals import COLUMNS, geometric_mean, overall
 from common.jsonl import Store, from_json, read_rows, to_json, write_rows
 from common.video import read_pixels
-from data import fingerprint, hash_video
+from common.video import hash_video
+from data import fingerprint
 from evaluate import run_name
 from model import load_model
 from rvebench import judge, quality, report

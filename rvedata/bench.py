@@ -22,7 +22,7 @@ from typing import Callable
 import numpy as np
 
 from common.files import BadInput, Parser, atomic_write, check_writable, positive, run_script
-from data import FIELDS
+from common.manifest import FIELDS
 from rvedata import pages
 from rvedata.decisions import (KEPT, agreement_lines, changed, read_decisions, read_kept, settle,
                                to_keep)

@@ -16,7 +16,7 @@ from itertools import combinations
 from pathlib import Path
 
 from common.files import BadInput
-from data import SUBSET_OF
+from common.manifest import SUBSET_OF
 
 KEPT = "decisions.json"                                  # in the folder of the benchmark
 

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Iterable
 
-from data import FIELDS
+from common.manifest import FIELDS
 from rvedata.stages import write_stage
 from rvedata.text import SeenTexts
 

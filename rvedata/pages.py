@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from common.files import BadInput
-from data import SUBSET_OF
+from common.manifest import SUBSET_OF
 from rvebench.page import write_page
 from rvedata.film import read_clips
 from rvedata.manifest import VIDEO_FIELDS

@@ -15,6 +15,7 @@ import data
 import model
 from clips import numbered, numbers
 from common.files import BadInput, markdown
+from common.manifest import SUBSET_OF
 from common.video import write_video
 from pretrain import lessons
 from tiny import drift, scene, world
@@ -198,6 +199,24 @@ def test_skip_bad_lists_them_all(manifest, bad_videos):
         assert reason.startswith(f"{path}:{k}: ") and words in reason and "\n" not in reason
     with pytest.raises(BadInput, match="triplets.jsonl:1: is not JSON"):
         data.manifest_items(manifest("{", "{"), SMALL, skip_bad=True)
+
+
+def test_the_types_are_those_of_the_tiny_world():
+    assert SUBSET_OF == {type: subset for subset, types in world.TYPES.items() for type in types}
+
+
+def test_pairs_without_a_target(manifest, tiny, tmp_path):
+    path = manifest({"target_video_path": "leave out"})
+    with pytest.raises(BadInput, match="the field 'target_video_path' is missing"):
+        data.manifest_items(path, TINY)
+    preset = SimpleNamespace(frames=9, height=32, width=32, frame_stride=None)
+    write_video(tmp_path / "videos" / "a.mp4", numbered(9))
+    (item,), _ = data.manifest_items(path, preset, targets=False)
+    assert item.load()[1] is None
+    latents = data.Latents([item], tiny, tmp_path / "cache", progress=False)
+    assert "target" not in latents[0]
+    batch, = data.Batches(latents, tiny, None, batch=2, tau=.5, drop=0., seed=0).of(0)
+    assert batch.target is None and len(batch.source) == 2
 
 
 def test_unknown_type_lists_the_eight(manifest):

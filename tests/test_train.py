@@ -24,8 +24,8 @@ from by_hand import a_step, by_hand
 from common.distributed import mean_log
 from common.run import check_run, read_run
 from common.video import write_video
-from critic import Critic, reflect
-from data import Batches, Latents, batch_indices, draws, world_items
+from critic import Critic
+from data import Batches, Latents, batch_indices, draws, reflect, world_items
 from model import PRESETS, TRAINED, load_model
 from tiny import world
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import train
-from critic import Critic, reflect
-from data import Batches, Latents, world_items
+from critic import Critic
+from data import Batches, Latents, reflect, world_items
 from experiments import rivals, steps
 from model import load_model
 

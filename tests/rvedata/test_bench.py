@@ -6,8 +6,9 @@ from collections import Counter
 import pytest
 
 from common.files import BadInput
+from common.manifest import SUBSET_OF
 from curation import go, no_leak, read
-from data import SUBSET_OF, manifest_items
+from data import manifest_items
 from model import PRESETS
 
 
