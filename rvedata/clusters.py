@@ -31,9 +31,11 @@ def load_vectors(out: Path, name: str) -> dict[str, np.ndarray]:
     return load_file(out / "embeddings" / f"{name}.safetensors")
 
 
-def read_movies(out: Path) -> Iterator[tuple[list[dict], np.ndarray]]:
-    """(clips in temporal order, their image embeddings (N, D)) of each movie."""
-    for _, chunks in read_grouped(out / "embeddings.jsonl", lambda record: record["movie"]):
+def read_movies(out: Path, names: set[str]) -> Iterator[tuple[list[dict], np.ndarray]]:
+    """(clips in temporal order, their image embeddings (N, D)) of each of these movies."""
+    for name, chunks in read_grouped(out / "embeddings.jsonl", lambda record: record["movie"]):
+        if name not in names:
+            continue
         newest = {}
         for chunk in sorted(chunks, key=lambda chunk: len(chunk["members"])):
             newest[chunk["chunk"]] = chunk               # the longer line: a caption came later
@@ -67,10 +69,10 @@ def step_of(size: int) -> int:
 
 # ------------------------------------------------------------------------------------ the threshold
 
-def count_cosines(out: Path, size: int) -> np.ndarray:
+def count_cosines(out: Path, names: set[str], size: int) -> np.ndarray:
     """The histogram (B,) of the cosines of all pairs of clips that share a window."""
     counts = np.zeros(len(BIN_EDGES) - 1, int)
-    for clips, image in tqdm(read_movies(out), desc="cosines", unit="movie", disable=None):
+    for clips, image in tqdm(read_movies(out, names), desc="cosines", unit="movie", disable=None):
         for first, rows in windows(clips, size):
             index = np.array([clip["index"] for clip in clips[rows]], int)
             earlier, later = np.triu_indices(len(index), 1)
@@ -148,13 +150,14 @@ def clusters_of(clips: list[dict], image: np.ndarray, size: int,
     return found
 
 
-def find_clusters(out: Path, size: int, threshold: float | None = None) -> float:
+def find_clusters(out: Path, names: set[str], size: int, threshold: float | None = None) -> float:
     """Write clusters.jsonl, a line for each cluster of at least two clips, and clusters.json.
 
     The latter has the histogram and the threshold, which is returned. The embeddings are read
-    twice: for the histogram, and to link. Raises BadInput if no threshold can be chosen.
+    twice: for the histogram, and to link. names: of the movies that count. Raises BadInput if no
+    threshold can be chosen.
     """
-    counts = count_cosines(out, size)
+    counts = count_cosines(out, names, size)
     if not counts.any():
         raise BadInput(f"{out}: no movie has two clips in a window of {size} shots, so there is "
                        f"nothing to pair; what was rejected, and why, is in {out}/report.html")
@@ -169,7 +172,8 @@ def find_clusters(out: Path, size: int, threshold: float | None = None) -> float
 
     def clusters() -> Iterator[dict]:
         nonlocal alone
-        for clips, image in tqdm(read_movies(out), desc="clusters", unit="movie", disable=None):
+        movies = read_movies(out, names)
+        for clips, image in tqdm(movies, desc="clusters", unit="movie", disable=None):
             found = clusters_of(clips, image, size, threshold)
             alone += len(clips) - len({row for rows in found for row in rows})
             for rows in found:

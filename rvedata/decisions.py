@@ -6,8 +6,8 @@ verify.html saves a file for each person:
         "an id": {"decision": "accept", "instruction": "as it was changed", "type": "another type"},
         "another": {"decision": "reject", "reason": "says the edit outright"}}}
 
-`instruction` and `type` are there only where the person has changed them. `{"an id": "accept"}`, as
-earlier versions saved it, is read as well.
+`instruction` and `type` are there only where the person has changed them. The folder of the
+benchmark keeps a list of these in decisions.json.
 """
 
 import json
@@ -18,7 +18,8 @@ from pathlib import Path
 from common.files import BadInput
 from common.manifest import SUBSET_OF
 
-KEPT = "decisions.json"                                  # in the folder of the benchmark
+KEPT = "decisions.json"
+NOT_OURS = (OSError, ValueError, AttributeError, TypeError, KeyError)
 
 
 def read_decisions(path: Path, triplets: dict[str, dict]) -> tuple[str, dict[str, dict]]:
@@ -27,27 +28,9 @@ def read_decisions(path: Path, triplets: dict[str, dict]) -> tuple[str, dict[str
         return check_person(json.loads(path.read_text("utf-8")), triplets, path.stem)
     except BadInput as error:
         raise BadInput(f"--decisions {path}: {error}") from error
-    except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:
+    except NOT_OURS as error:
         raise BadInput(f"--decisions {path}: cannot be read ({error!r:.80}); "
                        f"give what verify.html saved") from error
-
-
-def check_person(said: dict, triplets: dict[str, dict], name: str) -> tuple[str, dict[str, dict]]:
-    """(who decided, {id: decision}). name: of who does not say. Raises BadInput and the like."""
-    if "decisions" not in said:
-        said = {"decisions": {key: {"decision": each} for key, each in said.items()}}
-    decisions = said["decisions"]
-    for key, decision in decisions.items():
-        if key not in triplets or decision["decision"] not in ("accept", "reject"):
-            raise BadInput(f"{key[:80]!r} is no triplet here, or neither accept nor reject; "
-                           f"whose is it?")
-        kind, text = decision.get("type"), decision.get("instruction", "unchanged")
-        if kind and SUBSET_OF.get(kind) != SUBSET_OF[triplets[key]["type"]]:
-            raise BadInput(f"{key[:80]!r} would get the type {kind!r:.80}; choose one of its "
-                           f"subset")
-        if not isinstance(text, str) or not text.strip():
-            raise BadInput(f"{key[:80]!r} would have no instruction; write one")
-    return str(said.get("annotator") or name), decisions
 
 
 def read_kept(folder: Path, triplets: dict[str, dict]) -> dict[str, dict[str, dict]]:
@@ -57,11 +40,30 @@ def read_kept(folder: Path, triplets: dict[str, dict]) -> dict[str, dict[str, di
         return {}
     try:
         kept = json.loads(path.read_text("utf-8"))
-        if isinstance(kept, list):
-            return dict(check_person(said, triplets, "") for said in kept)
-        return dict([check_person(kept, triplets, path.stem)])           # of an earlier version
-    except (ValueError, AttributeError, TypeError, KeyError) as error:
+        return dict(check_person(said, triplets, "") for said in kept)
+    except NOT_OURS as error:
         raise BadInput(f"{path}: {error}; take it away, and pass --decisions again") from error
+
+
+def check_person(said: dict, triplets: dict[str, dict], name: str) -> tuple[str, dict[str, dict]]:
+    """(who decided, {id: decision}). name: of who does not say. Raises BadInput and the like.
+
+    Some may be about triplets that are no longer here: those of a film that is gone.
+    """
+    decisions = said["decisions"]
+    if decisions and decisions.keys().isdisjoint(triplets):
+        raise BadInput(f"{', '.join(decisions)[:80]!r}: is no triplet here; whose decisions are "
+                       f"these?")
+    for key, decision in decisions.items():
+        if decision["decision"] not in ("accept", "reject"):
+            raise BadInput(f"{key[:80]!r} is neither accepted nor rejected; decide again")
+        kind, text = decision.get("type"), decision.get("instruction", "unchanged")
+        if kind and key in triplets and SUBSET_OF.get(kind) != SUBSET_OF[triplets[key]["type"]]:
+            raise BadInput(f"{key[:80]!r} would get the type {kind!r:.80}; choose one of its "
+                           f"subset")
+        if not isinstance(text, str) or not text.strip():
+            raise BadInput(f"{key[:80]!r} would have no instruction; write one")
+    return str(said.get("annotator") or name), decisions
 
 
 def to_keep(people: dict[str, dict[str, dict]]) -> list[dict]:
@@ -89,7 +91,8 @@ def changed(triplet: dict, decision: dict | None, fields: tuple[str, ...]) -> di
 def agreement(one: dict[str, dict], other: dict[str, dict]) -> tuple[int, float, float]:
     """(N, share, kappa): how often two people decide alike, of N that both decided.
 
-    kappa is Cohen's: 1 is agreement, 0 what chance gives; NaN where both always say the same word.
+    kappa is Cohen's: 1 is agreement, 0 what chance gives. Where both say one word alone, chance
+    agrees as well, and kappa is undefined: NaN.
     """
     both = [(one[key]["decision"], other[key]["decision"]) for key in one if key in other]
     if not both:
@@ -109,6 +112,6 @@ def agreement_lines(people: dict[str, dict[str, dict]]) -> list[str]:
     for a, b in combinations(people, 2):
         n, share, kappa = agreement(people[a], people[b])
         if n:
-            lines.append(f"{a} and {b} decide alike on {share:.0%} of {n}, Cohen's kappa "
-                         f"{kappa:.2f}")
+            said = f"{kappa:.2f}" if kappa == kappa else "undefined, as they say one word alone"
+            lines.append(f"{a} and {b} decide alike on {share:.0%} of {n}, Cohen's kappa {said}")
     return lines

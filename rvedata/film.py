@@ -5,7 +5,8 @@ up by time, and no header is believed. So shots, the frames that a VLM sees and 
 written agree in every container, at every frame rate. The price is that a film is decoded from its
 start once for each of the three; a seek would be faster, and wrong in some files.
 
-PySceneDetect finds hard cuts and fades through black; `DissolveDetector` finds dissolves.
+PySceneDetect finds hard cuts, `DissolveDetector` dissolves. Fades go through black, which is no
+shot; a flash of one or two frames is no cut.
 
 Axis letters: H W pixels. A frame is (H, W, 3) uint8. A clip (a, b) has the frames a to b - 1.
 """
@@ -14,13 +15,14 @@ import logging
 import math
 import os
 from collections import deque
+from itertools import groupby
 from pathlib import Path
-from typing import Iterator
+from typing import Iterable, Iterator
 
 import cv2
 import imageio_ffmpeg
 import numpy as np
-from scenedetect import ContentDetector, FrameTimecode, ThresholdDetector
+from scenedetect import ContentDetector, FrameTimecode
 
 from common import video
 from common.files import BadInput, replacing
@@ -29,6 +31,8 @@ logging.getLogger("pyscenedetect").setLevel(logging.CRITICAL)
 
 SHORTEST = 15                                            # frames of a shot: PySceneDetect's own
 DETECTION_SIDE = 256                                     # pixels of what the detectors see
+BLACK = 12                                               # levels; a darker frame is black
+FLASH = 12                                               # levels by which it changes, at least
 
 
 # -------------------------------------------------------------------------------------------- shots
@@ -36,37 +40,69 @@ DETECTION_SIDE = 256                                     # pixels of what the de
 def find_shots(path: Path) -> tuple[list[tuple[int, int]], int, float]:
     """(shots, frames, frames per second) of a film. A shot is a clip; between two is a transition.
 
-    A hard cut has no frames of its own; a fade is cut in the middle of its black; the frames of a
-    dissolve are in no shot. Raises BadInput if the film cannot be read to its end.
+    A hard cut has no frames of its own. A fade is cut in the middle of its black; longer black, and
+    the frames of a dissolve, are in no shot. Raises BadInput if the film cannot be read to its end.
     """
     fps = video.frame_rate(path)
-    hard = ContentDetector(27.0, SHORTEST)
-    fade = ThresholdDetector(min_scene_len=SHORTEST)
-    dissolve = DissolveDetector(fps)
-    cuts, fades, frames = [], [], 0
-    for frame in video.frames(path, DETECTION_SIDE):
-        bgr = cv2.cvtColor(frame, cv2.COLOR_RGB2BGR)
+    hard, dissolve = ContentDetector(27.0, SHORTEST), DissolveDetector(fps)
+    cuts, black, frames = [], [], 0
+    for frame in without_flashes(video.frames(path, DETECTION_SIDE)):
         now = FrameTimecode(frames, fps)
-        cuts += [cut.frame_num for cut in hard.process_frame(now, bgr)]
-        fades += [cut.frame_num for cut in fade.process_frame(now, bgr)]
+        found = hard.process_frame(now, cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+        cuts += [cut.frame_num for cut in found]
+        if frame.mean() < BLACK:
+            black.append(frames)
         dissolve.add(frame)
         frames += 1
-    dissolves = dissolve.transitions()
-    return _shots_between(cuts, fades, dissolves, frames), frames, fps
+    return _shots_between(cuts, fades_in(black), dissolve.transitions(), frames), frames, fps
 
 
-def _shots_between(cuts: list[int], fades: list[int], dissolves: list[tuple[int, int]],
-                   frames: int) -> list[tuple[int, int]]:
+def without_flashes(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """The frames (H, W, 3), but instead of a flash of one or two the frame before it."""
+    window = deque()                                     # (frame, thumbnail) of five
+    for frame in frames:
+        small = cv2.resize(frame, (32, 18), interpolation=cv2.INTER_AREA).astype(np.float32)
+        window.append((frame, small))
+        if len(window) == 5:
+            if is_flash(*[small for _, small in window]):
+                window[2] = window[1]
+            yield window.popleft()[0]
+    for frame, _ in window:
+        yield frame
+
+
+def is_flash(two_before: np.ndarray, before: np.ndarray, now: np.ndarray,
+             *coming: np.ndarray) -> bool:
+    """Whether a picture that stood still is suddenly another one, and soon as it was."""
+    change = np.abs(now - before).mean()
+    if change < FLASH:
+        return False
+    same = [np.abs(other - before).mean() < change / 4 for other in (two_before, *coming)]
+    return same[0] and any(same[1:])
+
+
+def fades_in(black: list[int]) -> list[tuple[int, int]]:
+    """The transitions [a, b) of a film whose frames `black` are black, as `find_shots` has them."""
+    fades = []
+    for _, run in groupby(enumerate(black), lambda numbered: numbered[1] - numbered[0]):
+        frames = [frame for _, frame in run]
+        middle = frames[0] + round(len(frames) / 2)
+        is_fade = len(frames) < SHORTEST
+        fades.append((middle, middle) if is_fade else (frames[0], frames[-1] + 1))
+    return fades
+
+
+def _shots_between(cuts: list[int], fades: list[tuple[int, int]],
+                   dissolves: list[tuple[int, int]], frames: int) -> list[tuple[int, int]]:
     """The shots between transitions. What is seen twice counts once: as a fade, else a dissolve."""
-    transitions = [(fade, fade) for fade in fades]
-    transitions += _apart_from(transitions, dissolves)
+    transitions = fades + _apart_from(fades, dissolves)
     transitions += _apart_from(transitions, [(cut, cut) for cut in cuts])
     shots, first = [], 0
     for a, b in sorted(transitions):
         if a - first >= SHORTEST:
             shots.append((first, a))
             first = b
-        elif b > a:                                      # two dissolves touch: what is between goes
+        elif b > a:                                      # what is between two that touch goes
             first = b
     if first < frames:
         shots.append((first, frames))

@@ -105,8 +105,9 @@ def chunks_of_movies(args: Namespace) -> Iterator[list[dict]]:
     """Of each movie of this shard its captioned shots in chunks {id, movie, chunk, members}."""
     captions = read_grouped(args.out / "captions.jsonl", key=lambda clip: clip["movie"],
                             movie=str, index=int, clip=list, caption=str)
+    names = set(movie_names(args.movies))
     for movie, clips in captions:
-        if not my_shard(movie, args.shard):
+        if movie not in names or not my_shard(movie, args.shard):
             continue
         chunks = []
         for number, members in groupby(clips, key=lambda clip: clip["index"] // CHUNK):
@@ -190,12 +191,13 @@ def curate(args: Namespace, ask: Callable, caption: Callable,
     caption_shots(args, caption)
     embed_shots(args, embed)
     done = {record["id"] for _, record in read_records(args.out / "shots.jsonl")}
-    if set(movie_names(args.movies)) - done:
+    names = set(movie_names(args.movies))
+    if names - done:
         index, n = args.shard
         print(f"shard {index}/{n} is done up to the embeddings; merge all shards, and go on there")
         return
     try:
-        threshold = find_clusters(args.out, args.window, args.threshold)
+        threshold = find_clusters(args.out, names, args.window, args.threshold)
         low, high = args.bounds or (threshold, .995)
         similarity, diversity = args.score
         select_pairs(args.out, similarity, diversity, args.per_cluster, low, high)

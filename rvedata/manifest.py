@@ -25,14 +25,28 @@ def rebase_paths(record: dict, old: Path, new: Path, keep: str | None = None) ->
     return rebased
 
 
+def still_there(out: Path, records: Iterable[dict]) -> list[dict]:
+    """The records whose videos can be found from `out`; says how many are left out."""
+    records = list(records)
+    found = [record for record in records if all((out / path).exists() for path in paths_of(record))]
+    if len(found) < len(records):
+        print(f"{len(records) - len(found)} left out: their videos are gone")
+    return found
+
+
+def paths_of(record: dict) -> list[str]:
+    """The paths of its videos."""
+    return [record[field] for field in VIDEO_FIELDS if field in record]
+
+
 def write_triplets(out: Path, records: Iterable[dict], share: float) -> None:
     """Write triplets.jsonl, the manifest, sorted by id, and duplicates.jsonl.
 
     A duplicate says nearly the same as another triplet of the same source video (see
-    text.near_duplicates).
+    text.near_duplicates). Records whose videos are gone are left out.
     """
     texts_of, triplets, duplicates = {}, [], []
-    for record in sorted(records, key=lambda record: record["id"]):
+    for record in sorted(still_there(out, records), key=lambda record: record["id"]):
         texts = texts_of.setdefault(record["source_video_path"], SeenTexts(share))
         other = texts.first_like(record["id"], record["instruction"])
         if other is None:

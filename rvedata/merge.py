@@ -52,6 +52,8 @@ def parse(argv: list[str] | None = None) -> Namespace:
     args = parser.parse_args(argv)
     for folder in args.source:
         existing_folder(folder)
+        if folder.resolve() == args.out.resolve():
+            raise BadInput(f"--out {args.out}: is one of --from; name another folder")
     return args
 
 

@@ -123,7 +123,9 @@ def cuts(folder: Path, movies: Path) -> list:
     if not (folder / "shots.jsonl").exists():
         return []
     found = []
-    for movie in islice(read_accepted(folder / "shots.jsonl"), SHOWN // SHOWN_CUTS):
+    still_there = (movie for movie in read_accepted(folder / "shots.jsonl")
+                   if (movies / movie["id"]).is_file())
+    for movie in islice(still_there, SHOWN // SHOWN_CUTS):
         shots = movie["shots"][:SHOWN_CUTS + 1]
         frames = [frame for (_, past), (first, _) in zip(shots, shots[1:])
                   for frame in (past - 1, first)]

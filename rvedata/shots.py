@@ -4,6 +4,7 @@ A movie is a line of shots.jsonl, {id, fps, frames, shots: [[first, past the las
 {id, movie, index of its shot, clip: [first, past the last], fps}.
 """
 
+import re
 from argparse import Namespace
 from pathlib import Path
 from typing import Iterator
@@ -17,12 +18,20 @@ MOVIES = (".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v", ".mpg", ".mpeg", ".ts
 
 
 def movie_names(folder: Path) -> list[str]:
-    """Films of a folder and its subfolders, as paths relative to it. Raises BadInput if none."""
-    films = list_videos(folder, MOVIES)
+    """Films of a folder and its subfolders, as paths relative to it. Raises BadInput if none.
+
+    Hidden files, and clips that an earlier run has cut out of films, are none.
+    """
+    films = [path for path in list_videos(folder, MOVIES) if not is_cut_out(path)]
     if not films:
         raise BadInput(f"--movies {folder}: holds no film ({', '.join(MOVIES)}); "
                        f"give the folder of your films")
     return sorted(path.relative_to(folder).as_posix() for path in films)
+
+
+def is_cut_out(path: Path) -> bool:
+    """Whether a film is one of our clips (see icvg.clip_path)."""
+    return path.parent.name == "clips" and bool(re.fullmatch("[0-9a-f]{16}", path.stem))
 
 
 def find_all_shots(args: Namespace) -> None:
@@ -40,13 +49,18 @@ def find_all_shots(args: Namespace) -> None:
 
     names = [name for name in movie_names(args.movies) if my_shard(name, args.shard)]
     items = [{"id": name} for name in names]
-    run_stage(args.out / "shots.jsonl", items, work, args.skip_bad, total=len(items))
+    path = args.out / "shots.jsonl"
+    run_stage(path, items, work, args.skip_bad, total=len(items))
+    gone = {movie["id"] for movie in read_accepted(path)} - set(movie_names(args.movies))
+    if gone:
+        print(f"no longer in {args.movies}, and left out: {', '.join(sorted(gone))}")
 
 
 def read_movies(args: Namespace) -> Iterator[dict]:
-    """The lines of shots.jsonl that belong to this shard."""
+    """The lines of shots.jsonl that belong to this shard, of films that are still there."""
+    names = set(movie_names(args.movies))
     for movie in read_accepted(args.out / "shots.jsonl", fps=float, shots=list):
-        if my_shard(movie["id"], args.shard):
+        if movie["id"] in names and my_shard(movie["id"], args.shard):
             yield movie
 
 

@@ -70,7 +70,7 @@ def windows_of(i, j, size=16, step=8):
 def test_a_movie_of_5000_cuts(tmp_path):
     places = [k // 16 * 3 + k % 3 for k in range(5001)]  # three places in turn, for sixteen shots
     image = fake(tmp_path, {"m": places}, dim=64)
-    threshold = find_clusters(tmp_path, 16)
+    threshold = find_clusters(tmp_path, {"m"}, 16)
     kept = json.loads((tmp_path / "clusters.json").read_text())
     assert threshold == kept["threshold"] and kept["alone"] == 0
     found = [[r["index"] for r in cluster["members"]]
@@ -105,6 +105,6 @@ def test_the_order_of_the_lines_does_not_matter(tmp_path):
     lines = (tmp_path / "b/embeddings.jsonl").read_text().splitlines(True)
     (tmp_path / "b/embeddings.jsonl").write_text("".join([lines[2], lines[4], lines[1], lines[0], lines[3], lines[1]]))
     for name in ("a", "b"):
-        find_clusters(tmp_path / name, 16)
+        find_clusters(tmp_path / name, {"m", "n"}, 16)
         select_pairs(tmp_path / name, 1, 1, 2, -1, 1)
     assert (tmp_path / "a/pairs.jsonl").read_text() == (tmp_path / "b/pairs.jsonl").read_text() != ""

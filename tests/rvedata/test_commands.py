@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
     (["bench", "--from", ".", "--siglip", "pixels"], "--from .: no triplets.jsonl there"),
     (["bench", "--from", "nowhere"], "nowhere: there is no such folder"),
     (["merge", "--from", ".", "--out", "x"], "--from .: holds no *.jsonl of rave or icvg"),
-    (["speed", "--shots", "-5"], "argument --shots: must be at least 1"),
+    (["merge", "--from", ".", "--out", "."], "--out .: is one of --from; name another folder"),
 ])
 def test_bad_flags(flags, words, tmp_path, monkeypatch, capsys):
     command, *others = flags

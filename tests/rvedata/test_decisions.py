@@ -38,20 +38,27 @@ def test_who_rejects_has_the_last_word():
 
 
 def test_files_of_decisions(tmp_path):
-    file = tmp_path / "ben.json"
-    file.write_text(json.dumps({"a": "accept", "b": "reject"}))                            # as earlier versions saved it
-    assert read_decisions(file, TRIPLETS) == ("ben", decided(a="accept", b="reject"))
+    people = {"anna": decided(a="accept"), "ben": decided(b="reject")}
     assert read_kept(tmp_path, TRIPLETS) == {}
-    (tmp_path / "decisions.json").write_bytes(file.read_bytes())
-    assert read_kept(tmp_path, TRIPLETS) == {"decisions": decided(a="accept", b="reject")}
-    people = {"anna": decided(a="accept"), "ben": decided(a="reject")}
     (tmp_path / "decisions.json").write_text(json.dumps(to_keep(people)))
     assert read_kept(tmp_path, TRIPLETS) == people
+    file = tmp_path / "cleo.json"                        # of c the film is gone: her other word counts
+    file.write_text(json.dumps({"decisions": decided(gone="accept", a="reject")}))
+    name, said = read_decisions(file, TRIPLETS)
+    assert (name, said["a"]) == ("cleo", {"decision": "reject"})
+
+
+def test_two_who_always_accept_have_no_kappa():
+    same = decided(a="accept", b="accept")
+    line, = agreement_lines({"anna": same, "ben": same})
+    assert line.endswith("100% of 2, Cohen's kappa undefined, as they say one word alone")
 
 
 @pytest.mark.parametrize("said, words", [
-    ({"other": "accept"}, "'other' is no triplet here"), ({"a": "perhaps"}, "neither accept nor reject"),
-    ({"decisions": {"a": {"decision": "accept", "type": "Causal Reasoning"}}}, "choose one of its subset"),
+    ({"decisions": decided(other="accept")}, "'other': is no triplet here"),
+    ({"decisions": decided(a="perhaps")}, "neither accepted nor rejected"),
+    ({"decisions": {"a": {"decision": "accept", "type": "Causal Reasoning"}}},
+     "choose one of its subset"),
     ({"decisions": {"a": {"decision": "accept", "instruction": " "}}}, "no instruction"),
     ([], "cannot be read"), ({"decisions": {"a": "accept"}}, "cannot be read")])
 def test_what_is_no_file_of_decisions(tmp_path, said, words):

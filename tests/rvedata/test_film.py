@@ -190,6 +190,19 @@ def test_dissolves_are_found(n, tmp_path):
         assert (past < at - n / 2 + 1 and first > at + n / 2 - 1) or at == half
 
 
+def test_black_is_no_shot_and_a_flash_is_no_cut(tmp_path):
+    rng = np.random.default_rng(0)
+    a, b = [cv2.resize(rng.integers(0, 256, (6, 8, 3), np.uint8), (96, 72)) for _ in range(2)]
+    black, white = np.zeros_like(a), np.full_like(a, 255)
+    film_of = lambda *parts: np.stack([frame for frame, n in parts for _ in range(n)])
+    video.write_pixels(tmp_path / "black.mp4", film_of((black, 30), (a, 40), (black, 96), (b, 40)), 24)
+    (first, second), frames, _ = film.find_shots(tmp_path / "black.mp4")
+    assert frames == 206 and first == (30, 70) and second == (166, 206)
+    video.write_pixels(tmp_path / "flash.mp4", film_of(
+        (a, 30), (white, 1), (a, 30), (white, 2), (a, 30), (black, 1), (a, 30), (b, 40)), 24)
+    assert film.find_shots(tmp_path / "flash.mp4")[0] == [(0, 124), (124, 164)]
+
+
 def test_motion_and_light_are_no_dissolves():
     rng = np.random.default_rng(0)
     picture = cv2.resize(rng.integers(0, 256, (9, 40, 3), np.uint8), (1280, 288))

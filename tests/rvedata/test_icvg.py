@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections import Counter
 from itertools import combinations
 
@@ -14,7 +15,8 @@ from model import PRESETS
 
 from rvedata import merge
 from rvedata.clusters import load_vectors
-from rvedata.shots import clips_of
+from rvedata.manifest import write_triplets
+from rvedata.shots import clips_of, movie_names
 from rvedata.stages import Rejected, my_shard
 
 
@@ -60,6 +62,35 @@ def test_nothing_is_done_twice(icvg, movies, tmp_path):
     asked = lambda *question: pytest.fail("asked again")
     go("icvg", icvg, "--movies", movies.folder, "--least", 9, ask=asked)
     assert {p.name: p.read_bytes() for p in icvg.glob("*.jsonl")} == before
+
+
+def test_a_film_that_is_gone_takes_its_triplets_with_it(icvg, movies, tmp_path, capsys):
+    shutil.copytree(icvg, tmp_path / "films/out")        # within the films: its clips are none
+    for name in ("m0.mp4", "m2.mp4"):
+        shutil.copy(movies.folder / name, tmp_path / "films")
+    asked = lambda *question: pytest.fail("asked again")
+    go("icvg", tmp_path / "films/out", "--movies", tmp_path / "films", "--least", 9, ask=asked)
+    assert "films, and left out: m1.mp4" in capsys.readouterr().out
+    kept = [r for r in read(icvg / "triplets.jsonl") if r["movie"] != "m1.mp4"]
+    assert read(tmp_path / "films/out/triplets.jsonl") == kept != []
+
+
+def test_what_is_no_film(tmp_path):
+    for name in ("a.mp4", "._a.mp4", "__MACOSX/a.mp4", ".trash/a.mp4", "x.txt", "sub/b.MKV",
+                 "icvg/clips/0123456789abcdef.mp4"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert movie_names(tmp_path) == ["a.mp4", "sub/b.MKV"]
+
+
+def test_a_triplet_whose_videos_are_gone_is_left_out(tmp_path, capsys):
+    rows = [{"id": name, "source_video_path": f"{name}.mp4", "target_video_path": "t.mp4",
+             "instruction": name} for name in ("one", "two")]
+    for name in ("one.mp4", "t.mp4"):
+        (tmp_path / name).touch()
+    write_triplets(tmp_path, rows, .8)
+    assert read(tmp_path / "triplets.jsonl") == rows[:1]
+    assert "1 left out: their videos are gone" in capsys.readouterr().out
 
 
 def test_a_service_that_dies(icvg, movies, tmp_path):
