@@ -42,6 +42,7 @@ does nothing in them contradict it? Answer as JSON, with a reason of one sentenc
 
 STATES, REPEATS = "it states an operation", "it repeats the literal words"
 ASKED = "the second question"                            # how its reasons begin
+UNFIT = f"{ASKED}: it does not fit both videos"
 
 
 def text_schema(**fields: dict) -> dict:
@@ -105,7 +106,7 @@ def write_instruction(ask: Callable, parts: list, literal: str, subset: str, exa
     """Type, rationale and implicit instruction of a pair of videos, as the VLM writes them.
 
     An unusable answer is sent back once, with the reason, which is then in "sent_back". Raises
-    Rejected if the second is unusable, too.
+    Rejected if the second is unusable, too; where it is good, but does not fit both videos, with it.
     """
     types, forbidden = world.TYPES[subset], examples["forbidden"]
     system = "\n".join([
@@ -121,12 +122,17 @@ def write_instruction(ask: Callable, parts: list, literal: str, subset: str, exa
         answer = ask(system, question, schema)
         reason = why_refused(ask, parts, answer, literal, types, forbidden, overlap)
         if not reason:
-            kept = {key: answer[key].strip() for key in ("type", "rationale", "instruction")}
-            return kept | sent_back
+            return texts_of(answer) | sent_back
         sent_back = {"sent_back": reason}
         question = [*parts, f"Your answer was {json.dumps(answer)}. "
                             f"It cannot be used: {reason}. Write another one."]
-    raise Rejected(f"{reason} ({str(answer.get('instruction'))[:200]!r})")
+    about = texts_of(answer) if reason.startswith(UNFIT) else {}
+    raise Rejected(f"{reason} ({str(answer.get('instruction'))[:200]!r})", **about)
+
+
+def texts_of(answer: dict) -> dict:
+    """What is kept of an answer that can be used."""
+    return {key: answer[key].strip() for key in ("type", "rationale", "instruction")}
 
 
 def why_refused(ask: Callable, parts: list, answer: dict, literal: str, types: list[str],
@@ -158,7 +164,7 @@ def second_question(ask: Callable, parts: list, instruction: str, literal: str,
     if answer.get("states_operation") == "yes":
         return suspicion or f"{ASKED}: it states the operation: {reason}"
     if answer.get("fits") == "no":
-        return f"{ASKED}: it does not fit both videos: {reason}"
+        return f"{UNFIT}: {reason}"
     if answer.get("states_operation") != "no" or answer.get("fits") != "yes":
         return f"{ASKED}: no verdict came back"
     return ""

@@ -4,8 +4,9 @@
     python -m rvedata.rave ... --shard 0/2 --out part0/      # one machine, and 1/2 on another
     python -m rvedata.merge --from part0/ part1/ --out rave/
 
-Writes rewrites.jsonl (a line for each item of Ditto-1M), triplets.jsonl (the manifest) and
-report.html. The same command goes on after a stop.
+Writes rewrites.jsonl (a line for each item of Ditto-1M), triplets.jsonl (the manifest), pairs.jsonl
+(a source and an instruction whose target was rejected: a manifest without targets) and report.html.
+The same command goes on after a stop.
 """
 
 import json
@@ -19,8 +20,9 @@ from rvedata import pages
 from rvedata.film import read_frames
 from rvedata.flags import add_vlm_flags, add_work_flags, existing_folder
 from rvedata.instructions import print_check_counts, read_examples, write_instruction
-from rvedata.manifest import VIDEO_FIELDS, write_triplets
-from rvedata.stages import Rejected, my_shard, read_accepted, run_stage, short_hash
+from rvedata.manifest import VIDEO_FIELDS, still_there, write_triplets
+from rvedata.stages import (Rejected, my_shard, read_accepted, read_records, run_stage, short_hash,
+                            write_stage)
 from rvedata.text import SeenTexts
 from rvedata.vlm import cost_of, make_vlm
 
@@ -69,19 +71,28 @@ def rewrite(args: Namespace, ask: Callable) -> None:
         parts = ["Source:", *read_frames(source), "Edited:", *read_frames(target),
                  f"Literal: {item['literal']}"]
         answer = write_instruction(ask, parts, item["literal"], "rave", args.examples, args.overlap)
-        return {"subset": "rave", **item["shown"], **answer, "literal": item["literal"]}
+        return {**item["shown"], **answer, "literal": item["literal"]}
 
     path = args.out / "rewrites.jsonl"
     items = list(read_ditto(args.ditto, args.shard, args.near))
     for item in items:
         paths = [os.path.relpath(args.videos / item[name], args.out)
                  for name in ("source", "target")]
-        item["shown"] = dict(zip(VIDEO_FIELDS, paths))
+        item["shown"] = {"subset": "rave", **dict(zip(VIDEO_FIELDS, paths))}
     run_stage(path, items, work, args.skip_bad, args.workers, len(items),
               cost_of(ask))
     print_check_counts(path)
     write_triplets(args.out, read_accepted(path), args.near)
+    write_pairs(args.out, path)
     pages.report(args.out)
+
+
+def write_pairs(out: Path, rewrites: Path) -> None:
+    """Write pairs.jsonl: the sources and good instructions whose target does not fit them."""
+    fields = ("id", "subset", "source_video_path", "instruction", "type", "rationale")
+    pairs = [{field: record[field] for field in fields} for _, record in read_records(rewrites)
+             if "rejected" in record and "instruction" in record]
+    write_stage(out / "pairs.jsonl", sorted(still_there(out, pairs), key=lambda pair: pair["id"]))
 
 
 def parse(argv: list[str] | None = None) -> Namespace:

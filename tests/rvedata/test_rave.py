@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from common.files import BadInput
-from curation import VERBS, go, read
+from curation import VERBS, go, knows, read
 from data import manifest_items
 from model import PRESETS
 from rvedata import merge
@@ -27,6 +27,26 @@ def test_rave(rave):
         assert not set(VERBS) & set(r["instruction"].split())
     items, _ = manifest_items(rave.out / "triplets.jsonl", PRESETS["tiny"])
     assert [item.instruction for item in items] == [r["instruction"] for r in rows]
+
+
+def test_a_rejected_target_leaves_its_source_and_instruction(rave, tmp_path):
+    """The VLM's second question finds that every second target does not fit."""
+    records = json.loads(rave.metadata.read_text())[:5]
+    (tmp_path / "meta.json").write_text(json.dumps(records))
+    unfit = {record["instruction"] for record in records[1::2]}
+
+    def ask(system, parts, schema):
+        is_unfit = any(text == f"The plain description: {literal}" for text in parts
+                       if isinstance(text, str) for literal in unfit)
+        return knows(system, parts, schema) | ({"fits": "no"} if is_unfit else {})
+    go("rave", tmp_path / "out", "--ditto", tmp_path / "meta.json", "--videos", rave.folder, ask=ask)
+    pairs = read(tmp_path / "out/pairs.jsonl")
+    assert {(tmp_path / "out" / r["source_video_path"]).resolve() for r in pairs} \
+        == {rave.folder / record["source_path"] for record in records[1::2]}
+    for r in pairs:
+        assert r.keys() == {"id", "subset", "source_video_path", "instruction", "type", "rationale"}
+        assert r["instruction"].startswith("hours go by") and r["type"] in world.TYPES["rave"]
+    assert not {r["id"] for r in pairs} & {r["id"] for r in read(tmp_path / "out/triplets.jsonl")}
 
 
 def test_rave_in_shards(rave, tmp_path):
