@@ -2,7 +2,7 @@
 
     python -m rvedata.demo --out demo/
 
-Makes films and Ditto-like edits, runs rave, icvg and bench on them, and trains a few steps on what
+Makes films and Ditto-like edits, runs rave, icvg and split on them, and trains a few steps on what
 comes out. VLM and SigLIP are stand-ins (tiny_films.TinyWorldVLM, embed.embed_pixels): the demo
 shows what the stages do, not how well a VLM does it.
 """
@@ -13,7 +13,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from common.files import BadInput, Parser, check_writable, positive, run_script
-from rvedata import bench, icvg, rave
+from rvedata import icvg, rave, split
 from rvedata.tiny_films import TinyWorldVLM, make_ditto, make_movies
 
 TRAIN = Path(__file__).parents[1] / "train.py"
@@ -29,7 +29,7 @@ def demo(args: Namespace) -> None:
     rave.main(["--ditto", str(metadata), "--videos", f"{films}/ditto", "--out", f"{out}/rave"], vlm)
     icvg.main(["--movies", f"{films}/movies", "--out", f"{out}/icvg", "--least", "9",
                "--siglip", "pixels"], vlm)
-    bench.main(["--from", f"{out}/rave", f"{out}/icvg", "--out", f"{out}/bench", "--n", "16",
+    split.main(["--from", f"{out}/rave", f"{out}/icvg", "--out", f"{out}/bench", "--n", "16",
                 "--siglip", "pixels"])
     train(f"{out}/bench/train.jsonl", args)
     print(f"look at {out}/icvg/report.html, {out}/rave/report.html and {out}/bench/verify.html")

@@ -78,8 +78,8 @@ class Split:
     duplicates: dict[str, str]
 
 
-def split(triplets: list[dict], quota: dict[str, int], videos: dict[str, dict], same: float,
-          rejected: set[str] = frozenset()) -> Split:
+def make_split(triplets: list[dict], quota: dict[str, int], videos: dict[str, dict], same: float,
+               rejected: set[str] = frozenset()) -> Split:
     """Hold out `quota` triplets of each type, and as many more as people rejected of them.
 
     The rejected ones stay among the candidates. Their places, and those of duplicates, are filled

@@ -35,7 +35,7 @@ SIDE = 192                                               # pixels of a picture
 # ---------------------------------------------------------------------------------- report.html
 
 def report(folder: Path, movies: Path | None = None) -> None:
-    """Write report.html about a folder of rave, icvg or bench. movies: where its films are."""
+    """Write report.html about a folder of rave, icvg or split. movies: where its films are."""
     folder = Path(folder)
     stages, bad = count_stages(folder)
     manifests = {name: list(read_accepted(folder / f"{name}.jsonl"))

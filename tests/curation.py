@@ -41,7 +41,7 @@ def go(command, out, *flags, ask=knows):
     module = import_module(f"rvedata.{command}")
     siglip = [] if command == "rave" else ["--siglip", "pixels"]
     argv = ["--out", str(out), *siglip, *map(str, flags)]
-    if command == "bench":
+    if command == "split":
         module.main(argv)
     else:
         module.main(argv, ask)

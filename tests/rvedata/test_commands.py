@@ -26,8 +26,8 @@ ROOT = Path(__file__).parents[2]
     (["icvg", "--movies", ".", "--window", "0"], "argument --window: must be at least 1"),
     (["icvg", "--movies", ".", "--threshold", "2"], "argument --threshold: must be in [0, 1]"),
     (["icvg", "--movies", ".", "--examples", "none"], "--examples none: FileNotFoundError"),
-    (["bench", "--from", ".", "--siglip", "pixels"], "--from .: no triplets.jsonl there"),
-    (["bench", "--from", "nowhere"], "nowhere: there is no such folder"),
+    (["split", "--from", ".", "--siglip", "pixels"], "--from .: no triplets.jsonl there"),
+    (["split", "--from", "nowhere"], "nowhere: there is no such folder"),
     (["merge", "--from", ".", "--out", "x"], "--from .: holds no *.jsonl of rave or icvg"),
     (["merge", "--from", ".", "--out", "."], "--out .: is one of --from; name another folder"),
 ])

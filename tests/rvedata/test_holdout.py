@@ -4,7 +4,7 @@ from collections import Counter
 
 import numpy as np
 
-from rvedata.holdout import find_leaks, split, take_groups, quota_of_types
+from rvedata.holdout import find_leaks, make_split, take_groups, quota_of_types
 
 
 def test_leaks_of_every_kind():
@@ -56,30 +56,30 @@ def synthetic(n, groups, rng):
 def test_copies_within_the_test_go_and_others_take_their_places():
     rng = np.random.default_rng(0)
     triplets, videos = synthetic(60, 30, rng)
-    first = split(triplets, {"a": 10}, videos, .98)
+    first = make_split(triplets, {"a": 10}, videos, .98)
     assert len(first.candidates) == 10 and not first.duplicates
     a, b, c = first.candidates[0], first.candidates[4], first.candidates[8]
     assert len({r["movie"] for r in (a, b, c)}) == 3
     noise = rng.normal(size=16) * .01                    # b has a's source encoded again, c a mirrored
     videos[b["source_video_path"]]["vector"] = videos[a["source_video_path"]]["vector"] + noise
     videos[c["target_video_path"]]["vector"] = videos[a["target_video_path"]]["mirrored"]
-    again = split(triplets, {"a": 10}, videos, .98)
+    again = make_split(triplets, {"a": 10}, videos, .98)
     assert again.duplicates.keys() == {b["id"], c["id"]}
     assert "mirrored" in again.duplicates[c["id"]]
     assert len(again.candidates) == 10 and [r for r in first.candidates if r not in (b, c)] == [
         r for r in again.candidates if r in first.candidates]
-    same_movie = split([{**r, "movie": "one"} for r in triplets], {"a": 60}, videos, .98)
+    same_movie = make_split([{**r, "movie": "one"} for r in triplets], {"a": 60}, videos, .98)
     assert not same_movie.duplicates and len(same_movie.candidates) == 60
 
 
 def test_rejected_places_are_filled_and_nothing_else_moves():
     triplets, videos = synthetic(60, 30, np.random.default_rng(1))
-    first = split(triplets, {"a": 10}, videos, .98)
+    first = make_split(triplets, {"a": 10}, videos, .98)
     rejected = {r["id"] for r in first.candidates[:7]}
-    second = split(triplets, {"a": 10}, videos, .98, rejected)
+    second = make_split(triplets, {"a": 10}, videos, .98, rejected)
     assert len(second.candidates) == 17
     assert [r for r in second.candidates if r in first.candidates] == first.candidates
     movies = {r["movie"] for r in second.candidates + second.reserve}
     assert not movies & {r["movie"] for r in second.train}
-    all_rejected = split(triplets, {"a": 10}, videos, .98, {r["id"] for r in triplets})
+    all_rejected = make_split(triplets, {"a": 10}, videos, .98, {r["id"] for r in triplets})
     assert len(all_rejected.candidates) == 60            # until there is nothing left

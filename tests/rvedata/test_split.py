@@ -12,10 +12,10 @@ from data import manifest_items
 from model import PRESETS
 
 
-def test_bench_holds_out_without_leaks(rave, icvg, tmp_path, capsys):
+def test_the_split_holds_out_without_leaks(rave, icvg, tmp_path, capsys):
     out = tmp_path / "bench"
     flags = ["--from", rave.out, icvg, "--n", 8, "--share", .3]
-    go("bench", out, *flags)
+    go("split", out, *flags)
     test, train = no_leak(out)
     counts = Counter(r["type"] for r in test)
     assert counts.keys() == {r["type"] for folder in (rave.out, icvg) for r in read(folder / "triplets.jsonl")}
@@ -34,7 +34,7 @@ def test_bench_holds_out_without_leaks(rave, icvg, tmp_path, capsys):
     (tmp_path / "anna.json").write_text(json.dumps({"annotator": "anna", "decisions": said}))
     ben = {"annotator": "ben", "decisions": {r["id"]: {"decision": "accept"} for r in test[1:3]}}
     (tmp_path / "ben.json").write_text(json.dumps(ben))
-    go("bench", out, *flags, "--decisions", tmp_path / "anna.json", tmp_path / "ben.json")
+    go("split", out, *flags, "--decisions", tmp_path / "anna.json", tmp_path / "ben.json")
     assert "anna and ben decide alike on 50% of 2, Cohen's kappa 0.00" in capsys.readouterr().out
     corrected = read(out / "test.jsonl")[0]
     assert (corrected["id"], corrected["instruction"], corrected["type"]) == (test[1]["id"], "a week of frost", other)
@@ -51,11 +51,11 @@ def test_bench_holds_out_without_leaks(rave, icvg, tmp_path, capsys):
     page = (out / "verify.html").read_text()
     assert all(r["id"] in page for r in new) and not any(name in page for name in decisions)
     assert not {r["id"] for r in read(out / "train.jsonl")} & {r["id"] for r in filled}
-    go("bench", out, *flags)                             # they are kept
+    go("split", out, *flags)                             # they are kept
     assert told in capsys.readouterr().out
     assert [r["id"] for r in read(out / "test.jsonl")] == accepted
     assert read(out / "candidates.jsonl") == filled
     (tmp_path / "no id").mkdir()
     (tmp_path / "no id/triplets.jsonl").write_text('{"type": "Temporal Reasoning"}\n')
     with pytest.raises(BadInput, match="triplets.jsonl:1: is no record of ours"):
-        go("bench", tmp_path / "other", "--from", tmp_path / "no id")
+        go("split", tmp_path / "other", "--from", tmp_path / "no id")

@@ -1,7 +1,7 @@
 """RVE-Bench: a test split without leaks, which people verify (Sec. 3.2).
 
-    python -m rvedata.bench --from rave/ icvg/ --out bench/
-    python -m rvedata.bench --from rave/ icvg/ --out bench/ --decisions anna.json ben.json
+    python -m rvedata.split --from rave/ icvg/ --out bench/
+    python -m rvedata.split --from rave/ icvg/ --out bench/ --decisions anna.json ben.json
 
 The first command writes train.jsonl, test.jsonl (manifests), verify.html, in which people accept,
 correct or reject each triplet of the test, and report.html. The second takes what verify.html
@@ -29,7 +29,7 @@ from rvedata.decisions import (KEPT, agreement_lines, changed, read_decisions, r
 from rvedata.embed import embed_clips, load_embedder
 from rvedata.film import read_frames
 from rvedata.flags import add_siglip_flag, add_work_flags, existing_folder, ratio
-from rvedata.holdout import find_leaks, split, quota_of_types
+from rvedata.holdout import find_leaks, make_split, quota_of_types
 from rvedata.manifest import VIDEO_FIELDS, rebase_paths
 from rvedata.stages import read_accepted, run_stage, short_hash, write_stage
 
@@ -91,7 +91,7 @@ def hold_out(args: Namespace, embed_images: Callable) -> None:
                 if all(triplet[field] in videos for field in VIDEO_FIELDS)]
     quota = quota_of_types(readable, args.n, args.share)
     rejected = {name for name, said in decisions.items() if said["decision"] == "reject"}
-    found = split(readable, quota, videos, args.same, rejected)
+    found = make_split(readable, quota, videos, args.same, rejected)
     leaks = find_leaks(found.candidates, found.train, videos, args.same, args.near)
     removed = found.duplicates | leaks
     write_stage(out / "removed.jsonl", [
@@ -136,7 +136,7 @@ def write_test(out: Path, candidates: list[dict], decisions: dict[str, dict]) ->
 
 
 def parse(argv: list[str] | None = None) -> Namespace:
-    parser = Parser(prog="python -m rvedata.bench", description=__doc__.split("\n\n")[0])
+    parser = Parser(prog="python -m rvedata.split", description=__doc__.split("\n\n")[0])
     add = parser.add_argument
     add("--from", dest="source", type=Path, nargs="+", required=True,
         help="folders of rave and icvg")
