@@ -15,7 +15,7 @@ import logging
 import math
 import os
 from collections import deque
-from itertools import groupby
+from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import Iterable, Iterator
 
@@ -178,15 +178,9 @@ def read_clips(path: Path, clips: list[tuple[int, int]], k: int = 4,
 
     The clips must be in temporal order and must not overlap. Raises BadInput if a frame is missing.
     """
-    film = enumerate(video.frames(path, side))
-    number, frame = -1, None
-    for a, b in clips:
-        frames = []
-        for wanted in middles(a, b, k):
-            while number < wanted:
-                number, frame = _next_frame(film, path, wanted)
-            frames.append(frame)
-        yield frames
+    frames = frames_at(path, (number for a, b in clips for number in middles(a, b, k)), side)
+    for _ in clips:
+        yield list(islice(frames, k))
 
 
 def read_frames(path: Path, k: int = 4, side: int = 512) -> list[np.ndarray]:
@@ -194,12 +188,20 @@ def read_frames(path: Path, k: int = 4, side: int = 512) -> list[np.ndarray]:
     return next(read_clips(path, [(0, video.count_frames(path))], k, side))
 
 
-def _next_frame(film: Iterator, path: Path, wanted: int) -> tuple[int, np.ndarray]:
-    try:
-        return next(film)
-    except StopIteration:
-        raise BadInput(f"{path}: frame {wanted} cannot be read; is it the file whose shots "
-                       f"were found?") from None
+def frames_at(path: Path, numbers: Iterable[int], side: int | None = None) -> Iterator[np.ndarray]:
+    """The frames with these numbers, which must not fall, in one pass; one may come again.
+
+    Raises BadInput if a frame is missing.
+    """
+    film = enumerate(video.frames(path, side))
+    number, frame = -1, None
+    for wanted in numbers:
+        while number < wanted:
+            number, frame = next(film, (wanted, None))
+            if frame is None:
+                raise BadInput(f"{path}: frame {wanted} cannot be read; is it the file whose shots "
+                               f"were found?")
+        yield frame
 
 
 # -------------------------------------------------------------------------------------------- clips
@@ -210,17 +212,13 @@ def write_clips(path: Path, clips: list[tuple[int, int]], fps: float, outs: list
     The clips must be in temporal order and must not overlap. They are encoded anew, for a copy
     could only begin at a key frame. Raises BadInput if a frame is missing or a file has not all.
     """
-    film = enumerate(video.frames(path))
-    number = -1
+    frames = frames_at(path, (number for clip in clips for number in range(*clip)))
     for (a, b), out in zip(clips, outs):
-        while number < a:
-            number, frame = _next_frame(film, path, a)
         with replacing(out) as temporary:
+            frame = next(frames)
             height, width = frame.shape[:2]
             writer = _clip_writer(temporary, width, height, fps)
-            writer.send(frame)
-            for wanted in range(a + 1, b):
-                number, frame = _next_frame(film, path, wanted)
+            for frame in chain([frame], islice(frames, b - a - 1)):
                 writer.send(frame)
             writer.close()
             video.count_frames(temporary, b - a)

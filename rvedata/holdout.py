@@ -7,21 +7,17 @@ another movie's. Mirrored copies look alike, too.
 A video is {"sha": hash of its file, "vector": (D,), "mirrored": (D,)}, the last two the embeddings
 of its frames and of their mirror images.
 
-Axis letters: N triplets of the test, M of the training set, D width of an embedding, W words.
+Axis letters: N triplets of the test, D width of an embedding.
 """
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Iterable
 
 import numpy as np
-from scipy.sparse import csr_matrix
 
 from rvedata.manifest import VIDEO_FIELDS
 from rvedata.stages import short_hash
-from rvedata.text import content_words
-
-BLOCK = 1024                                             # triplets that are compared at a time
+from rvedata.text import Texts
 
 
 def group_of(triplet: dict) -> str:
@@ -52,12 +48,7 @@ def take_groups(triplets: list[dict], quota: dict[str, int]
         groups.setdefault(group_of(triplet), []).append(triplet)
     taken, others, rest = [], [], []
     for name in sorted(groups, key=lambda name: short_hash("test", name)):
-        chosen = []
-        for triplet in groups[name]:
-            if left[triplet["type"]] > 0:
-                left[triplet["type"]] -= 1
-                chosen.append(triplet)
-        unchosen = [triplet for triplet in groups[name] if triplet not in chosen]
+        chosen, unchosen = fill_places(groups[name], left)
         taken += chosen
         if chosen:
             others += unchosen
@@ -93,15 +84,17 @@ def make_split(triplets: list[dict], quota: dict[str, int], videos: dict[str, di
         side += taken + others
         duplicates = find_duplicates(side, videos, same)
         usable = [triplet for triplet in side if triplet["id"] not in duplicates]
-        candidates, reserve = fill_places(usable, wanted)
+        candidates, reserve = fill_places(usable, Counter(wanted))
         missing = wanted - Counter(triplet["type"] for triplet in candidates)
         if not taken or not missing:
             return Split(candidates, reserve, train, duplicates)
 
 
-def fill_places(triplets: list[dict], quota: dict[str, int]) -> tuple[list[dict], list[dict]]:
-    """(chosen, others): of each type the first triplets, as many as its quota."""
-    left = Counter(quota)
+def fill_places(triplets: list[dict], left: Counter) -> tuple[list[dict], list[dict]]:
+    """(chosen, others): of each type the first triplets, as many as `left` has places for it.
+
+    The places that they take are taken from `left`.
+    """
     chosen, others = [], []
     for triplet in triplets:
         if left[triplet["type"]] > 0:
@@ -132,19 +125,19 @@ def find_leaks(test: list[dict], train: list[dict], videos: dict[str, dict], sam
     """Which triplets of `train` are too near to the test, and why: {id: reason}.
 
     A video is the same file, or its embedding has a cosine of at least `same`; or the instructions
-    are near duplicates (see text.near_duplicates). videos: {path: video}.
+    say nearly the same (see text.Texts). videos: {path: video}.
     """
-    known, texts = KnownVideos(test, videos), KnownTexts(test)
+    known, texts = KnownVideos(test, videos), Texts(near)
+    for triplet in test:
+        texts.add(triplet["id"], triplet["instruction"])
     leaks = {}
-    for start in range(0, len(train), BLOCK):            # never all at once
-        block = train[start:start + BLOCK]
-        readers = texts.first_like([triplet["instruction"] for triplet in block], near)
-        for triplet, reads_like in zip(block, readers):
-            reason = known.why_alike(triplet, same)
-            if not reason and reads_like is not None:
-                reason = f"reads like {test[reads_like]['id']}: {triplet['instruction']!r}"
-            if reason:
-                leaks[triplet["id"]] = reason
+    for triplet in train:
+        reason = known.why_alike(triplet, same)
+        reads_like = texts.first_like(triplet["instruction"])
+        if not reason and reads_like is not None:
+            reason = f"reads like {reads_like}: {triplet['instruction']!r}"
+        if reason:
+            leaks[triplet["id"]] = reason
     return leaks
 
 
@@ -187,35 +180,3 @@ class KnownVideos:
             if cosines[best] >= same:
                 return f"{path} looks like {self.paths[best]} ({cosines[best]:.3f})"
         return ""
-
-
-class KnownTexts:
-    """The instructions of the test, to be compared with in blocks."""
-
-    def __init__(self, test: list[dict]):
-        texts = [content_words(triplet["instruction"]) for triplet in test]
-        vocabulary = sorted(frozenset().union(*texts))
-        self.column = {word: k for k, word in enumerate(vocabulary)}
-        self.bags = self._bags(texts)                                                  # (N, W)
-        self.lengths = np.array([len(text) for text in texts])                         # (N,)
-
-    def first_like(self, texts: Iterable[str], near: float) -> list[int | None]:
-        """For each text the first of the test that says nearly the same, or None."""
-        words = [content_words(text) for text in texts]
-        shared = (self._bags(words) @ self.bags.T).toarray()                           # (M, N)
-        lengths = np.array([len(text) for text in words])
-        union = lengths[:, None] + self.lengths - shared
-        found = []
-        for row in shared >= near * union:
-            hits = np.flatnonzero(row)
-            found.append(int(hits[0]) if len(hits) else None)
-        return found
-
-    def _bags(self, texts: list[frozenset[str]]) -> csr_matrix:
-        """Which of the test's words each text has: (len(texts), W), 0 and 1."""
-        rows, columns = [], []
-        for k, text in enumerate(texts):
-            known = [self.column[word] for word in text if word in self.column]
-            rows += [k] * len(known)
-            columns += known
-        return csr_matrix((np.ones(len(rows)), (rows, columns)), (len(texts), len(self.column)))

@@ -6,7 +6,7 @@ from typing import Iterable
 
 from common.manifest import FIELDS
 from rvedata.stages import write_stage
-from rvedata.text import SeenTexts
+from rvedata.text import Texts
 
 VIDEO_FIELDS = FIELDS[:2]                                # the fields that hold paths
 
@@ -43,13 +43,14 @@ def write_triplets(out: Path, records: Iterable[dict], share: float) -> None:
     """Write triplets.jsonl, the manifest, sorted by id, and duplicates.jsonl.
 
     A duplicate says nearly the same as another triplet of the same source video (see
-    text.near_duplicates). Records whose videos are gone are left out.
+    text.Texts). Records whose videos are gone are left out.
     """
     texts_of, triplets, duplicates = {}, [], []
     for record in sorted(still_there(out, records), key=lambda record: record["id"]):
-        texts = texts_of.setdefault(record["source_video_path"], SeenTexts(share))
-        other = texts.first_like(record["id"], record["instruction"])
+        texts = texts_of.setdefault(record["source_video_path"], Texts(share))
+        other = texts.first_like(record["instruction"])
         if other is None:
+            texts.add(record["id"], record["instruction"])
             triplets.append(record)
         elif other != record["id"]:                      # after a merge an item may have two lines
             reason = f"says near the same as {other}"

@@ -23,7 +23,7 @@ from rvedata.instructions import print_check_counts, read_examples, write_instru
 from rvedata.manifest import VIDEO_FIELDS, still_there, write_triplets
 from rvedata.stages import (Rejected, my_shard, read_accepted, read_records, run_stage, short_hash,
                             write_stage)
-from rvedata.text import SeenTexts
+from rvedata.text import Texts
 from rvedata.vlm import cost_of, make_vlm
 
 
@@ -41,10 +41,12 @@ def read_ditto(files: list[Path], shard: tuple[int, int], share: float) -> Itera
     for source in sorted(by_source):
         if not my_shard(source, shard):
             continue
-        texts = SeenTexts(share)
+        texts = Texts(share)
         for name, (target, text) in sorted(by_source[source].items()):
-            yield {"id": name, "source": source, "target": target, "literal": text,
-                   "twin": texts.first_like(name, text)}
+            twin = texts.first_like(text)
+            if twin is None:
+                texts.add(name, text)
+            yield {"id": name, "source": source, "target": target, "literal": text, "twin": twin}
 
 
 def _read_metadata(file: Path) -> list[tuple[str, str, str]]:

@@ -15,7 +15,7 @@ import json
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import BinaryIO, Callable, Iterable, Iterator
+from typing import Callable, Iterable, Iterator
 
 from tqdm import tqdm
 
@@ -52,10 +52,16 @@ def my_shard(name: str, shard: tuple[int, int]) -> bool:
 
 # ---------------------------------------------------------------------------------- reading a stage
 
-def read_records(path: Path) -> Iterator[tuple[int, dict]]:
-    """(offset in the file, record) of each line. Raises BadInput for a line that is not ours."""
+def read_records(path: Path, **fields: type) -> Iterator[tuple[int, dict]]:
+    """(offset in the file, record) of each line.
+
+    Raises BadInput for a line that is not ours, or of what was done but lacks a field of this type.
+    """
     for offset, record in read_rows(path, "record", ("id",)):
-        _check_fields(record, {"id": str}, path, offset)
+        for name, kind in {"id": str, **(fields if is_accepted(record) else {})}.items():
+            if not isinstance(record.get(name), (int, float) if kind is float else kind):
+                raise BadInput(f"{path}: the line at byte {offset} has no {name} of type "
+                               f"{kind.__name__}; delete it")
         yield offset, record
 
 
@@ -75,19 +81,8 @@ def finished_ids(path: Path) -> set[str]:
 
 
 def read_accepted(path: Path, **fields: type) -> Iterator[dict]:
-    """The records of what was done. Raises BadInput if one lacks a field of this type."""
-    for offset, record in read_records(path):
-        if is_accepted(record):
-            _check_fields(record, fields, path, offset)
-            yield record
-
-
-def _check_fields(record: dict, fields: dict[str, type], path: Path, offset: int) -> None:
-    for name, kind in fields.items():
-        value = record.get(name)
-        if not isinstance(value, (int, float) if kind is float else kind):
-            raise BadInput(f"{path}: the line at byte {offset} has no {name} of type "
-                           f"{kind.__name__}; delete it")
+    """The records of what was done, see `read_records`."""
+    return (record for _, record in read_records(path, **fields) if is_accepted(record))
 
 
 def read_grouped(path: Path, key: Callable[[dict], object],
@@ -97,19 +92,16 @@ def read_grouped(path: Path, key: Callable[[dict], object],
     Only offsets are held in memory: a file may be larger.
     """
     groups = {}
-    for offset, record in read_records(path):
+    for offset, record in read_records(path, **fields):
         if is_accepted(record):
-            _check_fields(record, fields, path, offset)
             groups.setdefault(key(record), {})[record["id"]] = offset
     for group in sorted(groups):
-        offsets = [offset for _, offset in sorted(groups[group].items())]
+        records = []
         with open(path, "rb") as file:
-            yield group, [_read_at(file, offset) for offset in offsets]
-
-
-def _read_at(file: BinaryIO, offset: int) -> dict:
-    file.seek(offset)
-    return json.loads(file.readline())
+            for _, offset in sorted(groups[group].items()):
+                file.seek(offset)
+                records.append(json.loads(file.readline()))
+        yield group, records
 
 
 # ---------------------------------------------------------------------------------- writing a stage

@@ -1,6 +1,7 @@
 """When do two texts say the same? When they share most of their content words."""
 
 import re
+from collections import Counter
 
 STOP_WORDS = frozenset("""a an and are as at be been but by for from had has have he her him his i
 if in into is it its just no not now of off on one or out over she so some than that the their
@@ -9,32 +10,41 @@ with you your""".split())
 
 
 def content_words(text: str) -> frozenset[str]:
-    """The content words of an English text, in lower case and without their commonest endings."""
+    """The content words of an English text, in lower case and without their commonest endings.
+
+    Of a text without any: all its words.
+    """
     words = re.findall(r"[a-z0-9]+", text.lower().replace("'s ", " "))
-    return frozenset(_stem(word) for word in words if word not in STOP_WORDS)
+    return frozenset(map(_stem, set(words) - STOP_WORDS)) or frozenset(words)
 
 
 def _stem(word: str) -> str:
     return re.sub(r"(?<=[a-z]{3})(ing|ed|es|s|e)$", "", word)
 
 
-def near_duplicates(a: frozenset[str], b: frozenset[str], share: float) -> bool:
-    """Whether two sets of content words have at least `share` of their union in common."""
-    return len(a & b) >= share * len(a | b)
+class Texts:
+    """Texts by name, to find one that says nearly the same as another: they share most words.
 
-
-class SeenTexts:
-    """Texts by name, to find the first one that says nearly the same as a new one."""
+    share: how much of their union two sets of content words must have in common.
+    """
 
     def __init__(self, share: float):
         self.share = share
-        self.words = {}                                  # name -> content words
+        self.names, self.words = [], []
+        self.places = {}                                 # content word -> places of texts with it
 
-    def first_like(self, name: str, text: str) -> str | None:
-        """The name of a text that says nearly the same; if there is none, remember this one."""
+    def add(self, name: str, text: str) -> None:
+        """Remember a text."""
         words = content_words(text)
-        for other, seen in self.words.items():
-            if near_duplicates(words, seen, self.share):
-                return other
-        self.words[name] = words
-        return None
+        for word in words:
+            self.places.setdefault(word, []).append(len(self.names))
+        self.names.append(name)
+        self.words.append(words)
+
+    def first_like(self, text: str) -> str | None:
+        """The name of the first text that says nearly the same, or None."""
+        words = content_words(text)
+        shared = Counter(place for word in words for place in self.places.get(word, []))
+        alike = [place for place, n in shared.items()
+                 if n >= self.share * len(words | self.words[place])]
+        return self.names[min(alike)] if alike else None
