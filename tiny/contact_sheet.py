@@ -71,20 +71,15 @@ def drawable(text: str) -> tuple[str, list[str]]:
     A letter that no font has would be an empty box: it is written as its code, as in Python's
     "\\u6c34".
     """
-    import matplotlib
-    from matplotlib import font_manager
-    fonts = ["DejaVu Sans"]
-    missing = set(text) - letters_of(font_manager.findfont(fonts[0]))
-    if missing:
-        for font in font_manager.fontManager.ttflist:
-            of_mathematics = font.fname.startswith(matplotlib.get_data_path())
-            if not of_mathematics and missing & letters_of(font.fname):
-                fonts.append(font.name)
-                missing -= letters_of(font.fname)
+    from matplotlib.font_manager import findfont, fontManager, get_font
+    files = {"DejaVu Sans": findfont("DejaVu Sans")}
+    for font in fontManager.ttflist:
+        if "mpl-data" not in font.fname:                 # the others of matplotlib: mathematics
+            files.setdefault(font.name, font.fname)
+    fonts, missing = [], set(text)
+    for name, file in files.items():
+        letters = set(map(chr, get_font(file).get_charmap())) if missing else set()
+        if letters & missing:
+            fonts.append(name)
+            missing -= letters
     return "".join(ascii(letter)[1:-1] if letter in missing else letter for letter in text), fonts
-
-
-def letters_of(file: str) -> set[str]:
-    """The letters that a font file has."""
-    from matplotlib.ft2font import FT2Font
-    return {chr(code) for code in FT2Font(file).get_charmap()}
