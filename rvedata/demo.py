@@ -48,7 +48,7 @@ def train(manifest: str, args: Namespace) -> None:
 
 
 def parse(argv: list[str] | None = None) -> Namespace:
-    parser = Parser(prog="python -m rvedata.demo", description=__doc__.split("\n\n")[0])
+    parser = Parser(description=__doc__.split("\n\n")[0])
     add = parser.add_argument
     add("--out", type=Path, default=Path("out/demo"), help="folder of the results")
     add("--movies", type=positive, default=8, help="how many films")

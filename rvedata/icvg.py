@@ -215,7 +215,7 @@ def wanted_instructions(out: Path) -> list[dict]:
 
 
 def parse(argv: list[str] | None = None) -> Namespace:
-    parser = Parser(prog="python -m rvedata.icvg", description=__doc__.split("\n\n")[0])
+    parser = Parser(description=__doc__.split("\n\n")[0])
     add = parser.add_argument
     add("--movies", type=Path, required=True, help="folder of the films")
     add("--out", type=Path, default=Path("out/icvg"), help="folder of the results")
@@ -237,6 +237,11 @@ def parse(argv: list[str] | None = None) -> Namespace:
     add_vlm_flags(parser)
     add_caption_flags(parser)
     args = parser.parse_args(argv)
+    if args.bounds and args.bounds[0] > args.bounds[1]:
+        low, high = args.bounds
+        raise BadInput(f"--bounds {low:g} {high:g}: the first is above the second; swap them")
+    if args.caption_base_url and not args.caption_model:
+        raise BadInput("--caption-base-url: is for --caption-model, which is not given; add it")
     args.examples = read_examples(args.examples)
     movie_names(args.movies)
     return args

@@ -106,7 +106,8 @@ def write_instruction(ask: Callable, parts: list, literal: str, subset: str, exa
     """Type, rationale and implicit instruction of a pair of videos, as the VLM writes them.
 
     An unusable answer is sent back once, with the reason, which is then in "sent_back". Raises
-    Rejected if the second is unusable, too; where it is good, but does not fit both videos, with it.
+    Rejected if the second is unusable, too; where it is good but does not fit both videos, its
+    texts go with the error.
     """
     types, forbidden = world.TYPES[subset], examples["forbidden"]
     system = "\n".join([

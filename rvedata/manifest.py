@@ -28,15 +28,11 @@ def rebase_paths(record: dict, old: Path, new: Path, keep: str | None = None) ->
 def still_there(out: Path, records: Iterable[dict]) -> list[dict]:
     """The records whose videos can be found from `out`; says how many are left out."""
     records = list(records)
-    found = [record for record in records if all((out / path).exists() for path in paths_of(record))]
+    found = [record for record in records
+             if all((out / record[field]).exists() for field in VIDEO_FIELDS if field in record)]
     if len(found) < len(records):
         print(f"{len(records) - len(found)} left out: their videos are gone")
     return found
-
-
-def paths_of(record: dict) -> list[str]:
-    """The paths of its videos."""
-    return [record[field] for field in VIDEO_FIELDS if field in record]
 
 
 def write_triplets(out: Path, records: Iterable[dict], share: float) -> None:

@@ -45,7 +45,7 @@ def join_records(folders: list[Path], name: str, out: Path) -> Iterator[dict]:
 
 
 def parse(argv: list[str] | None = None) -> Namespace:
-    parser = Parser(prog="python -m rvedata.merge", description=__doc__.split("\n\n")[0])
+    parser = Parser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--from", dest="source", type=Path, nargs="+", required=True,
                         help="folders of the shards")
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")

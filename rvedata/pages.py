@@ -49,7 +49,8 @@ def report(folder: Path, movies: Path | None = None) -> None:
         "clusters": clusters(folder, movies) if movies else [],
         "shown": [{"name": name, "items": [shown_triplet(each) for each in some[:SHOWN]]}
                   for name, some in manifests.items() if name != "train"],
-        "rejected": [shown_rejection(record, reason) for record, _, _, reason in bad
+        "rejected": [card(record, (reason, "bad"), (record["id"], "dim"))
+                     for record, _, _, reason in bad
                      if all(field in record for field in VIDEO_FIELDS)],
         "bad": [[stage, record["id"], kind, reason] for record, stage, kind, reason in bad],
     }
@@ -169,20 +170,15 @@ def read_pictures(path: Path, clips: list[tuple[int, int]]) -> list[str]:
 # --------------------------------------------------------------------------------------- videos
 
 def shown_triplet(triplet: dict) -> dict:
-    """Both videos, and texts with their style."""
-    texts = [(triplet["instruction"], "best"), (triplet["type"], ""),
-             (triplet["rationale"], "dim"), (triplet.get("literal", ""), "dim")]
-    return videos_of(triplet) | {"texts": texts}
+    """The card of a triplet."""
+    return card(triplet, (triplet["instruction"], "best"), (triplet["type"], ""),
+                (triplet["rationale"], "dim"), (triplet.get("literal", ""), "dim"))
 
 
-def shown_rejection(record: dict, reason: str) -> dict:
-    """Both videos of what was rejected, and why."""
-    return videos_of(record) | {"texts": [(reason, "bad"), (record["id"], "dim")]}
-
-
-def videos_of(record: dict) -> dict:
-    """{"source": path, "target": path}"""
-    return dict(zip(("source", "target"), [record[field] for field in VIDEO_FIELDS]))
+def card(record: dict, *texts: tuple[str, str]) -> dict:
+    """The paths of both videos, and texts with their style."""
+    source, target = [record[field] for field in VIDEO_FIELDS]
+    return {"source": source, "target": target, "texts": texts}
 
 
 # ---------------------------------------------------------------------------------- verify.html

@@ -98,7 +98,7 @@ def write_pairs(out: Path, rewrites: Path) -> None:
 
 
 def parse(argv: list[str] | None = None) -> Namespace:
-    parser = Parser(prog="python -m rvedata.rave", description=__doc__.split("\n\n")[0])
+    parser = Parser(description=__doc__.split("\n\n")[0])
     add = parser.add_argument
     add("--ditto", type=Path, nargs="+", required=True, help="files of training_metadata")
     add("--videos", type=Path, required=True, help="folder to which their paths are relative")

@@ -53,7 +53,8 @@ def find_all_shots(args: Namespace) -> None:
     run_stage(path, items, work, args.skip_bad, total=len(items))
     gone = {movie["id"] for movie in read_accepted(path)} - set(movie_names(args.movies))
     if gone:
-        print(f"no longer in {args.movies}, and left out: {', '.join(sorted(gone))}")
+        some = ", ".join(sorted(gone)[:9])
+        print(f"{len(gone)} no longer in {args.movies}, and left out: {some}")
 
 
 def read_movies(args: Namespace) -> Iterator[dict]:

@@ -136,7 +136,7 @@ def write_test(out: Path, candidates: list[dict], decisions: dict[str, dict]) ->
 
 
 def parse(argv: list[str] | None = None) -> Namespace:
-    parser = Parser(prog="python -m rvedata.split", description=__doc__.split("\n\n")[0])
+    parser = Parser(description=__doc__.split("\n\n")[0])
     add = parser.add_argument
     add("--from", dest="source", type=Path, nargs="+", required=True,
         help="folders of rave and icvg")

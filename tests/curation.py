@@ -11,7 +11,7 @@ from rvedata.film import read_frames
 from rvedata.instructions import EXAMPLES
 from rvedata.text import content_words
 
-VERBS = json.loads(EXAMPLES.read_text())["forbidden"]
+VERBS = json.loads(EXAMPLES.read_text("utf-8"))["forbidden"]
 PLACES = {"A": ("meadow", "day", "grass"), "B": ("city", "night", "stone"),
           "C": ("desert", "dusk", "sand"), "D": ("lake", "day", "ice"),
           "E": ("lake", "night", "water"), "F": ("desert", "day", "sand")}
@@ -26,7 +26,8 @@ def read(path):
 def knows(system, parts, schema):
     """A VLM that knows nothing: it tells colours, and has an answer that the check lets pass."""
     if "caption" in schema["properties"]:
-        return {"caption": f"a place of colour {' '.join(str(int(x) // 64) for x in parts[0].mean((0, 1)))}"}
+        colour = " ".join(str(int(x) // 64) for x in parts[0].mean((0, 1)))
+        return {"caption": f"a place of colour {colour}"}
     if "fits" in schema["properties"]:
         return {"states_operation": "no", "fits": "yes", "reason": "it seems so"}
     captions = [p for p in parts if isinstance(p, str)]
@@ -38,13 +39,9 @@ def knows(system, parts, schema):
 
 def go(command, out, *flags, ask=knows):
     """Run a command of rvedata/ with a stand-in for the embedder and, where it asks, the VLM."""
-    module = import_module(f"rvedata.{command}")
     siglip = [] if command == "rave" else ["--siglip", "pixels"]
     argv = ["--out", str(out), *siglip, *map(str, flags)]
-    if command == "split":
-        module.main(argv)
-    else:
-        module.main(argv, ask)
+    import_module(f"rvedata.{command}").main(argv, *([] if command == "split" else [ask]))
 
 
 def with_shots(icvg, out):
@@ -65,18 +62,18 @@ def no_leak(out, same=.98, near=.8):
     assert test and train and not {group(r) for r in test} & {group(r) for r in train}
     seen = {}
 
-    def video(path):
-        if path not in seen:
-            x = embed_pixels(read_frames(out / path)).mean(0)
-            seen[path] = (out / path).read_bytes(), x / np.linalg.norm(x)
-        return seen[path]
-    stop = lambda text: content_words(text)
+    def videos(r):
+        for path in (r["source_video_path"], r["target_video_path"]):
+            if path not in seen:
+                x = embed_pixels(read_frames(out / path)).mean(0)
+                seen[path] = (out / path).read_bytes(), x / np.linalg.norm(x)
+            yield seen[path]
+
     for a in test:
         for b in train:
-            x, y = stop(a["instruction"]), stop(b["instruction"])
+            x, y = content_words(a["instruction"]), content_words(b["instruction"])
             assert len(x & y) / len(x | y) < near, (a, b)
-            for p in ("source_video_path", "target_video_path"):
-                for q in ("source_video_path", "target_video_path"):
-                    (one, u), (other, v) = video(a[p]), video(b[q])
-                    assert one != other and u @ v < same + 2e-3, (a[p], b[q])              # half precision is kept
+            for one, u in videos(a):
+                for other, v in videos(b):
+                    assert one != other and u @ v < same + 2e-3, (a, b)    # half precision is kept
     return test, train

@@ -46,6 +46,28 @@ BAD = {
         ("--out file", "file/table.md: cannot be written"),
         ("--frobnicate", "unrecognized arguments: --frobnicate"),
     ],
+    "rvedata.rave": [
+        ("", "the following arguments are required: --ditto, --videos"),
+        ("--ditto x.json --videos nowhere", "nowhere: there is no such folder"),
+        ("--ditto x.json --videos . --near 2", "--near: must be in"),
+        ("--ditto x.json --videos . --examples none", "--examples none: FileNotFoundError"),
+    ],
+    "rvedata.icvg": [
+        ("--movies nowhere", "--movies nowhere: holds no film"),
+        ("--movies . --shard 2/2", "--shard: must be i/n"),
+        ("--movies . --window 0", "--window: must be at least 1"),
+        ("--movies . --threshold 2", "--threshold: must be in"),
+        ("--movies . --bounds .9 .2", "--bounds 0.9 0.2: the first is above the second"),
+        ("--movies . --caption-base-url http://x", "--caption-base-url: .* --caption-model"),
+    ],
+    "rvedata.split": [
+        ("--from nowhere", "nowhere: there is no such folder"),
+        ("--from . --share 1.5", "--share: must be in"),
+    ],
+    "rvedata.merge": [
+        ("--from . --out .", "--out .: is one of --from"),
+        ("--from nowhere --out x", "nowhere: there is no such folder"),
+    ],
 }
 
 

@@ -17,11 +17,12 @@ def movies(tmp_path_factory):
     """A folder of three films, and of each its cuts and the place of each shot."""
     folder, rng, truth = tmp_path_factory.mktemp("movies"), np.random.default_rng(3), {}
     for number, plan in enumerate(PLAN):
-        shots, last = [], {}
-        for letter in plan:
+        shots = []
+        for letter in plan:                              # the same place, with other things in it
             place, time, ground = PLACES[letter]
-            new = dataclasses.replace(world.random_scene(rng, place), time=time, ground=ground, light=1, ridge=1.)
-            shots.append(tiny_films.film_shot(new))          # the same place, with other things in it
+            scene = dataclasses.replace(world.random_scene(rng, place), time=time, ground=ground,
+                                        light=1, ridge=1.)
+            shots.append(tiny_films.film_shot(scene))
         clip, cuts = tiny_films.join_shots(shots, FADES)
         write_video(folder / f"m{number}.mp4", clip, 24, 4)
         truth[f"m{number}.mp4"] = SimpleNamespace(cuts=cuts, places=plan, clip=clip)

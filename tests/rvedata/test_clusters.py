@@ -1,4 +1,4 @@
-"""Threshold and clusters, against counts and labels made in another way."""
+"""Threshold, clusters and pairs, against counts, labels and cosines made in another way."""
 
 import json
 from itertools import combinations
@@ -16,49 +16,65 @@ from rvedata.icvg import CHUNK
 from rvedata.pairs import select_pairs
 
 
-def test_threshold_of_two_groups():
-    rng, edges = np.random.default_rng(0), BIN_EDGES
-    for share, low, high in ((.5, (.3, .1), (.8, .05)), (.05, (.3, .15), (.9, .03)), (.02, (0., .1), (.7, .05))):
-        n = 200_000
-        x = np.concatenate([rng.normal(*low, int(n * (1 - share))), rng.normal(*high, int(n * share))])
-        found = minimum_error_threshold(np.histogram(x, edges)[0])
-        grid = np.linspace(low[0], high[0], 10_001)      # where the two densities cross
-        best = grid[np.argmin(np.abs((1 - share) * norm.pdf(grid, *low) - share * norm.pdf(grid, *high)))]
-        wrong_at = lambda t: (1 - share) * norm.sf(t, *low) + share * norm.cdf(t, *high)
-        assert wrong_at(found) < 1.6 * wrong_at(best) + 1e-4, (share, found, best)
+@pytest.mark.parametrize("share, low, high", [
+    (.5, (.3, .1), (.8, .05)), (.05, (.3, .15), (.9, .03)), (.02, (0., .1), (.7, .05))])
+def test_threshold_of_two_groups(share, low, high):
+    rng, n = np.random.default_rng(0), 200_000
+    x = np.concatenate([rng.normal(*low, int(n * (1 - share))), rng.normal(*high, int(n * share))])
+    found = minimum_error_threshold(np.histogram(x, BIN_EDGES)[0])
+    grid = np.linspace(low[0], high[0], 10_001)          # where the two densities cross
+    gap = np.abs((1 - share) * norm.pdf(grid, *low) - share * norm.pdf(grid, *high))
+    wrong_at = lambda t: (1 - share) * norm.sf(t, *low) + share * norm.cdf(t, *high)
+    assert wrong_at(found) < 1.6 * wrong_at(grid[np.argmin(gap)]) + 1e-4
+
+
+def test_threshold_of_a_gap_and_of_one_group():
     counts = np.zeros(400, int)
     counts[[100, 101, 102, 300, 301]] = 5, 9, 5, 4, 4
-    assert minimum_error_threshold(counts) == pytest.approx((edges[103] + edges[300]) / 2)                  # the middle of the gap
+    middle = (BIN_EDGES[103] + BIN_EDGES[300]) / 2
+    assert minimum_error_threshold(counts) == pytest.approx(middle)
+    one = np.random.default_rng(0).normal(.4, .1, 10_000)
     with pytest.raises(ValueError, match="do not form two groups"):
-        minimum_error_threshold(np.histogram(rng.normal(.4, .1, 10_000), edges)[0])
+        minimum_error_threshold(np.histogram(one, BIN_EDGES)[0])
     with pytest.raises(ValueError, match="the 0 cosines"):
         minimum_error_threshold(np.zeros(400, int))
 
 
+def turn(*degrees):
+    """Unit vectors (N, 2) at these angles."""
+    angles = np.radians(degrees)
+    return np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
+
+
 def test_links_by_hand():
-    angles = np.radians([0, 10, 20, 90, 100, 180])       # linked: 10 degrees at most; and who is linked to them
-    labels = link_clips(np.stack([np.cos(angles), np.sin(angles)], 1), np.cos(np.radians(10.1)))
+    """Linked are those within 10 degrees, and whoever is linked to them."""
+    labels = link_clips(turn(0, 10, 20, 90, 100, 180), np.cos(np.radians(10.1)))
     assert labels.tolist() == [0, 0, 0, 1, 1, 2]
 
 
-def fake(out, movies, dim=8, seed=0, spread=.05):
-    """Embeddings of shots without films: {movie: [place of each shot, ...]}; returns {(movie, index): image}."""
-    rng, truth = np.random.default_rng(seed), {}
+def fake(out, movies, dim=8):
+    """Embeddings of shots without films: {movie: [place of each shot, ...]}.
+
+    Returns {(movie, index): image}.
+    """
+    rng, truth = np.random.default_rng(0), {}
     (out / "embeddings").mkdir(parents=True)
-    with open(out / "embeddings.jsonl", "w") as file:
-        for movie, places in movies.items():
-            centres = unit(rng.normal(size=(max(places) + 1, dim)))
-            for chunk in range(0, len(places), CHUNK):
-                these = range(chunk, min(chunk + CHUNK, len(places)))
-                image = unit(centres[[places[k] for k in these]] + spread * rng.normal(size=(len(these), dim)))
-                text = unit(rng.normal(size=(len(these), 4)))
-                tensors = {"image": image.astype(np.float32), "text": text.astype(np.float32)}
-                (out / "embeddings" / f"{movie}-{chunk}.safetensors").write_bytes(save(tensors))
-                members = [{"id": f"{movie}#{k:05d}", "movie": movie, "index": k, "clip": [9 * k, 9 * k + 9]}
-                           for k in these]
-                file.write(json.dumps({"id": f"{movie}-{chunk}", "movie": movie, "chunk": chunk // CHUNK,
-                                       "members": members}) + "\n")
-                truth |= {(movie, k): x for k, x in zip(these, tensors["image"])}
+    lines = []
+    for movie, places in movies.items():
+        centres = unit(rng.normal(size=(max(places) + 1, dim)))
+        for chunk in range(0, len(places), CHUNK):
+            these = range(chunk, min(chunk + CHUNK, len(places)))
+            noise = .05 * rng.normal(size=(len(these), dim))
+            image = unit(centres[[places[k] for k in these]] + noise).astype(np.float32)
+            text = unit(rng.normal(size=(len(these), 4))).astype(np.float32)
+            name = f"{movie}-{chunk}"
+            (out / f"embeddings/{name}.safetensors").write_bytes(
+                save({"image": image, "text": text}))
+            members = [{"id": f"{movie}#{k:05d}", "movie": movie, "index": k,
+                        "clip": [9 * k, 9 * k + 9]} for k in these]
+            lines.append({"id": name, "movie": movie, "chunk": chunk // CHUNK, "members": members})
+            truth |= {(movie, k): x for k, x in zip(these, image)}
+    (out / "embeddings.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return truth
 
 
@@ -67,8 +83,9 @@ def windows_of(i, j, size=16, step=8):
     return [k for k in range(j // step + 1) if k * step <= i and j < k * step + size]
 
 
-def test_a_movie_of_5000_cuts(tmp_path):
-    places = [k // 16 * 3 + k % 3 for k in range(5001)]  # three places in turn, for sixteen shots
+def test_a_movie_of_many_cuts(tmp_path):
+    n = 1001
+    places = [k // 16 * 3 + k % 3 for k in range(n)]     # three places in turn, for sixteen shots
     image = fake(tmp_path, {"m": places}, dim=64)
     threshold = find_clusters(tmp_path, {"m"}, 16)
     kept = json.loads((tmp_path / "clusters.json").read_text())
@@ -79,14 +96,14 @@ def test_a_movie_of_5000_cuts(tmp_path):
         assert len({places[k] for k in index}) == 1 and windows_of(min(index), max(index))
     together = {pair for index in found for pair in combinations(index, 2)}
     counts = np.zeros(400, int)                          # pair by pair
-    for i in range(5001):
-        for j in range(i + 1, min(i + 16, 5001)):
+    for i in range(n):
+        for j in range(i + 1, min(i + 16, n)):
             if windows_of(i, j):
                 assert ((i, j) in together) == (places[i] == places[j]), (i, j)
                 counts[min(399, int((float(image["m", i] @ image["m", j]) + 1) * 200))] += 1
     kept = np.array(kept["counts"])
     assert kept.sum() == counts.sum()
-    assert np.abs(kept - counts).sum() <= 80             # rounding at the bins' edges
+    assert np.abs(kept - counts).sum() <= 20             # rounding at the bins' edges
 
 
 def test_overlapping_windows_by_hand():
@@ -101,10 +118,55 @@ def test_overlapping_windows_by_hand():
 
 def test_the_order_of_the_lines_does_not_matter(tmp_path):
     for name in ("a", "b"):
-        fake(tmp_path / name, {"m": [k % 5 for k in range(150)], "n": [k % 4 for k in range(70)]})
-    lines = (tmp_path / "b/embeddings.jsonl").read_text().splitlines(True)
-    (tmp_path / "b/embeddings.jsonl").write_text("".join([lines[2], lines[4], lines[1], lines[0], lines[3], lines[1]]))
+        movies = {"m": [k % 5 for k in range(150)], "n": [k % 4 for k in range(70)]}
+        fake(tmp_path / name, movies)
+    path = tmp_path / "b/embeddings.jsonl"
+    lines = path.read_text().splitlines(True)
+    path.write_text("".join(lines[k] for k in (2, 4, 1, 0, 3, 1)))
     for name in ("a", "b"):
         find_clusters(tmp_path / name, {"m", "n"}, 16)
         select_pairs(tmp_path / name, 1, 1, 2, -1, 1)
-    assert (tmp_path / "a/pairs.jsonl").read_text() == (tmp_path / "b/pairs.jsonl").read_text() != ""
+    pairs = [(tmp_path / name / "pairs.jsonl").read_text() for name in ("a", "b")]
+    assert pairs[0] == pairs[1] != ""
+
+
+# -------------------------------------------------------------------------------------------- pairs
+
+def write_clusters(out, image, text, *clusters):
+    """clusters.jsonl of clips k with these embeddings, each cluster a range of them."""
+    (out / "embeddings").mkdir()
+    (out / "embeddings/f.safetensors").write_bytes(save({"image": image, "text": text}))
+    lines = [{"id": str(number), "movie": "m", "members": [
+        {"id": f"m#{k}", "movie": "m", "index": k, "file": "f", "row": k} for k in clips]}
+        for number, clips in enumerate(clusters)]
+    (out / "clusters.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_pairs_by_hand(tmp_path):
+    write_clusters(tmp_path, turn(0, 60, 60, 0), turn(0, 0, 90, 45), range(4))
+
+    def best(similarity, diversity, per_cluster, low=-1, high=1):
+        select_pairs(tmp_path, similarity, diversity, per_cluster, low, high)
+        return [(r["source"]["index"], r["target"]["index"], round(r["score"], 3))
+                for r in read(tmp_path / "pairs.jsonl") if "rejected" not in r]
+    # captions: 01 1, 02 0, 03 .707, 12 0, 13 .707, 23 .707
+    # 1 - pictures: 01 .5, 02 .5, 03 0, 12 0, 13 .5, 23 .5
+    assert best(1, 1, 3) == [(0, 1, 1.5), (2, 3, 1.207)]
+    assert best(1, 1, 1) == [(0, 1, 1.5)]
+    assert best(0, 1, 3) == [(0, 1, .5), (2, 3, .5)]
+    assert best(.1, 2, 3) == [(0, 1, 1.1), (2, 3, 1.071)]
+    assert best(1, 1, 3, .4, .9) == [(0, 1, 1.5), (2, 3, 1.207)]
+    assert best(1, 1, 1, .6, 1) == [(0, 3, .707)]        # the best pairs fail: the next one counts
+    assert best(1, 1, 3, .6, .9) == []
+    line, = read(tmp_path / "pairs.jsonl")
+    assert line["rejected"] == ("no pair of its 4 clips has a cosine of the pictures in "
+                                "0.600 to 0.900")
+
+
+def test_no_clip_is_in_two_pairs_of_overlapping_clusters(tmp_path):
+    vectors = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+    write_clusters(tmp_path, vectors, vectors, range(4), range(2, 6))
+    select_pairs(tmp_path, 1, 1, 3, -99, 99)
+    pairs = read(tmp_path / "pairs.jsonl")
+    used = [r[side]["index"] for r in pairs for side in ("source", "target")]
+    assert len(pairs) == 3 and sorted(used) == list(range(6))

@@ -6,9 +6,11 @@ import math
 import pytest
 
 from common.files import BadInput
-from rvedata.decisions import agreement, agreement_lines, changed, read_decisions, read_kept, settle, to_keep
+from rvedata.decisions import (agreement, agreement_lines, changed, read_decisions, read_kept,
+                               settle, to_keep)
 
-TRIPLETS = {name: {"id": name, "type": "Temporal Reasoning", "instruction": "dusk"} for name in "abcd"}
+TRIPLETS = {name: {"id": name, "type": "Temporal Reasoning", "instruction": "dusk"}
+            for name in "abcd"}
 
 
 def decided(**words):
@@ -20,14 +22,15 @@ def test_agreement_by_hand():
     other = decided(a="accept", b="reject", c="reject", d="reject", e="accept")
     n, share, kappa = agreement(one, other)              # chance: .5 * .25 + .5 * .75 = .5
     assert (n, share, kappa) == (4, .75, .5)
-    assert agreement(one, one)[1:] == (1, 1) and agreement(one, {}) [0] == 0
+    assert agreement(one, one)[1:] == (1, 1) and agreement(one, {})[0] == 0
     assert math.isnan(agreement(decided(a="accept"), decided(a="accept"))[2])
     lines = agreement_lines({"anna": one, "ben": other, "cleo": decided(z="accept")})
     assert lines == ["anna and ben decide alike on 75% of 4, Cohen's kappa 0.50"]
 
 
 def test_who_rejects_has_the_last_word():
-    anna = {"a": {"decision": "reject", "reason": "dark"}, "b": {"decision": "accept", "instruction": "night"}}
+    anna = {"a": {"decision": "reject", "reason": "dark"},
+            "b": {"decision": "accept", "instruction": "night"}}
     ben = {"a": {"decision": "accept"}, "b": {"decision": "accept", "type": "Spatial Reasoning"}}
     for people in ({"anna": anna, "ben": ben}, {"ben": ben, "anna": anna}):
         settled = settle(people)
@@ -42,7 +45,7 @@ def test_files_of_decisions(tmp_path):
     assert read_kept(tmp_path, TRIPLETS) == {}
     (tmp_path / "decisions.json").write_text(json.dumps(to_keep(people)))
     assert read_kept(tmp_path, TRIPLETS) == people
-    file = tmp_path / "cleo.json"                        # of c the film is gone: her other word counts
+    file = tmp_path / "cleo.json"                        # one film is gone: her other word counts
     file.write_text(json.dumps({"decisions": decided(gone="accept", a="reject")}))
     name, said = read_decisions(file, TRIPLETS)
     assert (name, said["a"]) == ("cleo", {"decision": "reject"})

@@ -8,11 +8,16 @@ from rvedata.holdout import find_leaks, make_split, take_groups, quota_of_types
 
 
 def test_leaks_of_every_kind():
-    turn = lambda degrees: np.array([np.cos(np.radians(degrees)), np.sin(np.radians(degrees))], np.float32)
+    def turn(degrees):
+        angle = np.radians(degrees)
+        return np.array([np.cos(angle), np.sin(angle)], np.float32)
+
+    def item(name, source, target, text):
+        return {"id": name, "source_video_path": source, "target_video_path": target,
+                "instruction": text}
     videos = {name: {"sha": sha, "vector": turn(at), "mirrored": turn(-at)} for name, sha, at in
-              (("t1", "A", 0), ("t2", "B", 40), ("copy", "A", 180), ("twin", "C", 41), ("far", "D", 90),
-               ("other", "E", 120), ("flipped", "F", -41))}
-    item = lambda name, a, b, text: {"id": name, "source_video_path": a, "target_video_path": b, "instruction": text}
+              (("t1", "A", 0), ("t2", "B", 40), ("copy", "A", 180), ("twin", "C", 41),
+               ("far", "D", 90), ("other", "E", 120), ("flipped", "F", -41))}
     test = [item("T", "t1", "t2", "an hour after the train has left")]
     train = [item("file", "far", "copy", "one"), item("sight", "twin", "far", "two"),
              item("text", "far", "other", "The train left an hour ago, after..."),
@@ -27,12 +32,13 @@ def test_leaks_of_every_kind():
 def test_split_is_balanced_and_whole():
     rng = np.random.default_rng(0)
     items = [{"id": f"{k:04d}", "type": str(rng.choice(list("abcd"), p=[.4, .3, .28, .02])),
-              "source_video_path": f"s{k}", "movie": f"m{rng.integers(80)}" if k % 2 else None} for k in range(2000)]
+              "source_video_path": f"s{k}", "movie": f"m{rng.integers(80)}" if k % 2 else None}
+             for k in range(2000)]
     test, reserve, train = take_groups(items, quota_of_types(items, 100, .2))
     counts = Counter(r["type"] for r in test)
-    assert [counts[t] for t in "abc"] == [25] * 3 and counts["d"] == int(.2 * sum(r["type"] == "d" for r in items))
-    group = lambda r: r["movie"] or r["source_video_path"]
-    of = lambda rows: {group(r) for r in rows}
+    assert [counts[t] for t in "abc"] == [25] * 3
+    assert counts["d"] == int(.2 * sum(r["type"] == "d" for r in items))
+    of = lambda rows: {r["movie"] or r["source_video_path"] for r in rows}
     assert not of(test + reserve) & of(train) and of(reserve) <= of(test)
     assert sorted(r["id"] for r in test + reserve + train) == [r["id"] for r in items]
     assert take_groups(items[::-1], quota_of_types(items, 100, .2)) == (test, reserve, train)
@@ -60,7 +66,7 @@ def test_copies_within_the_test_go_and_others_take_their_places():
     assert len(first.candidates) == 10 and not first.duplicates
     a, b, c = first.candidates[0], first.candidates[4], first.candidates[8]
     assert len({r["movie"] for r in (a, b, c)}) == 3
-    noise = rng.normal(size=16) * .01                    # b has a's source encoded again, c a mirrored
+    noise = rng.normal(size=16) * .01            # b has a's source encoded again, c mirrored
     videos[b["source_video_path"]]["vector"] = videos[a["source_video_path"]]["vector"] + noise
     videos[c["target_video_path"]]["vector"] = videos[a["target_video_path"]]["mirrored"]
     again = make_split(triplets, {"a": 10}, videos, .98)

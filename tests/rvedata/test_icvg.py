@@ -1,4 +1,4 @@
-"""Films with known cuts and places through all stages; what they say is recomputed in another way."""
+"""Films with known cuts and places through all stages, recomputed in another way."""
 
 import json
 import re
@@ -12,7 +12,6 @@ from common.files import BadInput
 from curation import PLAN, go, knows, read, with_shots
 from data import manifest_items
 from model import PRESETS
-
 from rvedata import merge
 from rvedata.clusters import load_vectors
 from rvedata.manifest import write_triplets
@@ -20,25 +19,31 @@ from rvedata.shots import clips_of, movie_names
 from rvedata.stages import Rejected, my_shard
 
 
+def asked(*question):
+    pytest.fail("asked again")
+
+
 def test_the_same_place_is_clustered_and_others_are_not(icvg, movies):
     place = lambda r: movies.truth[r["movie"]].places[r["index"]]
-    members = [{(r["movie"], place(r)) for r in cluster["members"]} for cluster in read(icvg / "clusters.jsonl")]
+    clusters = [cluster["members"] for cluster in read(icvg / "clusters.jsonl")]
+    members = [{(r["movie"], place(r)) for r in cluster} for cluster in clusters]
     assert all(len(places) == 1 for places in members)
-    assert Counter(p for places in members for p in places) == {(f"m{k}.mp4", p): 1 for k, plan in enumerate(PLAN)
-                                                              for p in set(plan)}
-    assert sum(len(cluster["members"]) for cluster in read(icvg / "clusters.jsonl")) == 18
+    every = {(f"m{k}.mp4", p) for k, plan in enumerate(PLAN) for p in plan}
+    assert Counter(p for places in members for p in places) == dict.fromkeys(every, 1)
+    assert sum(map(len, clusters)) == 18
     threshold, image = json.loads((icvg / "clusters.json").read_text())["threshold"], {}
-    for line in read(icvg / "embeddings.jsonl"):         # and the threshold parts all pairs of a window
+    for line in read(icvg / "embeddings.jsonl"):         # and it parts all pairs of a window
         for r, x in zip(line["members"], load_vectors(icvg, line["id"])["image"]):
             image[r["movie"], r["index"]] = place(r), x
     for a, b in combinations(image, 2):
         if a[0] == b[0]:
-            assert (image[a][1] @ image[b][1] > threshold) == (image[a][0] == image[b][0]), (a, b)
+            alike = image[a][1] @ image[b][1] > threshold
+            assert alike == (image[a][0] == image[b][0]), (a, b)
 
 
 def test_no_pair_crosses_a_movie_or_goes_back_in_time(icvg, movies):
     found = read(icvg / "pairs.jsonl")
-    assert len(found) == 6 and len({r["id"] for r in found}) == 6          # of three clips each, one pair
+    assert len({r["id"] for r in found}) == len(found) == 6      # of three clips each, one pair
     for pair in found:
         a, b = pair["source"], pair["target"]
         assert a["movie"] == b["movie"] and a["clip"][1] <= b["clip"][0] and a["index"] < b["index"]
@@ -57,22 +62,21 @@ def test_the_manifest_is_one(icvg):
     assert source.shape == (9, 3, 32, 32) and (source - target).abs().mean() > .01
 
 
-def test_nothing_is_done_twice(icvg, movies, tmp_path):
-    before = {p.name: p.read_bytes() for p in icvg.glob("*.jsonl")}
-    asked = lambda *question: pytest.fail("asked again")
-    go("icvg", icvg, "--movies", movies.folder, "--least", 9, ask=asked)
-    assert {p.name: p.read_bytes() for p in icvg.glob("*.jsonl")} == before
-
-
-def test_a_film_that_is_gone_takes_its_triplets_with_it(icvg, movies, tmp_path, capsys):
-    shutil.copytree(icvg, tmp_path / "films/out")        # within the films: its clips are none
-    for name in ("m0.mp4", "m2.mp4"):
-        shutil.copy(movies.folder / name, tmp_path / "films")
-    asked = lambda *question: pytest.fail("asked again")
-    go("icvg", tmp_path / "films/out", "--movies", tmp_path / "films", "--least", 9, ask=asked)
+def test_nothing_is_done_twice_and_a_film_that_is_gone_is_left_out(icvg, movies, tmp_path, capsys):
+    folder = tmp_path / "films"
+    out = folder / "out"                                 # within the films: its clips are none
+    shutil.copytree(movies.folder, folder)
+    shutil.copytree(icvg, out)
+    before = {path.name: path.read_bytes() for path in out.glob("*.jsonl")}
+    go("icvg", out, "--movies", folder, "--least", 9, ask=asked)
+    assert {path.name: path.read_bytes() for path in out.glob("*.jsonl")} == before
+    (folder / "m1.mp4").unlink()
+    threshold = json.loads((icvg / "clusters.json").read_text())["threshold"]
+    go("icvg", out, "--movies", folder, "--least", 9, "--threshold", threshold, ask=asked)
     assert "films, and left out: m1.mp4" in capsys.readouterr().out
     kept = [r for r in read(icvg / "triplets.jsonl") if r["movie"] != "m1.mp4"]
-    assert read(tmp_path / "films/out/triplets.jsonl") == kept != []
+    assert read(out / "triplets.jsonl") == kept != []
+    assert (out / "captions.jsonl").read_bytes() == before["captions.jsonl"]     # it was paid for
 
 
 def test_what_is_no_film(tmp_path):
@@ -102,54 +106,39 @@ def test_a_service_that_dies(icvg, movies, tmp_path):
             raise BadInput("the service does not answer")
         return knows(*question)
     flags = ["--movies", movies.folder, "--least", 9, "--workers", 1]
-    with_shots(icvg, tmp_path / "out")
+    out = with_shots(icvg, tmp_path / "out")
     with pytest.raises(BadInput, match="captions: the service does not answer"):
-        go("icvg", tmp_path / "out", *flags, ask=dies)
-    known = len(read(tmp_path / "out/captions.jsonl"))   # the eighth died; the ninth had begun, or had not
-    assert known == len(calls) - 1
-    with open(tmp_path / "out/captions.jsonl", "a") as file:
-        file.write('{"id": "m2.mp4#000')                 # and the machine stopped in the middle of a line
-    go("icvg", tmp_path / "out", *flags, ask=dies)
-    assert len(calls) == 18 + 2 * 6 + 1                  # captions; instructions, checked; what failed
-    assert (tmp_path / "out/triplets.jsonl").read_bytes() == (icvg / "triplets.jsonl").read_bytes()
+        go("icvg", out, *flags, ask=dies)
+    assert len(read(out / "captions.jsonl")) == len(calls) - 1   # the ninth had begun, or had not
+    with open(out / "captions.jsonl", "a") as file:
+        file.write('{"id": "m2.mp4#000')                 # and the machine stopped within a line
+    go("icvg", out, *flags, ask=dies)
+    assert len(calls) == 18 + 2 * 6 + 1          # captions; instructions, checked; what failed
+    assert (out / "triplets.jsonl").read_bytes() == (icvg / "triplets.jsonl").read_bytes()
 
 
-def test_a_service_that_is_ill_skipped_and_tried_again(icvg, movies, tmp_path, capsys):
-    calls = []
-
-    def ill(*question):
-        calls.append(question)
-        if len(calls) in (3, 5):
-            raise BadInput("status 500")
-        return knows(*question)
-    flags = ["--movies", movies.folder, "--least", 9, "--workers", 1, "--skip-bad"]
-    with_shots(icvg, tmp_path / "out")
-    go("icvg", tmp_path / "out", *flags, ask=ill)
-    assert "captions: 16 done, 2 failed" in capsys.readouterr().out
-    go("icvg", tmp_path / "out", *flags, ask=ill)
-    assert "captions: 2 done" in capsys.readouterr().out
-    assert (tmp_path / "out/triplets.jsonl").read_bytes() == (icvg / "triplets.jsonl").read_bytes()
-    assert "status 500" not in (tmp_path / "out/report.html").read_text()
-
-
-def test_shards_are_merged_into_the_same(icvg, movies, tmp_path, capsys):
+def test_shards_are_merged_into_the_same(icvg, movies, tmp_path):
     assert {my_shard(f"m{k}.mp4", (0, 2)) for k in range(3)} == {True, False}
+    flags = ["--movies", movies.folder, "--least", 9, "--shard"]
     for i in range(2):
-        go("icvg", tmp_path / f"part{i}", "--movies", movies.folder, "--least", 9, "--shard", f"{i}/2")
+        go("icvg", tmp_path / f"part{i}", *flags, f"{i}/2")
         assert not (tmp_path / f"part{i}/clusters.jsonl").exists()
-    (tmp_path / "part1/replies.jsonl").write_text('{"key": "what was paid for stays with its shard"}\n')
-    merge.main(["--from", str(tmp_path / "part1"), str(tmp_path / "part0"), "--out", str(tmp_path / "whole")])
-    for i in range(2):                                   # the instructions in shards, too: each on a copy of the whole
-        go("icvg", tmp_path / "whole", "--movies", movies.folder, "--least", 9, "--shard", f"{i}/2",
-           ask=lambda system, parts, schema: knows(system, parts, schema) if "caption" not in schema["properties"] else
-           pytest.fail("captions are there"))
+    (tmp_path / "part1/replies.jsonl").write_text('{"key": "stays with its shard"}\n')
+    whole, parts = tmp_path / "whole", [str(tmp_path / f"part{i}") for i in (1, 0)]
+    merge.main(["--from", *parts, "--out", str(whole)])
+
+    def instructs(system, parts, schema):
+        return asked() if "caption" in schema["properties"] else knows(system, parts, schema)
+    for i in range(2):                                   # the instructions in shards, too
+        go("icvg", whole, *flags, f"{i}/2", ask=instructs)
     for name in ("clusters", "pairs", "triplets"):
-        assert (tmp_path / f"whole/{name}.jsonl").read_bytes() == (icvg / f"{name}.jsonl").read_bytes(), name
+        assert (whole / f"{name}.jsonl").read_bytes() == (icvg / f"{name}.jsonl").read_bytes(), name
 
 
 def test_clips_of_shots():
     movie = {"id": "m", "fps": 10., "shots": [[0, 100], [100, 120], [120, 130], [130, 137]]}
-    assert [r["clip"] for r in clips_of(movie, 5., 7)] == [[25, 75], [102, 118], [121, 129], [130, 137]]
+    clips = [r["clip"] for r in clips_of(movie, 5., 7)]
+    assert clips == [[25, 75], [102, 118], [121, 129], [130, 137]]
     assert [r["index"] for r in clips_of(movie, 5., 9)] == [0, 1]
 
 

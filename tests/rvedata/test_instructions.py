@@ -13,24 +13,23 @@ from rvedata.stages import Rejected
 from tiny import world
 
 
-@pytest.mark.parametrize("given, literal, reason", [
-    (answer("an hour after sunset everyone left"), "remove the crowd", ""),
-    (answer("please remove the crowd"), "darken it", "operation: remove"),
-    (answer("the crowd was Removed an hour ago"), "darken it", "operation: remove"),
-    (answer("they are swapping their hats"), "darken it", "operation: swap"),
-    (answer("somebody has swapped the hats"), "darken it", "operation: swap"),
-    (answer("after replacing what was old"), "darken it", "operation: replace"),
-    (answer("the seasons changed over night"), "darken it", "operation: change"),
-    (answer("an address by the editor"), "darken it", ""),         # add, edit: within other words
-    (answer("the red ball rolled under the green tent"), "put the red ball under a green tent", "words: ball, green"),
-    (answer("a red ball"), "make the wooden house with its many windows look red like a ball in bright light", "words"),
-    (answer("an hour later", type="Camera Reasoning"), "darken it", "the type must be one of Temporal Reasoning"),
-    (answer("an hour later", type=None), "darken it", "the type must be one of"),
-    (answer("later"), "darken it", "3 to 60 words"), (answer("so " * 61), "darken it", "3 to 60 words"),
-    (answer(7), "darken it", "3 to 60 words"), (answer("an hour later", rationale=" "), "darken it", "the rationale"),
-    ({}, "darken it", "the type must be one of"),
+@pytest.mark.parametrize("given, reason", [
+    (answer("an hour after sunset everyone left"), ""),
+    (answer("an address by the editor"), ""),            # add, edit: within other words
+    (answer("please remove the crowd"), "operation: remove"),
+    (answer("the crowd was Removed an hour ago"), "operation: remove"),
+    (answer("they are swapping their hats"), "operation: swap"),
+    (answer("after replacing what was old"), "operation: replace"),
+    (answer("the seasons changed over night"), "operation: change"),
+    (answer("the red ball rolled under the green tent"), "words: ball, green"),
+    (answer("a red ball"), "words: ball, red"),          # of few words most
+    (answer("later"), "3 to 60 words"), (answer("so " * 61), "3 to 60 words"),
+    (answer(7), "3 to 60 words"), (answer("an hour later", rationale=" "), "the rationale"),
+    (answer("an hour later", type="Camera Reasoning"), "the type must be one of Temporal"),
+    (answer("an hour later", type=None), "the type must be one of"), ({}, "the type must be"),
 ])
-def test_the_check(given, literal, reason):
+def test_the_check(given, reason):
+    literal = "put the red ball under a green tent"
     found = why_unusable(given, literal, world.TYPES["rave"], VERBS)
     assert (reason in found) if reason else found == ""
 
@@ -54,10 +53,12 @@ def test_an_answer_is_sent_back_once_with_the_reason():
             verdict = "yes" if says == "remove the dog" else "no"
             return {"states_operation": verdict, "fits": "yes", "reason": "it is so"}
         heard.append(parts)
-        assert "Temporal Reasoning" in system and all(json.dumps(e) in system for e in examples["rave"])
+        assert "Temporal Reasoning" in system
+        assert all(json.dumps(e) in system for e in examples["rave"])
         return replies[len(heard) - 1]
     examples = read_examples(EXAMPLES)
-    found = write_instruction(ask, ["Literal: erase the dog"], "erase the dog", "rave", examples, .5)
+    question = ["Literal: erase the dog"], "erase the dog", "rave", examples, .5
+    found = write_instruction(ask, *question)
     assert found == replies[1] | {"sent_back": "it states an operation: remove"}
     assert checked == ["remove the dog", "it has run after a cat"]
     assert len(heard) == 2 and heard[0] == ["Literal: erase the dog"]
@@ -65,7 +66,7 @@ def test_an_answer_is_sent_back_once_with_the_reason():
     heard.clear()
     replies[1] = answer("erase that dog now")
     with pytest.raises(Rejected, match="it states an operation: erase .*erase that dog now"):
-        write_instruction(ask, ["Literal: erase the dog"], "erase the dog", "rave", examples, .5)
+        write_instruction(ask, *question)
     assert len(heard) == 2
 
 
@@ -77,7 +78,6 @@ def test_an_answer_is_sent_back_once_with_the_reason():
      "it states an operation: change"),
     ("Add a hat", "He has been fishing all night", "no", "no",
      "the second question: it does not fit both videos: because"),
-    ("Add a hat", "The noon sun beats down", "no", "yes", ""),
     ("Add a hat", "The noon sun beats down", None, "perhaps", "no verdict came back"),
 ])
 def test_the_second_question(literal, text, states, fits, reason):

@@ -12,50 +12,56 @@ from data import manifest_items
 from model import PRESETS
 
 
+def ids(rows):
+    return [r["id"] for r in rows]
+
+
 def test_the_split_holds_out_without_leaks(rave, icvg, tmp_path, capsys):
     out = tmp_path / "bench"
     flags = ["--from", rave.out, icvg, "--n", 8, "--share", .3]
     go("split", out, *flags)
     test, train = no_leak(out)
+    everything = read(rave.out / "triplets.jsonl") + read(icvg / "triplets.jsonl")
     counts = Counter(r["type"] for r in test)
-    assert counts.keys() == {r["type"] for folder in (rave.out, icvg) for r in read(folder / "triplets.jsonl")}
+    assert counts.keys() == {r["type"] for r in everything}
     assert max(counts.values()) - min(counts.values()) <= 1
-    removed, reserve = read(out / "removed.jsonl"), read(out / "reserve.jsonl")
-    everything = {r["id"] for folder in (rave.out, icvg) for r in read(folder / "triplets.jsonl")}
-    parts = [{r["id"] for r in rows} for rows in (test, train, removed, reserve)]
-    assert sum(map(len, parts)) == len(everything) and set().union(*parts) == everything
-    for name in ("test", "train"):
-        assert len(manifest_items(out / f"{name}.jsonl", PRESETS["tiny"])[0]) == len(read(out / f"{name}.jsonl"))
+    parts = ids(test + train + read(out / "removed.jsonl") + read(out / "reserve.jsonl"))
+    assert sorted(parts) == sorted(ids(everything))      # each is in one of them
+    for name, rows in (("test", test), ("train", train)):
+        assert len(manifest_items(out / f"{name}.jsonl", PRESETS["tiny"])[0]) == len(rows)
+
     decisions = {r["id"]: "accept" if k % 2 else "reject" for k, r in enumerate(test[:-1])}
     said = {name: {"decision": word} for name, word in decisions.items()}
     kind = test[1]["type"]
     other = next(x for x in SUBSET_OF if SUBSET_OF[x] == SUBSET_OF[kind] and x != kind)
-    said[test[1]["id"]] |= {"instruction": "a week of frost", "type": other}               # corrected
-    (tmp_path / "anna.json").write_text(json.dumps({"annotator": "anna", "decisions": said}))
-    ben = {"annotator": "ben", "decisions": {r["id"]: {"decision": "accept"} for r in test[1:3]}}
-    (tmp_path / "ben.json").write_text(json.dumps(ben))
-    go("split", out, *flags, "--decisions", tmp_path / "anna.json", tmp_path / "ben.json")
+    said[test[1]["id"]] |= {"instruction": "a week of frost", "type": other}   # corrected
+    anna, ben = tmp_path / "anna.json", tmp_path / "ben.json"
+    anna.write_text(json.dumps({"annotator": "anna", "decisions": said}))
+    said = {r["id"]: {"decision": "accept"} for r in test[1:3]}
+    ben.write_text(json.dumps({"annotator": "ben", "decisions": said}))
+    go("split", out, *flags, "--decisions", anna, ben)
     assert "anna and ben decide alike on 50% of 2, Cohen's kappa 0.00" in capsys.readouterr().out
-    corrected = read(out / "test.jsonl")[0]
-    assert (corrected["id"], corrected["instruction"], corrected["type"]) == (test[1]["id"], "a week of frost", other)
+    accepted = read(out / "test.jsonl")
+    assert ids(accepted) == [name for name, word in decisions.items() if word == "accept"]
+    assert (accepted[0]["instruction"], accepted[0]["type"]) == ("a week of frost", other)
     test[1]["instruction"] = "a week of frost"
-    accepted = [r["id"] for r in read(out / "test.jsonl")]
-    assert accepted == [name for name, what in decisions.items() if what == "accept"]
-    rejected = [r for r in test if decisions.get(r["id"]) == "reject"]
+
     filled = read(out / "candidates.jsonl")              # others take the rejected places
     assert [r for r in filled if r in test] == test
     new = [r for r in filled if r not in test]
-    missing = Counter(r["type"] for r in rejected)
-    assert Counter(r["type"] for r in new) <= missing and len(new) >= len(rejected) - 1
-    told = f"{len(accepted)} accepted, {len(rejected)} rejected, {1 + len(new)} not decided"
+    rejected = [r for r in test if decisions.get(r["id"]) == "reject"]
+    assert Counter(r["type"] for r in new) <= Counter(r["type"] for r in rejected)
+    assert len(new) >= len(rejected) - 1
     page = (out / "verify.html").read_text()
-    assert all(r["id"] in page for r in new) and not any(name in page for name in decisions)
-    assert not {r["id"] for r in read(out / "train.jsonl")} & {r["id"] for r in filled}
-    go("split", out, *flags)                             # they are kept
+    assert all(name in page for name in ids(new)) and not any(name in page for name in decisions)
+    assert not {*ids(read(out / "train.jsonl"))} & {*ids(filled)}
+    go("split", out, *flags)                             # decisions are kept
+    told = f"{len(accepted)} accepted, {len(rejected)} rejected, {1 + len(new)} not decided"
     assert told in capsys.readouterr().out
-    assert [r["id"] for r in read(out / "test.jsonl")] == accepted
-    assert read(out / "candidates.jsonl") == filled
-    (tmp_path / "no id").mkdir()
-    (tmp_path / "no id/triplets.jsonl").write_text('{"type": "Temporal Reasoning"}\n')
+    assert (read(out / "test.jsonl"), read(out / "candidates.jsonl")) == (accepted, filled)
+
+
+def test_what_is_no_manifest(tmp_path):
+    (tmp_path / "triplets.jsonl").write_text('{"type": "Temporal Reasoning"}\n')
     with pytest.raises(BadInput, match="triplets.jsonl:1: is no record of ours"):
-        go("split", tmp_path / "other", "--from", tmp_path / "no id")
+        go("split", tmp_path / "other", "--from", tmp_path)
