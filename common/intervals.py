@@ -28,8 +28,9 @@ def geometric_mean(ea, pc, gn, gr):
     return np.sqrt(np.sqrt(ea * pc * gn * gr))
 
 
-def interval(values, seed: int = 0) -> tuple[float, float, float]:
-    """(mean, low, high): the mean of `values` and its 95 % interval.
+def interval(values, scale: tuple[float, float] = (-math.inf, math.inf),
+             ) -> tuple[float, float, float]:
+    """(mean, low, high): the mean of `values` and its 95 % interval, cut at the ends of the scale.
 
     From 30 values on by the percentile bootstrap; below, where that is too narrow (at n = 5 it
     covers 82 %), by Student's t; below 5 values low and high are NaN. Of an empty list the mean is
@@ -43,8 +44,8 @@ def interval(values, seed: int = 0) -> tuple[float, float, float]:
         return mean, math.nan, math.nan
     if len(x) < FEW:
         half = float(t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / math.sqrt(len(x)))
-        return mean, mean - half, mean + half
-    rng = np.random.default_rng(seed)
+        return mean, max(scale[0], mean - half), min(scale[1], mean + half)
+    rng = np.random.default_rng(0)
     found = bootstrap((x,), np.mean, method="percentile", batch=1000, rng=rng).confidence_interval
     return mean, float(found.low), float(found.high)
 

@@ -25,7 +25,7 @@ import os
 import re
 import subprocess
 import tempfile
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import BinaryIO, Iterable, Iterator
 
@@ -96,13 +96,14 @@ def pick_frames(path: str | Path, numbers: Iterable[int]) -> list[np.ndarray]:
     numbers = list(numbers)
     wanted, last = set(numbers), max(numbers)
     picked = {}
-    for number, frame in enumerate(frames(path)):
-        if number in wanted:
-            picked[number] = frame
-        if number == last:
-            break
-    else:
-        raise BadInput(f"{path}: ends before frame {last}; give a longer clip")
+    with closing(frames(path)) as clip:                  # Ctrl-C in a collector's close is lost
+        for number, frame in enumerate(clip):
+            if number in wanted:
+                picked[number] = frame
+            if number == last:
+                break
+        else:
+            raise BadInput(f"{path}: ends before frame {last}; give a longer clip")
     return [picked[number] for number in numbers]
 
 

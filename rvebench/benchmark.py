@@ -20,6 +20,7 @@ from common.files import BadInput
 from common.manifest import FIELDS, SUBSET_OF, manifest_lines, manifest_record
 
 SCORES = ("EA", "PC", "GN", "GR")
+QUALITY = ("TF", "SC", "BC", "OC", "ViCLIP-T", "MS")     # VBench's measures: quality.py
 REFERENCES = {"do nothing": "source", "reference": "target"}      # which of a sample's videos it is
 FILE_NAME = re.compile(r"[^./\\\0][^/\\\0]{0,199}")      # what an id must look like
 

@@ -34,8 +34,7 @@ def export_world(out: Path, n: int = 40, split: str = "test") -> None:
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = Parser(prog="python -m rvebench.export_world",
-                    description="Write samples of the tiny world as a benchmark.")
+    parser = Parser(description="Write samples of the tiny world as a benchmark.")
     add = parser.add_argument
     add("--n", type=positive, default=40, help="how many samples, of rave and icvg in turn")
     add("--split", default="test", choices=world.SPLITS, help="of the tiny world")

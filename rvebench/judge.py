@@ -41,6 +41,7 @@ from tiny import world
 
 SIDE = 512                                # frames are shown to a service at most this wide and high
 TOKENS = 2048                            # of a reply, at most; a reasoning model thinks within them
+NUMBER = re.compile(r"\s*\d+(\.\d+)?\s*", re.ASCII)
 PROMPT = "judge-2"                               # part of a reply's key: change it with the wording
 
 
@@ -89,6 +90,8 @@ def validator(names: Iterable[str]) -> Callable[[str], dict]:
         found = {}
         for name in names:
             score = answer.get(name)
+            if isinstance(score, str) and NUMBER.fullmatch(score):       # "7", as some models say
+                score = float(score)
             is_number = isinstance(score, (int, float)) and not isinstance(score, bool)
             if not is_number or not 0 <= score <= 10:
                 raise ValueError(f"{name} is {json.dumps(score)[:80]}, and no number from 0 to 10")

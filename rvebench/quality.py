@@ -9,15 +9,14 @@
     OC        overall consistency: ViCLIP's cosine of text and 8 frames  text_consistency
     ViCLIP-T  the same cosine, the frames chosen and prepared as in
               ViCLIP's demonstration (the paper does not say)
-    MS        motion smoothness: a network guesses each second frame     motion_smoothness
+    MS        motion smoothness, from the `vbench` package               vbench_results
 
 Each is a short function on frames or features; what extracts the features is passed in. Real
 extractors come from transformers, by id or local folder. Frames are resized as VBench does it,
 without antialiasing: the inputs of DINO and CLIP are the same numbers. There is no AMT-S in
 transformers: motion smoothness, and any of the others, is taken from what the `vbench` package
-wrote in an environment of its own (`vbench_folder`, `vbench_results`). Left out: DINO's own
-resizing of position embeddings: transformers' differs in the last digits where a clip is not
-square.
+wrote in an environment of its own. Left out: DINO's own resizing of position embeddings:
+transformers' differs in the last digits where a clip is not square.
 
 Axis letters: F frames, H W pixels, D width of a feature. Pixels are (F, 3, H, W), uint8.
 """
@@ -38,8 +37,8 @@ from common.distributed import device
 from common.files import BadInput, atomic_write, check_hub
 from common.jsonl import to_json
 from common.video import to_bytes
+from rvebench.benchmark import QUALITY
 
-COLUMNS = ("TF", "SC", "BC", "OC", "ViCLIP-T", "MS")
 DIMENSIONS = {
     "temporal_flickering": "TF", "subject_consistency": "SC", "background_consistency": "BC",
     "overall_consistency": "OC", "motion_smoothness": "MS"}
@@ -51,16 +50,6 @@ VERSION = 2                                     # of the preparation: part of a 
 
 # ----------------------------------------------------------------------------------------- formulas
 
-def _bytes(video: torch.Tensor) -> torch.Tensor:
-    return video if video.dtype == torch.uint8 else to_bytes(video)
-
-
-def _mean_difference(a: torch.Tensor, b: torch.Tensor) -> float:
-    """mean |a - b| of 8-bit values: exact, in whole numbers."""
-    difference = torch.maximum(a, b) - torch.minimum(a, b)
-    return difference.sum(dtype=torch.int64).item() / a.numel()
-
-
 def temporal_flickering(video: torch.Tensor) -> float:
     """VBench's TF in 0..1: (255 - mean |I_t - I_{t+1}|) / 255 on 8-bit values; 1: a still one.
 
@@ -68,8 +57,10 @@ def temporal_flickering(video: torch.Tensor) -> float:
     """
     if len(video) < 2:
         raise ValueError(f"temporal flickering needs two frames, not {len(video)}")
-    x = _bytes(video)
-    return (255 - _mean_difference(x[1:], x[:-1])) / 255
+    x = video if video.dtype == torch.uint8 else to_bytes(video)
+    later, earlier = x[1:], x[:-1]
+    difference = torch.maximum(later, earlier) - torch.minimum(later, earlier)       # exact
+    return (255 - difference.sum(dtype=torch.int64).item() / difference.numel()) / 255
 
 
 def feature_consistency(features: torch.Tensor) -> float:
@@ -95,21 +86,6 @@ def weighted_by_frames(clips: list[tuple[float, int]]) -> float:
     """
     pairs = sum(frames - 1 for _, frames in clips)
     return sum(value * (frames - 1) for value, frames in clips) / pairs
-
-
-def motion_smoothness(video: torch.Tensor, interpolate: Callable) -> float:
-    """VBench's MS in 0..1: (255 - mean |guess - frame|) / 255 over odd frames, guessed from even.
-
-    video: (F, 3, H, W) in [-1, 1], or uint8. interpolate(before, after) -> the frames between, all
-    (N, 3, H, W) in [-1, 1]; VBench's is AMT-S. An odd frame at the end has none after it and is
-    left out. Raises ValueError below three frames.
-    """
-    if len(video) < 3:
-        raise ValueError(f"motion smoothness needs three frames, not {len(video)}")
-    x = _bytes(video)
-    even, odd = x[::2].float() / 127.5 - 1, x[1::2]
-    guess = _bytes(interpolate(even[:-1], even[1:]))
-    return (255 - _mean_difference(guess, odd[:len(guess)])) / 255
 
 
 def text_consistency(clip: torch.Tensor, text: torch.Tensor) -> float:
@@ -261,7 +237,7 @@ class Measures:
 
     def __init__(self, dino_name=None, clip_name=None, viclip_name=None, trust_remote_code=False,
                  model=None, own=""):
-        self.labels = {column: column for column in COLUMNS}
+        self.labels = {column: column for column in QUALITY}
         self.why = {"SC": "give --dino", "BC": "give --clip", "OC": "give --viclip",
                     "ViCLIP-T": "give --viclip", "MS": "give --vbench-results"}
         self.stamp = f"{VERSION} {dino_name} {clip_name} {viclip_name} {own}"
@@ -322,7 +298,7 @@ def vbench_results(folder: str | Path) -> dict[tuple[str, str], dict[str, float]
 
     A video's folder is its method. Where there are several files, the later name (they are dates)
     counts. A value that is not finite is left out, and said. Raises BadInput where none can be
-    read.
+    read, or one is beyond 1: these columns are no percentages.
     """
     files = sorted(Path(folder).rglob("*_eval_results.json"))
     if not files:
@@ -330,6 +306,9 @@ def vbench_results(folder: str | Path) -> dict[tuple[str, str], dict[str, float]
     found = {}
     for file in files:
         for path, column, value in _read_vbench(file):
+            if abs(value) > 1:
+                raise BadInput(f"{file}: {column} of {path} is {value:g}, and no measure is beyond "
+                               f"1; divide percentages by 100, or take the file away")
             values = found.setdefault((path.parent.name, path.stem), {})
             if math.isfinite(value):
                 values[column] = value

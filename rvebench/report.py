@@ -10,83 +10,33 @@ scripts show them, count wins, filter and sort. Results of different judges are 
 numbers are not on one scale.
 """
 
-import re
-from itertools import combinations
 from pathlib import Path
 
-from common.files import BadInput, Parser, atomic_write, run_script
-from common.intervals import interval, paired_difference
-from rvebench import quality, study
-from rvebench.benchmark import SCORES
+from common.files import Parser, atomic_write, run_script
+from rvebench import study
+from rvebench.benchmark import QUALITY, SCORES
 from rvebench.page import HERE, write_page
 from rvebench.playable import make_playable
 from rvebench.results import NOTHING, SUMMARIES, judged_by, merge, replies, role, samples
-from rvebench.scores import as_markdown, correlation
-from rvebench.tables import read_human, tables
-
-Interval = tuple[float, float, float]                    # mean, low, high; NaN where there is none
+from rvebench.scores import as_markdown, is_real, judge_and_people, main_column, summarise
+from rvebench.tables import judged_columns, read_human, tables
 
 
 # ------------------------------------------------------------------------------- who is better
 
-def main_column(rows: list[dict]) -> str:
-    """What methods are ranked by: Overall, a local VLM's Yes, or flicker where nobody judged."""
-    for column in ("Overall", "Yes"):
-        if any(row.get(column) is not None for row in rows):
-            return column
-    return "TF"
-
-
-def value(row: dict, column: str) -> float | None:
-    """A row's score or measure; None where it has none, or has failed."""
-    if column in row["quality"]:
-        return row["quality"][column]
-    return None if row["failed"] else row.get(column)
-
-
-def values(rows: list[dict], column: str) -> list[float]:
-    """The values of those rows that have one."""
-    found = [value(row, column) for row in rows]
-    return [x for x in found if x is not None]
-
-
-def ranking(rows: list[dict], methods: list[str], columns: list[str], main: str) -> list[dict]:
+def ranking(part: dict, main: str, columns: list[str]) -> list[dict]:
     """An entry a method, the best by `main` first: N scored and failed, the columns' intervals."""
     entries = []
-    for method in methods:
-        own = [row for row in rows if row["method"] == method]
-        failed = sum(bool(row["failed"]) for row in own)
-        scores = {column: interval(values(own, column)) for column in columns}
-        entries.append({"method": method, "scored": len(own) - failed, "failed": failed,
+    for method, groups in part["groups"].items():
+        found = groups["all"]
+        scores = {column: found["scores"][column] for column in columns}
+        entries.append({"method": method, "scored": found["scored"], "failed": found["failed"],
                         "scores": scores})
 
     def place(entry):
         mean = entry["scores"][main][0]
         return -mean if mean == mean else float("inf")   # NaN, which is not itself, comes last
     return sorted(entries, key=place)
-
-
-def differences(rows: list[dict], methods: list[str], column: str) -> list[dict]:
-    """a - b over the samples that both have, for each two methods, in the order of `methods`."""
-    scores = {}
-    for method in methods:
-        own = [row for row in rows if row["method"] == method]
-        scores[method] = {row["id"]: value(row, column) for row in own
-                          if value(row, column) is not None}
-    found = []
-    for a, b in combinations(methods, 2):
-        both = [key for key in scores[a] if key in scores[b]]
-        gain = paired_difference([scores[a][key] for key in both], [scores[b][key] for key in both])
-        found.append({"a": a, "b": b, "n": len(both), "difference": gain, "real": is_real(gain)})
-    return found
-
-
-def is_real(difference: Interval) -> bool | None:
-    """Whether a 95 % interval leaves out zero; None where there is no interval."""
-    _, low, high = difference
-    if low != low:
-        return None
-    return low > 0 or high < 0
 
 
 def verdict(order: list[dict], pairs: list[dict], main: str, roles: dict) -> str:
@@ -111,67 +61,44 @@ def verdict(order: list[dict], pairs: list[dict], main: str, roles: dict) -> str
     return words + "."
 
 
-def summaries(rows: list[dict], methods: list[str], columns: list[str], main: str) -> list[dict]:
+def summaries(parts: list[dict], roles: dict, columns: list[str], main: str) -> list[dict]:
     """Ranking, differences and verdict: of all samples, and of each subset if there are several."""
-    roles = {method: role(rows, method) for method in methods}
-    subsets = list(dict.fromkeys(row["subset"] for row in rows))
     found = []
-    for name in ["all", *subsets] if len(subsets) > 1 else subsets:
-        own = [row for row in rows if name in ("all", row["subset"])]
-        order = ranking(own, methods, columns, main)
-        pairs = differences(own, [entry["method"] for entry in order], main)
-        found.append({"name": name, "n": len({row["id"] for row in own}), "ranking": order,
-                      "pairs": pairs, "verdict": verdict(order, pairs, main, roles)})
+    for part in parts if len(parts) > 2 else parts[1:]:
+        order, pairs = ranking(part, main, columns), []
+        for pair in part["pairs"]:
+            gain = pair["differences"][main]
+            pairs.append({"a": pair["a"], "b": pair["b"], "difference": gain,
+                          "real": is_real(gain)})
+        found.append({"name": part["name"], "n": part["n"], "ranking": order, "pairs": pairs,
+                      "verdict": verdict(order, pairs, main, roles)})
     return found
 
 
-def by_type(rows: list[dict], methods: list[str], column: str) -> dict[str, dict[str, tuple]]:
+def by_type(part: dict, column: str) -> dict[str, dict[str, tuple]]:
     """{type: {method: (N, mean, low, high)}} of a column."""
     found = {}
-    for kind in dict.fromkeys(row["type"] for row in rows):
-        found[kind] = {}
-        for method in methods:
-            own = [row for row in rows if (row["type"], row["method"]) == (kind, method)]
-            found[kind][method] = (len(values(own, column)), *interval(values(own, column)))
-    return found
-
-
-def judge_and_people(rows: list[dict], human: dict) -> list[dict]:
-    """For each column that people rated: the points, and Spearman's rho with its interval."""
-    found = []
-    for column, ratings in human.items():
-        points = []
-        for row in rows:
-            rated = ratings.get((row["id"], row["method"]))
-            if rated is not None and value(row, column) is not None:
-                points.append({"id": row["id"], "method": row["method"],
-                               "judge": value(row, column), "people": rated})
-        rho = correlation([p["judge"] for p in points], [p["people"] for p in points])
-        found.append({"column": column, "points": points, "correlation": rho})
+    for method, groups in part["groups"].items():
+        for kind, group in groups.items():
+            if kind != "all":
+                numbers = group["n"][column], *group["scores"][column]
+                found.setdefault(kind, {})[method] = numbers
     return found
 
 
 # ------------------------------------------------------------------------------------ the page
 
-def judge_sees(about: dict) -> dict | None:
-    """What an endpoint was shown and asked: N frames of a clip, the texts by type; else None.
+def page_data(rows: list[dict], about: dict, parts: list[dict], people: list[dict],
+              human: dict) -> dict:
+    """What the page shows of the scores, for JSON. The source and the reference come last.
 
-    Older results do not say what was asked.
+    parts, people: as in `tables`; human: of `read_human`.
     """
-    frames = re.search(r"(\d+) frames", judged_by(about))
-    if about["judge"] != "openai" or not frames:
-        return None
-    return about.get("asked", {"frames": int(frames[1]), "prompts": {}})
-
-
-def page_data(rows: list[dict], about: dict, blocks: list, human: dict | None = None,
-              ranked: dict | None = None) -> dict:
-    """All that the page shows, for JSON. The methods come first, the source and reference last."""
     main = main_column(rows)
     roles = {method: role(rows, method) for method in about["methods"]}
     methods = sorted(roles, key=lambda method: roles[method] is not None)
-    columns = [c for c in (*SCORES, *SUMMARIES) if any(row.get(c) is not None for row in rows)]
-    columns += [c for c in quality.COLUMNS if any(c in row["quality"] for row in rows)]
+    columns = [c for c in (*SCORES, *SUMMARIES) if any(row[c] is not None for row in rows)]
+    columns += [c for c in QUALITY if c == main or any(c in row["quality"] for row in rows)]
     return {
         "title": about["head"].partition(",")[0].partition(":")[0],
         "judge": judged_by(about) or "no judge",
@@ -180,24 +107,37 @@ def page_data(rows: list[dict], about: dict, blocks: list, human: dict | None = 
         "methods": [{"name": method, "role": roles[method]} for method in methods],
         "main": main,
         "columns": columns,
-        "unit": list(quality.COLUMNS),                   # these are in 0..1, scores in 0..10
+        "unit": QUALITY,                                 # these are in 0..1, scores in 0..10
         "labels": about["labels"],
-        "summaries": summaries(rows, methods, columns, main),
-        "types": by_type(rows, methods, main),
+        "summaries": summaries(parts, roles, columns, main),
+        "types": by_type(parts[0], main),
         "samples": samples(rows, human),
-        "judgeSees": judge_sees(about),
-        "people": judge_and_people(rows, human or {}),
-        "study": ranked,
-        "blocks": blocks,
+        "judgeSees": about.get("asked"),
+        "people": people,
     }
 
 
-def write_report(out: Path, rows: list[dict], about: dict, blocks: list, human: dict | None = None,
-                 ranked: dict | None = None) -> None:
-    """Write out/report.html. blocks: of `tables`; human: of `read_human`; ranked: of the study."""
-    data = page_data(rows, about, blocks, human, ranked)
+def write_report(out: Path, rows: list[dict], about: dict, human: dict | None = None,
+                 ranked: dict | None = None, bundle: bool = False) -> str:
+    """Write out/table.md and out/report.html; returns the tables.
+
+    human: of `read_human`; ranked: of the study; bundle: copy all videos there.
+    """
+    human = human or {}
+    parts = summarise(rows, about["methods"], judged_columns(about))
+    people = judge_and_people(rows, human)
+    blocks = tables(rows, about, parts, people)
+    if ranked:
+        blocks += ["## user study\n", f"{ranked['words']} Pairwise win rates:\n",
+                   ranked["table"]]
+    text = as_markdown(blocks)
+    atomic_write(out / "table.md", text)
+    shown = make_playable(rows, out, bundle)
+    data = page_data(shown, about, parts, people, human)
+    data |= {"study": ranked, "blocks": blocks}
     write_page(out / "report.html", HERE / "report.html", f"RVE-Bench: {data['title']}", data=data,
                replies=replies(rows))
+    return text
 
 
 def read_all_human(folders: list[Path]) -> dict:
@@ -210,34 +150,21 @@ def read_all_human(folders: list[Path]) -> dict:
     return found
 
 
-def build(folders: list[Path], out: Path | None = None, bundle: bool = False) -> str:
-    """Write table.md and report.html of what is in the folders into `out`; returns the tables.
+def build(folders: list[Path], out: Path | None = None, bundle: bool = False) -> None:
+    """Write table.md and report.html of what is in the folders into `out`; print the tables.
 
     out: the first folder, if None. bundle: copy all videos there. Raises BadInput.
     """
     out = out or folders[0]
     rows, about = merge(folders, out)
-    human = read_all_human(folders)
     studies = [found for found in map(study.results, folders) if found]
     ranked = studies[0] if studies else None
-    blocks = tables(rows, about, human or None)[0]
-    if ranked:
-        blocks += ["## user study\n", f"{ranked['words']} Pairwise win rates:\n",
-                   ranked["table"]]
-    text = as_markdown(blocks)
-    atomic_write(out / "table.md", text)
-    write_report(out, make_playable(rows, out, bundle), about, blocks, human, ranked)
-    return text
-
-
-def rebuild(folders: list[Path], out: Path | None = None, bundle: bool = False) -> None:
-    """`build`, and print the tables."""
-    text = build(folders, out, bundle)
-    print(f"{text}\nwrote table.md and report.html into {out or folders[0]}")
+    text = write_report(out, rows, about, read_all_human(folders), ranked, bundle)
+    print(f"{text}\nwrote table.md and report.html into {out}")
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = Parser(prog="python -m rvebench.report", description=__doc__.partition("\n")[0])
+    parser = Parser(description=__doc__.partition("\n")[0])
     add = parser.add_argument
     add("results", nargs="+", type=Path, help="folders that rvebench.score has written")
     add("--out", type=Path, help="where the page goes (default: the first folder)")
@@ -247,7 +174,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.human:
         read_human(str(args.human))                      # before anything is written
         atomic_write(args.results[0] / "human.csv", args.human.read_bytes())
-    rebuild(args.results, args.out, args.bundle)
+    build(args.results, args.out, args.bundle)
 
 
 if __name__ == "__main__":

@@ -1,39 +1,35 @@
 """What was scored: folders of results, read and put together, for the report and the study."""
 
-import json
 from datetime import date
 from pathlib import Path
 
 from common.files import BadInput
+from common.jsonl import from_json, read_rows
 from rvebench.benchmark import SCORES
 from rvebench.page import relative
 
 SUMMARIES = ("Overall", "Geometric mean", "Yes")
-FIELDS = ("id", "subset", "type", "instruction", "source", "target")
+SAMPLE = ("id", "subset", "type", "instruction", "source", "target")
 VIDEOS = ("source", "target", "video")                   # the fields of a row that are paths
+RESULT = ("video", "failed", "frames", "repeats", "reasons", "missing")
+ROW = (*SAMPLE, *RESULT, "method", *SCORES, *SUMMARIES, "quality", "replies", "unanswered")
+ABOUT = ("head", "judge", "repeat", "methods", "labels", "why")
 NOTHING, REFERENCE = "do nothing (the source)", "reference"
 
 
 def read_results(folder: Path) -> tuple[list[dict], dict]:
     """(rows, about) of a folder of results. Raises BadInput where there are none."""
     try:
-        lines = (folder / "scores.jsonl").read_text("utf-8").splitlines()
-        rows = [json.loads(line) for line in lines]
-        about = json.loads((folder / "about.json").read_text("utf-8"))
-        for row in rows:
-            check_fields(row, (*FIELDS, "method", "video", "failed", "quality"))
-        check_fields(about, ("judge", "head", "methods", "labels", "why"))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BadInput(f"{folder}: holds no results of a benchmark ({error!r:.80}); make them "
-                       f"with python -m rvebench.score") from error
+        rows = [row for _, row in read_rows(folder / "scores.jsonl", "score", ROW)]
+        about = from_json((folder / "about.json").read_text("utf-8"))
+        if not rows or not about.keys() >= set(ABOUT):
+            raise ValueError("fields are missing")
+    except (OSError, ValueError, AttributeError) as error:
+        raise BadInput(f"{folder}: holds no results of this version ({error}); score again with "
+                       f"python -m rvebench.score: what a judge was paid for is asked no second "
+                       f"time") from error
     scored_on = date.fromtimestamp((folder / "scores.jsonl").stat().st_mtime)
     return rows, {"date": scored_on.isoformat(), **about}
-
-
-def check_fields(record: dict, names: tuple[str, ...]) -> None:
-    """Raises KeyError where one is missing."""
-    for name in names:
-        record[name]
 
 
 def judged_by(about: dict) -> str:
@@ -94,7 +90,7 @@ def merge_abouts(rows: list[dict], abouts: list[dict]) -> dict:
         "labels": labels,
         "why": {column: reason for column, reason in why.items() if column not in measured},
         "date": max(about["date"] for about in abouts),
-        "spent": sum(about.get("spent") or 0 for about in abouts),
+        "spent": sum(about.get("spent", 0) for about in abouts),
     }
 
 
@@ -108,24 +104,19 @@ def role(rows: list[dict], method: str) -> str | None:
     return None
 
 
-def samples(rows: list[dict], human: dict | None = None) -> list[dict]:
+def samples(rows: list[dict], human: dict) -> list[dict]:
     """The rows, one a sample and method, gathered by sample; people's ratings beside them."""
     found = {}
     for row in rows:
-        sample = {field: row[field] for field in FIELDS} | {"methods": {}}
+        sample = {field: row[field] for field in SAMPLE} | {"methods": {}}
         sample = found.setdefault(row["id"], sample)
         key = row["id"], row["method"]
-        scores = {c: row[c] for c in (*SCORES, *SUMMARIES) if row.get(c) is not None}
-        rated = {c: ratings[key] for c, ratings in (human or {}).items() if key in ratings}
+        scores = {c: row[c] for c in (*SCORES, *SUMMARIES) if row[c] is not None}
+        rated = {c: ratings[key] for c, ratings in human.items() if key in ratings}
         sample["methods"][row["method"]] = {
-            "video": row["video"],
-            "failed": row["failed"],
-            "frames": row.get("frames"),
+            **{field: row[field] for field in RESULT},
             "scores": scores | row["quality"],
             "human": rated,
-            "repeats": row.get("repeats", []),
-            "reasons": row.get("reasons", []),
-            "missing": row.get("missing", []),
         }
     return list(found.values())
 
@@ -134,6 +125,6 @@ def replies(rows: list[dict]) -> dict[str, dict[str, list]]:
     """{id: {method: what a service said, {what it was asked about: text} a repeat}}."""
     found = {}
     for row in rows:
-        if row.get("replies"):
+        if row["replies"]:
             found.setdefault(row["id"], {})[row["method"]] = row["replies"]
     return found

@@ -240,7 +240,7 @@ def in_order(rows: list[dict], methods: list[str], samples: list[Sample]) -> lis
 # -------------------------------------------------------------------------------------- the command
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = Parser(prog="python -m rvebench.score", description="Score methods on a benchmark.")
+    parser = Parser(description="Score methods on a benchmark.")
     add = parser.add_argument_group("what is scored").add_argument
     add("--manifest", type=Path, required=True, help="the benchmark: see rvebench/benchmark.py")
     add("--videos", action="append", default=[], metavar="NAME=DIR",
@@ -349,7 +349,7 @@ def write_results(out: Path, rows: list[dict], about: dict) -> None:
     """scores.jsonl and about.json; then the tables and the page, which are printed."""
     write_rows(out / "scores.jsonl", rows)
     atomic_write(out / "about.json", to_json(about) + "\n")
-    report.rebuild([out])
+    report.build([out])
 
 
 def print_vbench_commands(out: Path, edits: list[Edit]) -> None:
@@ -415,7 +415,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"the endpoint reports no usage for {client.estimated} of {client.calls} replies: "
               f"their tokens and dollars are estimates")
     if all(row["failed"] for row in rows):
-        sys.exit(f"score.py: nothing was scored: {rows[0]['failed']}")
+        sys.exit(f"rvebench.score: nothing was scored: {rows[0]['failed']}")
 
 
 if __name__ == "__main__":

@@ -1,16 +1,123 @@
-"""Statistics of tables and pages: win rates, the judge against people, the paper's numbers."""
+"""What do the scores say? Means, differences, who is ahead; the judge against people; win rates.
+
+A row is one of scores.jsonl, the score of one method on one sample.
+"""
 
 import json
 import math
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 from scipy.stats import spearmanr
 
 from common.files import markdown
-from common.intervals import FEWEST, bootstrap_interval, interval
+from common.intervals import FEWEST, bootstrap_interval, interval, paired_difference
+from rvebench.benchmark import QUALITY
 
+COSINES = ("OC", "ViCLIP-T")                             # in -1..1; other measures in 0..1
 NO_INTERVAL = (math.nan, math.nan, math.nan)
+
+Interval = tuple[float, float, float]                    # mean, low, high; NaN where there is none
+
+
+# -------------------------------------------------------------------------------- means, differences
+
+def value(row: dict, column: str) -> float | None:
+    """A row's score or measure; None where it has none, or has failed."""
+    if column in row["quality"]:
+        return row["quality"][column]
+    return None if row["failed"] else row.get(column)
+
+
+def values(rows: list[dict], column: str) -> list[float]:
+    """The values of those rows that have one."""
+    found = [value(row, column) for row in rows]
+    return [x for x in found if x is not None]
+
+
+def main_column(rows: list[dict]) -> str:
+    """What methods are ranked by: Overall, a local VLM's Yes, or flicker where nobody judged."""
+    for column in ("Overall", "Yes"):
+        if any(row.get(column) is not None for row in rows):
+            return column
+    return "TF"
+
+
+def group(rows: list[dict], columns: list[str]) -> dict:
+    """{"scored": N, "failed": N, "n": {column: N}, "scores": {column: its interval}} of rows."""
+    failed = sum(bool(row["failed"]) for row in rows)
+    found = {"scored": len(rows) - failed, "failed": failed, "n": {}, "scores": {}}
+    for column in columns:
+        some = values(rows, column)
+        scale = (0, 1) if column in QUALITY else (0, 10)
+        found["n"][column] = len(some)
+        found["scores"][column] = interval(some, (-1, 1) if column in COSINES else scale)
+    return found
+
+
+def differences(rows: list[dict], methods: list[str], columns: list[str]) -> list[dict]:
+    """a - b over the samples that both have, for each two methods, {column: its interval}."""
+    own = {method: {} for method in methods}
+    for row in rows:
+        own[row["method"]][row["id"]] = row
+    found = []
+    for a, b in combinations(methods, 2):
+        both = [(own[a][key], own[b][key]) for key in own[a] if key in own[b]]
+        gains = {}
+        for column in columns:
+            gains[column] = paired_difference([value(one, column) for one, _ in both],
+                                              [value(other, column) for _, other in both])
+        n = sum(not one["failed"] and not other["failed"] for one, other in both)
+        found.append({"a": a, "b": b, "n": n, "differences": gains})
+    return found
+
+
+def summarise(rows: list[dict], methods: list[str], judged: list[str]) -> list[dict]:
+    """Everything that tables and page show of the scores: of all samples, then of each subset.
+
+    A part is {"name", "n": samples, "groups": {method: {type or "all": of `group`}}, "pairs": of
+    `differences`}. judged: the judge's columns; of a type only these and the main one are there.
+    """
+    main = main_column(rows)
+    few = list(dict.fromkeys([*judged, main]))
+    parts = []
+    for name in ["all", *dict.fromkeys(row["subset"] for row in rows)]:
+        here = [row for row in rows if name in ("all", row["subset"])]
+        groups = {}
+        for method in methods:
+            own = [row for row in here if row["method"] == method]
+            groups[method] = {"all": group(own, list(dict.fromkeys([*few, *QUALITY])))}
+            for kind in dict.fromkeys(row["type"] for row in here):
+                groups[method][kind] = group([row for row in own if row["type"] == kind], few)
+        parts.append({"name": name, "n": len({row["id"] for row in here}), "groups": groups,
+                      "pairs": differences(here, methods, few)})
+    return parts
+
+
+def is_real(difference: Interval) -> bool | None:
+    """Whether a 95 % interval leaves out zero; None where there is no interval."""
+    _, low, high = difference
+    if low != low:
+        return None
+    return low > 0 or high < 0
+
+
+# ------------------------------------------------------------------------------------------- people
+
+def judge_and_people(rows: list[dict], human: dict) -> list[dict]:
+    """For each column that people rated: the points, and Spearman's rho with its interval."""
+    found = []
+    for column, ratings in human.items():
+        points = []
+        for row in rows:
+            rated = ratings.get((row["id"], row["method"]))
+            if rated is not None and value(row, column) is not None:
+                points.append({"id": row["id"], "method": row["method"],
+                               "judge": value(row, column), "people": rated})
+        rho = correlation([p["judge"] for p in points], [p["people"] for p in points])
+        found.append({"column": column, "points": points, "correlation": rho})
+    return found
 
 
 def win_rates(rankings: list[dict[str, float]],

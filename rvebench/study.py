@@ -43,7 +43,7 @@ def write_study(out: Path, rows: list[dict], names: list[str], n: int, seed: int
         shown = all("TF" in sample["methods"].get(name, {}).get("scores", {}) for name in names)
         return shown and (out / sample["source"]).exists()
 
-    usable = [sample for sample in samples(rows) if has_videos(sample)]
+    usable = [sample for sample in samples(rows, {}) if has_videos(sample)]
     if len(names) < 2 or len(usable) < n:
         raise BadInput(f"--n {n}: {len(usable)} samples have videos of all {len(names)} methods; "
                        f"take fewer samples, and two methods or more")
@@ -181,23 +181,22 @@ def results(folder: Path) -> dict | None:
         return None
     ratings = read_ratings(folder, files)
     rankings, clusters = by_criterion(ratings), clusters_of(ratings)
-    rates = []
-    for criterion, some in rankings.items():
-        for (a, b), rate in win_rates(some, clusters[criterion]).items():
-            if a < b:                                    # b over a is the rest of it
-                rates.append({"criterion": criterion, "a": a, "b": b, "rate": rate})
+    rates = {criterion: win_rates(some, clusters[criterion]) for criterion, some in rankings.items()}
+    shown = [{"criterion": criterion, "a": a, "b": b, "rate": rate}
+             for criterion, found in rates.items() for (a, b), rate in found.items()
+             if a < b]                                   # b over a is the rest of it
     raters = len({row["rater"] for row in ratings})
     ranked = len({row["sample"] for row in ratings})
     share, n = agreement(ratings)
     words = f"People who ranked: {raters}. Samples: {ranked}. Rankings: {len(ratings)}."
     if n:
         words += f" Two people order two edits alike in {share:.0%} of {n} cases; 50 % is chance."
-    return {"raters": raters, "agreement": share, "rankings": rankings, "rates": rates,
-            "words": words, "table": study_table(rankings, clusters)}
+    return {"raters": raters, "agreement": share, "rankings": rankings, "rates": shown,
+            "words": words, "table": study_table(rankings, rates)}
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = Parser(prog="python -m rvebench.study", description=__doc__.partition("\n")[0])
+    parser = Parser(description=__doc__.partition("\n")[0])
     add = parser.add_argument
     add("results", type=Path, help="a folder that rvebench.score has written")
     add("--n", type=positive, default=50, help="samples to rank")

@@ -2,46 +2,45 @@
 
 import csv
 import math
-from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 
 from common.files import BadInput
-from common.intervals import COLUMNS, METHOD, format_interval, interval, paired_difference
-from rvebench import quality
-from rvebench.scores import NO_INTERVAL, correlation, paper_table, win_rates
+from common.intervals import COLUMNS, METHOD, format_interval
+from rvebench.benchmark import QUALITY
+from rvebench.quality import weighted_by_frames
+from rvebench.scores import NO_INTERVAL, paper_table
 
 PAPER = {
     "rave": "Table 1 rave", "icvg": "Table 1 icvg", "literal": "Table 3 Ditto-1M",
     "cross": "Table 2 VIE-Bench"}
 
 
-def tables(rows: list[dict], about: dict, human: dict | None = None) -> tuple[list, list]:
-    """(blocks, charts): for each subset scores, differences, quality; then what is missing.
+def tables(rows: list[dict], about: dict, parts: list[dict], people: list[dict]) -> list:
+    """For each subset scores, differences, quality; then what is missing.
 
-    A block is a text or a table, a list of lines of cells. human: of `read_human`. A chart is
-    (groups, title, top): groups of (type, [(method, mean, low, high), ...]), `top` ends the scale.
+    A block is a text or a table, a list of lines of cells. parts: of scores.summarise; people: of
+    scores.judge_and_people.
     """
-    columns = judged_columns(about)
-    methods = about["methods"]
-    blocks, charts = [f"{about['head']} {METHOD}\n"], []
-    for subset in dict.fromkeys(row["subset"] for row in rows):
-        here = [row for row in rows if row["subset"] == subset]
-        blocks += [f"## {subset}\n", score_table(here, methods, columns)]
-        charts.append(type_chart(here, methods, columns, subset))
+    columns, methods = judged_columns(about), about["methods"]
+    blocks = [f"{about['head']} {METHOD}\n"]
+    for part in parts:
+        if part["name"] == "all":
+            continue
+        here = [row for row in rows if row["subset"] == part["name"]]
+        blocks += [f"## {part['name']}\n", score_table(part, columns)]
         if len(methods) > 1 and columns:
-            blocks += ["The same samples, method by method:\n",
-                       difference_table(here, methods, columns)]
+            blocks += ["The same samples, method by method:\n", difference_table(part, columns)]
         blocks += ["Video quality, 0 to 1, each clip counting once:\n",
-                   quality_table(here, methods, about["labels"])]
+                   quality_table(part, about["labels"])]
         blocks += vbench_weighting(here, methods)
-        if subset in PAPER:
-            blocks += paper_table(PAPER[subset], [*columns, *quality.COLUMNS])
+        if part["name"] in PAPER:
+            blocks += paper_table(PAPER[part["name"]], [*columns, *QUALITY])
     blocks += remarks(rows, about, columns)
-    if human:
-        blocks.append(human_table(rows, human))
-    return blocks + missing_answers(rows) + failures(rows, methods), charts
+    if people:
+        blocks.append(human_table(people))
+    return blocks + missing_answers(rows) + failures(rows, methods)
 
 
 def judged_columns(about: dict) -> list[str]:
@@ -51,82 +50,41 @@ def judged_columns(about: dict) -> list[str]:
     return ["Yes"] if about["judge"] == "vila" else list(COLUMNS)
 
 
-def of_type(rows: list[dict], method: str, kind: str) -> list[dict]:
-    """The rows of a method and a type, or "all"."""
-    return [row for row in rows if row["method"] == method and kind in (row["type"], "all")]
-
-
-def values_of(rows: list[dict], column: str) -> list[float]:
-    """A column of the rows that have it."""
-    return [row[column] for row in rows if not row["failed"] and row[column] is not None]
-
-
-def score_table(rows: list[dict], methods: list[str], columns: list[str]) -> list[list[str]]:
+def score_table(part: dict, columns: list[str]) -> list[list[str]]:
     """A line for each method and type, and one for all of a method: mean [95 % interval]."""
     lines = [["method", "type", "N scored", "N failed", *columns]]
-    for method in methods:
-        for kind in [*dict.fromkeys(row["type"] for row in rows), "all"]:
-            group = of_type(rows, method, kind)
-            failed = sum(bool(row["failed"]) for row in group)
-            cells = [format_interval(interval(values_of(group, column))) for column in columns]
-            lines.append([method, kind, str(len(group) - failed), str(failed), *cells])
+    for method, groups in part["groups"].items():
+        for kind in [*(kind for kind in groups if kind != "all"), "all"]:
+            group = groups[kind]
+            cells = [format_interval(group["scores"][column]) for column in columns]
+            lines.append([method, kind, str(group["scored"]), str(group["failed"]), *cells])
     return lines
 
 
-def type_chart(rows: list[dict], methods: list[str], columns: list[str], subset: str) -> tuple:
-    """(groups, title, top) of the Overall, the VLM's Yes or the flickering, by type and method."""
-    drawn = "TF"
-    if columns:
-        drawn = "Overall" if "Overall" in columns else columns[0]
-    groups = []
-    for kind in [*dict.fromkeys(row["type"] for row in rows), "all"]:
-        bars = []
-        for method in methods:
-            group = of_type(rows, method, kind)
-            if columns:
-                values = values_of(group, drawn)
-            else:
-                values = [row["quality"]["TF"] for row in group if row["quality"]]
-            bars.append((method, *interval(values)))
-        groups.append((kind, bars))
-    return groups, f"{subset}: {drawn}", 10. if columns else 1.
-
-
-def difference_table(rows: list[dict], methods: list[str], columns: list[str]) -> list[list[str]]:
+def difference_table(part: dict, columns: list[str]) -> list[list[str]]:
     """a - b of each two methods, over the samples that both have."""
-    scored = {method: {} for method in methods}
-    for row in rows:
-        if not row["failed"]:
-            scored[row["method"]][row["id"]] = row
     lines = [["difference", "N pairs", *columns]]
-    for a, b in combinations(methods, 2):
-        both = [name for name in scored[a] if name in scored[b]]
-        cells = []
-        for column in columns:
-            pair = [[scored[method][name][column] for name in both] for method in (a, b)]
-            cells.append(format_interval(paired_difference(*pair), "+.2f"))
-        lines.append([f"{a} - {b}", str(len(both)), *cells])
+    for pair in part["pairs"]:
+        cells = [format_interval(pair["differences"][column], "+.2f") for column in columns]
+        lines.append([f"{pair['a']} - {pair['b']}", str(pair["n"]), *cells])
     return lines
 
 
-def quality_table(rows: list[dict], methods: list[str], labels: dict[str, str]) -> list[list[str]]:
+def quality_table(part: dict, labels: dict[str, str]) -> list[list[str]]:
     """VBench's measures, mean [95 % interval] over clips."""
-    lines = [["method", "N", *[labels[column] for column in quality.COLUMNS]]]
-    for method in methods:
-        measured = [row["quality"] for row in rows if row["method"] == method and row["quality"]]
-        cells = []
-        for column in quality.COLUMNS:
-            values = [values[column] for values in measured if column in values]
-            cells.append(format_interval(interval(values), ".3f"))
-        lines.append([method, str(len(measured)), *cells])
+    lines = [["method", "N", *[labels[column] for column in QUALITY]]]
+    for method, groups in part["groups"].items():
+        found = groups["all"]
+        cells = [format_interval(found["scores"][column], ".3f") for column in QUALITY]
+        lines.append([method, str(max(found["n"][column] for column in QUALITY)), *cells])
     return lines
 
 
 def vbench_weighting(rows: list[dict], methods: list[str]) -> list:
     """SC and BC weighted by frames, as VBench's dataset value is; nothing if that is the same."""
-    lengths = {row.get("frames") for row in rows if row["quality"]}
+    lengths = {row["frames"] for row in rows if row["quality"]}
     columns = [column for column in ("SC", "BC") if any(column in row["quality"] for row in rows)]
-    if not columns or len(lengths) < 2 or None in lengths:
+    if not columns or len(lengths) < 2:
         return []
     lines = [["method", *columns]]
     for method in methods:
@@ -134,7 +92,7 @@ def vbench_weighting(rows: list[dict], methods: list[str]) -> list:
         for column in columns:
             clips = [(row["quality"][column], row["frames"]) for row in rows
                      if row["method"] == method and column in row["quality"]]
-            cells.append(f"{quality.weighted_by_frames(clips):.3f}" if clips else "-")
+            cells.append(f"{weighted_by_frames(clips):.3f}" if clips else "-")
         lines.append([method, *cells])
     return ["Clips differ in length. VBench's own dataset value weights them by frames:\n", lines]
 
@@ -171,7 +129,7 @@ def remarks(rows: list[dict], about: dict, columns: list[str]) -> list[str]:
 
 def missing_answers(rows: list[dict]) -> list[str]:
     """How many judgements are missing, in whole or in part, and what can be done about it."""
-    unanswered = sum(row.get("unanswered", 0) for row in rows)
+    unanswered = sum(row["unanswered"] for row in rows)
     refused = sum(len(row["missing"]) for row in rows) - unanswered
     in_part = sum(bool(row["missing"]) and not row["failed"] for row in rows)
     found = []
@@ -255,30 +213,21 @@ def check_human(ratings: dict[str, dict], edits: set[tuple[str, str]], path: str
                    f"are {ours}: correct the columns id and method")
 
 
-def human_table(rows: list[dict], human: dict) -> list[list[str]]:
+def human_table(people: list[dict]) -> list[list[str]]:
     """How well the judge agrees with people."""
     lines = [["judge and people", "N", "Spearman"]]
-    for column, ratings in human.items():
-        pairs = []
-        for row in rows:
-            key = row["id"], row["method"]
-            if key in ratings and row[column] is not None and not row["failed"]:
-                pairs.append((row[column], ratings[key]))
-        rho = correlation(*zip(*pairs)) if pairs else NO_INTERVAL
-        lines.append([column, str(len(pairs)), format_interval(rho)])
+    for found in people:
+        rho = format_interval(found["correlation"])
+        lines.append([found["column"], str(len(found["points"])), rho])
     return lines
 
 
-def study_table(rankings: dict[str, list],
-                clusters: dict[str, list] | None = None) -> list[list[str]]:
+def study_table(rankings: dict[str, list], rates: dict[str, dict]) -> list[list[str]]:
     """Win rates of each criterion's rankings, a line for each ordered pair of methods.
 
-    clusters: (rater, sample) of each ranking, by criterion, for intervals that draw both anew.
+    rates: {criterion: of scores.win_rates}.
     """
     lines = [["wins over", "N", *rankings]]
-    rates = {}
-    for criterion, some in rankings.items():
-        rates[criterion] = win_rates(some, clusters[criterion] if clusters else None)
     for pair in dict.fromkeys(pair for found in rates.values() for pair in found):
         counts = [sum(set(pair) <= set(ranks) for ranks in some) for some in rankings.values()]
         cells = [format_interval(found.get(pair, NO_INTERVAL), ".0%") for found in rates.values()]

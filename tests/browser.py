@@ -1,23 +1,29 @@
 """A headless Chromium for the tests of pages; they are skipped where there is none."""
 
+import shutil
 import time
 from contextlib import contextmanager
 
 import pytest
 
-from common.files import BadInput
-
 
 @pytest.fixture(scope="session")
 def one_browser(tmp_path_factory):
     """The one browser of a session; it downloads into a folder, browser.down."""
-    pytest.importorskip("selenium.webdriver")
-    from rvebench.bench import start_browser
+    webdriver = pytest.importorskip("selenium.webdriver")
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    driver = shutil.which("chromedriver")
+    if not (chromium and driver):
+        pytest.skip("there is no Chromium with its driver (Debian: apt install chromium-driver)")
     folder = tmp_path_factory.mktemp("down")
-    try:
-        browser = start_browser(**{"download.default_directory": str(folder)})
-    except BadInput as error:
-        pytest.skip(str(error))
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+                 "--window-size=1300,900"):
+        options.add_argument(flag)
+    options.add_experimental_option("prefs", {"download.default_directory": str(folder)})
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
     browser.down = folder
     yield browser
     browser.quit()
@@ -35,6 +41,19 @@ def until(browser, script, seconds=60):
     """The value of a script once it is true."""
     from selenium.webdriver.support.ui import WebDriverWait
     return WebDriverWait(browser, seconds).until(lambda b: b.execute_script(f"return {script}"))
+
+
+def text(browser, selector):
+    """What is seen of an element."""
+    return browser.find_element("css selector", selector).text
+
+
+def texts(browser, selector):
+    return [element.text for element in browser.find_elements("css selector", selector)]
+
+
+def click(browser, selector):
+    browser.find_element("css selector", selector).click()
 
 
 def downloaded(browser, name):
@@ -62,9 +81,9 @@ def press(browser, *keys):
 def screen(browser, width, scheme):
     """A screen of this width, in light or dark."""
     features = [{"name": "prefers-color-scheme", "value": scheme}]
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride",
-                            {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500})
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     try:
         yield
     finally:
@@ -74,20 +93,26 @@ def screen(browser, width, scheme):
 
 # Texts that are seen, and their contrast, where it is below 4.5 : 1 (WCAG AA).
 LOW_CONTRAST = r"""
-    const light = rgb => { const [r, g, b] = rgb.map(x => { x /= 255;
-      return x <= .03928 ? x / 12.92 : ((x + .055) / 1.055) ** 2.4 });
-      return .2126 * r + .7152 * g + .0722 * b };
+    const channel = x => (x /= 255) <= .03928 ? x / 12.92 : ((x + .055) / 1.055) ** 2.4;
+    const light = ([r, g, b]) =>
+      .2126 * channel(r) + .7152 * channel(g) + .0722 * channel(b);
     const rgb = text => text.match(/[\d.]+/g).map(Number);
-    const ground = e => { for (; e; e = e.parentElement) {
-      const c = rgb(getComputedStyle(e).backgroundColor); if (c.length == 3 || c[3] == 1) return c.slice(0, 3) }
-      return [255, 255, 255] };
+    const ground = e => {
+      for (; e; e = e.parentElement) {
+        const c = rgb(getComputedStyle(e).backgroundColor);
+        if (c.length == 3 || c[3] == 1) return c;
+      }
+      return [255, 255, 255];
+    };
     const found = [];
     for (const e of document.querySelectorAll('body *')) {
       const own = [...e.childNodes].some(n => n.nodeType == 3 && n.data.trim());
       if (!own || !e.checkVisibility() || e.closest('script, svg, option')) continue;
-      const [a, b] = [light(rgb(getComputedStyle(e).color).slice(0, 3)), light(ground(e))].sort((x, y) => y - x);
-      if ((a + .05) / (b + .05) < 4.5) found.push([e.outerHTML.slice(0, 90), (a + .05) / (b + .05)]) }
-    return found
+      const both = [light(rgb(getComputedStyle(e).color)), light(ground(e))];
+      const contrast = (Math.max(...both) + .05) / (Math.min(...both) + .05);
+      if (contrast < 4.5) found.push([e.outerHTML.slice(0, 90), contrast]);
+    }
+    return found;
 """
 
 
@@ -95,3 +120,7 @@ def check_readable(browser, width):
     """Every text has enough contrast, and nothing but tables is wider than the screen."""
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
     assert browser.execute_script(LOW_CONTRAST) == []
+    unnamed = """
+        return [...document.querySelectorAll('video, svg, button, select, input, textarea')].filter(
+            x => x.checkVisibility() && !(x.ariaLabel || x.labels?.length || x.textContent))"""
+    assert browser.execute_script(unnamed) == []         # a screen reader can name all of it

@@ -348,6 +348,7 @@ def test_an_endpoint_that_knows_less_is_asked_more_plainly(refuses, status, dial
     ((400, {"error": {"message": "no pictures here"}}), "no pictures here"),
     ((422, {"error": {"message": "no pictures here"}}), "no pictures here"),
     (b"<html><h1>Welcome</h1> to a web page</html>", "Welcome to a web page"),
+    ((400, {"error": "no such thing"}), "error 400: no such thing"),
     (b'{"error": {"message": "quota of the day"}}', "quota of the day")])
 def test_the_first_questions_all_fail(said, words, tmp_path):
     with Endpoint(lambda body, n: said) as server:
@@ -356,6 +357,28 @@ def test_the_first_questions_all_fail(said, words, tmp_path):
             client.ask([question(str(i)) for i in range(50)])
         assert len({text_of(body) for body in server.requests}) <= ask.HANDFUL + 1
     assert rows(tmp_path / "r.jsonl") == []              # an error is never kept
+
+
+def test_the_limit_of_a_day_says_so(tmp_path):
+    with Endpoint(lambda body, n: (429, {"error": {"message": "1000 a day"}})) as server:
+        client = Client(tmp_path / "r.jsonl", "m", server.url, workers=1, tries=1)
+        with pytest.raises(BadInput, match="1000 a day.*wait until the account's limit is renewed"):
+            client.ask([question(str(i)) for i in range(9)])
+
+
+@pytest.mark.parametrize("variable", ["ALL_PROXY", "https_proxy"])
+def test_a_proxy_that_is_not_understood_is_named(variable, tmp_path, monkeypatch):
+    monkeypatch.setenv(variable, "socks5h://localhost:9")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with pytest.raises(BadInput, match=f"{variable}: cannot be used .*; give an http:// proxy"):
+        Client(tmp_path / "r.jsonl", "m", "http://127.0.0.1:9/v1").ask([question("a")])
+
+
+def test_an_answer_in_parts(tmp_path):
+    parts = [{"type": "text", "text": '{"n":'}, {"type": "text", "text": " 3}"}]
+    message = {"message": {"role": "assistant", "content": parts}}
+    with Endpoint(lambda body, n: message) as server:
+        assert Client(tmp_path / "r.jsonl", "m", server.url).ask([question("a")]) == [3]
 
 
 def test_an_error_with_status_200_is_no_reply(tmp_path, monkeypatch):

@@ -101,13 +101,15 @@ def test_the_two_questions(bench):
 
 @pytest.mark.parametrize("reply, words", [
     ('{"reason": "r", "EA": 11, "PC": 3}', "EA is 11"), ('{"reason": "r", "EA": -0.5, "PC": 3}', "EA is -0.5"),
-    ('{"reason": "r", "EA": "seven", "PC": 3}', 'EA is "seven"'), ('{"reason": "r", "EA": true, "PC": 3}', "EA is true"),
+    ('{"reason": "r", "EA": "seven", "PC": 3}', 'EA is "seven"'), ('{"reason": "r", "EA": "11", "PC": 3}', "EA is 11"),
+    ('{"reason": "r", "EA": true, "PC": 3}', "EA is true"),
     ('{"reason": "r", "EA": NaN, "PC": 3}', "EA is NaN"), ('{"reason": "r", "EA": 3}', "PC is null"),
     ('{"EA": 3, "PC": 3}', "no reason"), ("7", "no JSON object"), ("seven", "not JSON")])
 def test_what_is_no_score(reply, words):
     with pytest.raises(ValueError, match=words):
         judge.validator(("EA", "PC"))(reply)
     good = '{"reason": "r", "EA": 0, "PC": 10}'
+    assert judge.validator(("EA",))('{"reason": "r", "EA": "7.5"}')["EA"] == 7.5
     assert judge.validator(("EA", "PC"))(good) == {"EA": 0, "PC": 10, "reason": "r", "reply": good}
 
 

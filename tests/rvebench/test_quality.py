@@ -13,8 +13,8 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 from rvebench import quality
 from common.files import BadInput
 from common.video import from_bytes
-from rvebench.quality import (feature_consistency, middle_frames, motion_smoothness,
-                              temporal_flickering, text_consistency)
+from rvebench.quality import (feature_consistency, middle_frames, temporal_flickering,
+                              text_consistency)
 
 
 def flat(*values):
@@ -48,17 +48,6 @@ def test_feature_consistency_by_hand():
     for bad in (f(0), f(0, math.nan)):
         with pytest.raises(ValueError):
             feature_consistency(bad)
-
-
-def test_motion_smoothness_by_hand():
-    mean = lambda a, b: (a + b) / 2
-    assert motion_smoothness(flat(0, 10, 20, 30, 40), mean) == 1
-    assert motion_smoothness(flat(0, 40, 20), mean) == (255 - 30) / 255
-    assert motion_smoothness(flat(0, 40, 20, 30, 40), mean) == (255 - 15) / 255
-    assert motion_smoothness(flat(0, 10, 20, 255), mean) == 1                              # nothing comes after the last
-    assert motion_smoothness(flat(0, 40, 20), lambda a, b: a) == (255 - 40) / 255
-    with pytest.raises(ValueError):
-        motion_smoothness(flat(0, 1), mean)
 
 
 def test_text_consistency_and_frames_by_hand():
@@ -229,6 +218,9 @@ def test_the_vbench_package(tmp_path, capsys):
     capsys.readouterr()
     assert quality.vbench_results(tmp_path / "vbench") == {("ours", "one"): {"SC": .7}}
     assert re.search(f"2026-01-03.*: MS of {video} is nan: left out", capsys.readouterr().err)
+    write("2026-01-04", motion_smoothness=[97.5, [{"video_path": video, "video_results": 97.5}]])
+    with pytest.raises(BadInput, match=f"2026-01-04.*: MS of {video} is 97.5, and no measure is"):
+        quality.vbench_results(tmp_path / "vbench")
     write("2026-01-03", motion_smoothness=.8)
     with pytest.raises(BadInput, match="is no result of vbench"):
         quality.vbench_results(tmp_path / "vbench")

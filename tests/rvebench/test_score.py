@@ -20,13 +20,14 @@ from rvebench import judge, score
 from rvebench.ask import Missing
 from rvebench.export_world import export_world
 from rvebench.score import score_row
-from rvebench.tables import judge_variance, read_human, study_table, tables
+from rvebench.tables import judge_variance, judged_columns, read_human, study_table, tables
 from common.files import BadInput
 from common.video import read_pixels, write_video
 from endpoint import Endpoint
 from rvebench.quality import temporal_flickering
 from common.intervals import COLUMNS, interval
-from rvebench.scores import as_markdown, correlation, win_rates
+from rvebench.scores import (as_markdown, correlation, judge_and_people, summarise,
+                             win_rates)
 
 SCRIPT = Path(score.__file__)
 ROOT = SCRIPT.parents[1]
@@ -94,8 +95,13 @@ def test_ratings_of_people(tmp_path):
 def table_row(id, method, ea=None, failed=None, type="Temporal Reasoning", frames=9, **quality):
     """A row of scores.jsonl."""
     return {"id": id, "method": method, "subset": "rave", "type": type, "failed": failed, "missing": [],
-            "repeats": [], "source": f"source/{id}.mp4", "video": f"{method}/{id}.mp4", "quality": quality,
+            "repeats": [], "unanswered": 0, "source": f"source/{id}.mp4", "video": f"{method}/{id}.mp4", "quality": quality,
             "frames": frames, **dict.fromkeys((*COLUMNS, "Yes")), "EA": ea, "Overall": ea}
+
+
+def tables_of(rows, about, human=None):
+    parts = summarise(rows, about["methods"], judged_columns(about))
+    return tables(rows, about, parts, judge_and_people(rows, human or {}))
 
 
 ABOUT = {"head": "h", "judge": "openai", "repeat": 1, "methods": ["a", "b"], "why": {"MS": "give it"},
@@ -106,7 +112,7 @@ def test_tables_by_hand():
     rows = [table_row("1", "a", 6, TF=.5), table_row("2", "a", 8, TF=.7), table_row("1", "b", 5, TF=.1),
             table_row("2", "b", failed="gone <x>"), table_row("3", "a", 1, type="Spatial Reasoning"),
             table_row("3", "b", 3, type="Spatial Reasoning")]
-    blocks, charts = tables(rows, ABOUT, {"EA": {("1", "a"): 3, ("2", "a"): 4, ("3", "a"): 1, ("9", "a"): 1}})
+    blocks = tables_of(rows, ABOUT, {"EA": {("1", "a"): 3, ("2", "a"): 4, ("3", "a"): 1, ("9", "a"): 1}})
     text = as_markdown(blocks)
     assert [c[1:5] for c in cells(text, "a")][:3] == [
         ["Temporal Reasoning", "2", "0", "7.00"], ["Spatial Reasoning", "1", "0", "1.00"], ["all", "3", "0", "5.00"]]
@@ -116,12 +122,10 @@ def test_tables_by_hand():
     assert cells(text, "a")[3] == ["a", "2", "0.600"] + ["-"] * 5                          # quality
     assert "none below 5" in text                        # why so few samples have no interval
     assert "Empty columns: MS: give it." in text and "b: 1 of 3 failed and are not scored:\n\n- 2: gone <x>\n" in text
-    (groups, title, top), = charts
-    assert (title, top) == ("rave: Overall", 10) and dict(groups)["all"][0][:2] == ("a", 5)
     assert cells(text, "EA") == [["EA", "3", "1.00 [1.00, 1.00]"]]                         # judge and people
     assert cells(text, "ReViSE")[0][:6] == ["ReViSE", "6.1605", "5.4086", "6.6185", "7.3123", "4.6689"]
     assert "another judge" in text and "other data" in text
-    other = as_markdown(tables([{**r, "subset": "mine"} for r in rows], ABOUT)[0])
+    other = as_markdown(tables_of([{**r, "subset": "mine"} for r in rows], ABOUT))
     assert "| ReViSE" not in other                       # the paper has no such subset
 
 
@@ -137,7 +141,7 @@ def test_intervals_of_few_samples():
         covered = [low <= 1 <= high for _, low, high in (interval(rng.normal(1, 2, n)) for _ in range(400))]
         assert .92 <= np.mean(covered) <= .98, n
     rows = [table_row(str(k), "a", v) for k, v in enumerate(x)]
-    line, = [c for c in cells(as_markdown(tables(rows, {**ABOUT, "methods": ["a"]})[0]), "a") if c[1] == "all"]
+    line, = [c for c in cells(as_markdown(tables_of(rows, {**ABOUT, "methods": ["a"]})), "a") if c[1] == "all"]
     assert line[4] == f"5.60 [{low:.2f}, {high:.2f}]"
 
 
@@ -150,22 +154,22 @@ def test_clips_of_different_lengths_are_weighted_as_vbench_does():
             similarity, count = similarity + value, count + 1
     rows = [table_row(name, "a", 5, frames=len(values) + 1, SC=float(np.mean(values)), TF=1.)
             for name, values in clips.items()]
-    text = as_markdown(tables(rows, {**ABOUT, "methods": ["a"]})[0])
+    text = as_markdown(tables_of(rows, {**ABOUT, "methods": ["a"]}))
     assert f"{similarity / count:.3f}" == "0.125" and ["a", "0.125"] in cells(text, "a")
     assert ["a", "2", "1.000", "0.275"] in [c[:4] for c in cells(text, "a")]               # each clip once
-    same = as_markdown(tables([{**row, "frames": 9} for row in rows], {**ABOUT, "methods": ["a"]})[0])
+    same = as_markdown(tables_of([{**row, "frames": 9} for row in rows], {**ABOUT, "methods": ["a"]}))
     assert "weights them by frames" in text and "weights them by frames" not in same
 
 
 def test_what_is_missing_is_told_apart():
     late = {**table_row("1", "a", failed="judge: error 503"), "missing": ["error 503", "error 503"], "unanswered": 2}
     cut = {**table_row("2", "a", 5), "missing": ["quality: truncated"], "unanswered": 0}
-    text = as_markdown(tables([late, cut], ABOUT)[0])
+    text = as_markdown(tables_of([late, cut], ABOUT))
     assert re.search("1 judgements are missing: refused, cut off.*--judge-tokens", text)
     assert "2 judgements are missing, for the endpoint did not answer" in text
     assert "1 edits are judged in part" in text
     assert "--references" in text                        # PC of a video in which nothing was changed
-    idle = as_markdown(tables([{**cut, "video": cut["source"]}], ABOUT)[0])
+    idle = as_markdown(tables_of([{**cut, "video": cut["source"]}], ABOUT))
     assert "by construction" not in idle
 
 
@@ -178,7 +182,7 @@ def test_win_rates_by_hand():
     mean, low, high = win_rates([dict(a=1, b=2)] * 50 + [dict(a=2, b=1)] * 50)["a", "b"]
     assert mean == .5 and low == pytest.approx(.4, abs=.011) and high == pytest.approx(.6, abs=.011)   # binomial
     assert win_rates([]) == {}
-    lines = study_table({"X": ranks[:1], "Y": []})
+    lines = study_table({"X": ranks[:1], "Y": []}, {"X": win_rates(ranks[:1]), "Y": {}})
     assert lines[0] == ["wins over", "N", "X", "Y"] and ["c over a", "1", "0%", "-"] in lines
 
 
@@ -201,7 +205,7 @@ def test_rankings_of_the_same_people_and_samples_hang_together():
     assert mean == .5 and (low, high) == pytest.approx((.5 - half, .5 + half), abs=.05)
     few = win_rates(rankings[:40], clusters[:40])["a", "b"]
     assert few[0] == .5 and math.isnan(few[1])           # four samples
-    lines = study_table({"X": rankings}, {"X": clusters})
+    lines = study_table({"X": rankings}, {"X": win_rates(rankings, clusters)})
     assert re.fullmatch(r"50% \[\d\d%, \d\d%\]", lines[1][2])
 
 
@@ -337,6 +341,13 @@ def test_a_service_that_answers_as_they_do(bench, tmp_path, monkeypatch):
         assert [set(repeat) for repeat in one["repeats"]] == [{"GN", "GR"}] * 3 and len(one["missing"]) == 3
         run(*flags, "--base-url", server.url, "--out", tmp_path / "twice", "--repeat", 2, "--n", 1)
         assert "The judge's own variance, between 2 judgements" in (tmp_path / "twice/table.md").read_text()
+
+
+def test_where_nothing_is_scored_one_line_says_why(bench, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SystemExit, match="nothing was scored: .*there is no such video"):
+        run(bench / "bench.jsonl", "--videos", f"a={tmp_path / 'empty'}", "--out", tmp_path / "out")
+    assert "a: 4 of 4 failed" in (tmp_path / "out/table.md").read_text()
 
 
 def test_the_dry_run_asks_nothing(bench, tmp_path, capsys, monkeypatch):
