@@ -50,7 +50,8 @@ from common.files import (BadInput, Parser, atomic_write, check_writable, markdo
 from common.plots import pyplot, save_figure
 from critic import DECODE, SYSTEM, THINK, Critic
 from data import Batch
-from model import PRESETS, UnifiedModel, load_model
+from model import UnifiedModel, load_model
+from presets import PRESETS
 from tiny import world
 from tiny.tokenizer import make_tokenizer
 from train import uso_step

@@ -27,20 +27,19 @@ from pathlib import Path
 import common  # noqa: F401              before what takes seconds to load: Ctrl-C is a line
 import torch
 import torch.nn.functional as F
-from transformers import DynamicCache
 
 from common.files import (BadInput, Parser, at_least_0, between, check_writable,
                           run_script)
 from common.plots import pyplot, save_figure
 from data import Batch, gate
-from model import SHORT_CHAT, UnifiedModel, add_noise, chat, load_model
+from model import UnifiedModel, add_noise, load_model
+from presets import SHORT_CHAT
+from vlm import ASSISTANT_TURN, USER_TURN, Prefix, chat
 
 SYSTEM = ("Judge the edit : accuracy , it does what the instruction implies ; "
           "preservation , the rest is kept ; naturalness , it moves smoothly ; "
           "realism , no noise . Say Yes only if all four hold , else No .")
 SOURCE, EDITED, VERDICT = "Source :", "Edited :", "Verdict : "
-USER_TURN = "<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n"
-ASSISTANT_TURN = "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
 THINK = ("expect", "full", "none")
 DECODE = ("alone", "exact")
 
@@ -158,7 +157,7 @@ class Critic:
         if self.think == "full":
             rows = [[*row[:-1], EDITED, self.shown(s, e), row[-1]]
                     for row, s, e in zip(rows, seen, self.vlm.see(edited))]
-        texts = write(self.vlm, rows, limit)
+        texts = self.vlm.write(rows, limit)
         return [text.split(VERDICT.strip())[0].strip().rstrip(".").strip() for text in texts]
 
     # ---- the prompt
@@ -199,43 +198,6 @@ def pairs(source: torch.Tensor, edited: torch.Tensor) -> torch.Tensor:
     fifty apart.
     """
     return torch.stack([source, edited], 1).flatten(0, 1)
-
-
-@torch.no_grad()
-def write(vlm, rows: list[list], limit: int) -> list[str]:
-    """What the VLM writes after each row, greedily, to the end of its turn or `limit` tokens."""
-    embeddings, mask = vlm.join(rows)
-    cache, written = DynamicCache(), []
-    done = torch.zeros(len(rows), dtype=torch.bool, device=mask.device)
-    stop = vlm.tokenizer.convert_tokens_to_ids("<|eot_id|>")
-    for _ in range(limit):
-        token = vlm.read(embeddings, mask, cache, last=True).logits[:, -1].argmax(-1)      # (B,)
-        token = torch.where(done, stop, token)
-        done |= token == stop
-        if done.all():
-            break
-        written.append(token)
-        embeddings = vlm.llm.get_input_embeddings()(token[:, None])     # (B, 1, D)
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-    if not written:
-        return [""] * len(rows)
-    texts = []
-    for ids in torch.stack(written, 1).tolist():
-        if stop in ids:
-            ids = ids[:ids.index(stop)]
-        texts.append(vlm.tokenizer.decode(ids))
-    return texts
-
-
-class Prefix(DynamicCache):
-    """A key-value cache that takes no more once `closed`: so a layer can be run a second time."""
-    closed = False
-
-    def update(self, key_states, value_states, layer_idx, *args, **named):
-        if not self.closed:
-            return super().update(key_states, value_states, layer_idx, *args, **named)
-        layer = self.layers[layer_idx]
-        return torch.cat([layer.keys, key_states], -2), torch.cat([layer.values, value_states], -2)
 
 
 # --------------------------------------------------------------------- one reflection, as a picture

@@ -10,8 +10,7 @@ Eq. 2   x_t = (1 - t) x_0 + t eps, velocity eps - x_0            add_noise, velo
 Built from the classes of transformers and diffusers; ours are the connector's three small modules.
 One code path for both sizes: a `Preset` holds nothing but sizes, ids and named switches.
 
-Left out of the paper: the VLM's image *generation* head (ReViSE never calls it); VILA's audio and
-multi-image modes.
+Left out of the paper: the VLM's image *generation* head (ReViSE never calls it).
 
 Axis letters: B batch, F frames, C channels, H W pixels, f h w latent frames and sides, T tokens, D
 width.
@@ -24,7 +23,7 @@ import os
 import re
 import shutil
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -38,10 +37,12 @@ from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanTransformer3
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import (AutoTokenizer, LlamaConfig, LlamaForCausalLM, SiglipVisionConfig,
-                          SiglipVisionModel, UMT5Config, UMT5EncoderModel)
+from transformers import (AutoTokenizer, LlamaForCausalLM, SiglipVisionModel, UMT5Config,
+                          UMT5EncoderModel)
 
 from common.files import BadInput, Parser, run_script
+from presets import PRESETS, Preset
+from vlm import VILA, chat
 
 # nn.Transformer says so of norm_first
 warnings.filterwarnings("ignore", message="enable_nested_tensor is True")
@@ -53,123 +54,6 @@ diffusers.utils.logging.disable_progress_bar()
 if not torch.cuda.is_available():  # the faster kernels of a CPU: 1.5 times as many steps
     torch.set_float32_matmul_precision("medium")         # oneDNN's matrix products
     torch.backends.cuda.enable_flash_sdp(False)          # this switch is not CUDA's alone
-
-
-# ------------------------------------------------------------------------------------------ presets
-
-@dataclass(frozen=True)
-class ChatWords:
-    """The words of Eq. 1's chat: system sentence; frames, prefix, instruction; answer."""
-    system: str
-    prefix: str                         # between the frames' tokens and the instruction
-    answer: str                         # the condition ends with its states
-
-
-GENERATE = "You are a helpful assistant that edits videos."
-SHORT_CHAT = ChatWords(GENERATE, "", "[GEN_VID]")
-VILA_CHAT = ChatWords(
-    "You are a helpful language and vision assistant. You are able to understand the visual "
-    "content that the user provides, and assist the user with a variety of tasks using natural "
-    "language.",
-    "<video>\n", "[GEN_VID]<|end_of_text|>")
-
-
-@dataclass(frozen=True)
-class Preset:
-    """Sizes and named switches of one model. The `dict`s go to the library classes as they are."""
-    name: str
-    frames: int                         # pixel frames of a clip: 4 k + 1
-    height: int
-    width: int
-    vlm_frames: int                     # K: the frames that the VLM sees, evenly spaced
-    vlm_size: int                       # they are resized to a square of this many pixels
-    siglip: dict
-    llama: dict
-    t5: dict
-    vae: dict
-    dit: dict
-    ar_width: int                       # ARHead
-    ar_layers: int
-    ar_heads: int
-    adapter_layers: int                 # Adapter
-    adapter_heads: int
-    adapter_queries: int
-    visual_kernel: int                  # side of the visual context adapter's patches, in latents
-    visual_width: int
-    context_length: int                 # the context is padded with zeros to this, and never cut
-    text_length: int                    # longest T5 sequence
-    ar_queries: int = 4
-    chat: ChatWords = SHORT_CHAT        # in which the VLM reads source and instruction
-    patches_by_column: bool = False     # a frame's tokens run down its columns, as VILA's do
-    source_beside_noise: bool = False   # source latents beside x_t on the channel axis
-    source_added: bool = False          # source latents added to x_t: their use_visual_as_input
-    visual_position: bool = False       # a learned position for each visual token, not theirs
-    visual_eps: float = 1e-5            # of the visual context adapter's layer norms
-    frame_stride: int | None = None     # of a clip in its video; None: spread over the whole video
-    whole_view: bool = False            # the VLM's condition sees frames before they are cropped
-    use_vlm: bool = True                # off: the VLM's states are zeros (an ablation)
-    shift: float = 3.0                  # flow shift at inference
-    sampler: str = "euler"              # or "unipc"
-    sample_steps: int = 12
-    guidance: float = 1.0               # g in c + g (c - uncond); 0 is none
-    first_frame: bool = False           # h is of the source's first frame only, as the authors' is
-    guidance_from: str = "cond"         # guided v = c + g (c - u); "uncond": u + g (c - u)
-    order: tuple[str, ...] = ("img", "ipl", "prp")   # of the context: source, VLM, T5 states
-    bf16: bool = False                  # frozen parts, and products under autocast; G is float32
-    paired: bool = False                # the critic sees an edit's token after the source's
-    decode: str = "exact"               # the critic's K frames, see critic.decode_frames
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int, int]:
-        """(C, f, h, w) of one clip's latents."""
-        side = self.vae["scale_factor_spatial"]
-        frames = (self.frames - 1) // 4 + 1
-        return self.vae["z_dim"], frames, self.height // side, self.width // side
-
-
-PRESETS = {
-    "tiny": Preset(
-        name="tiny", frames=9, height=32, width=32, vlm_frames=3, vlm_size=32,
-        siglip=dict(hidden_size=128, intermediate_size=256, num_hidden_layers=4,
-                    num_attention_heads=4, image_size=32, patch_size=4, vision_use_head=False),
-        llama=dict(hidden_size=128, intermediate_size=256, num_hidden_layers=7,
-                   num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=512,
-                   vocab_size=1024, tie_word_embeddings=True),
-        t5=dict(d_model=128, d_kv=32, d_ff=128, num_layers=2, num_heads=4, vocab_size=1024,
-                dropout_rate=0.0),
-        vae=dict(base_dim=16, z_dim=16, dim_mult=[1, 2, 4], num_res_blocks=1,
-                 temperal_downsample=[True, True], scale_factor_spatial=4,
-                 latents_mean=[0.] * 16, latents_std=[1.] * 16),
-        dit=dict(patch_size=(1, 2, 2), num_attention_heads=4, attention_head_dim=48,
-                 in_channels=32, out_channels=16, text_dim=128, freq_dim=128, ffn_dim=352,
-                 num_layers=5),
-        ar_width=64, ar_layers=1, ar_heads=4,
-        adapter_layers=1, adapter_heads=4, adapter_queries=4,
-        visual_kernel=2, visual_width=128, context_length=128, text_length=48,
-        source_beside_noise=True, visual_position=True, paired=True, decode="alone"),
-    "wan1.3b": Preset(
-        name="wan1.3b", frames=17, height=352, width=640, vlm_frames=8, vlm_size=384,
-        siglip=dict(hidden_size=1152, intermediate_size=4304, num_hidden_layers=27,
-                    num_attention_heads=16, image_size=384, patch_size=14, vision_use_head=False),
-        llama=dict(hidden_size=4096, intermediate_size=14336, num_hidden_layers=32,
-                   num_attention_heads=32, num_key_value_heads=8, max_position_embeddings=8192,
-                   vocab_size=128256, rope_theta=500000.0, rms_norm_eps=1e-5),
-        t5=dict(d_model=4096, d_kv=64, d_ff=10240, num_layers=24, num_heads=64,
-                vocab_size=256384, feed_forward_proj="gated-gelu", tie_word_embeddings=False),
-        vae=dict(base_dim=96, z_dim=16, dim_mult=[1, 2, 4, 4], num_res_blocks=2,
-                 temperal_downsample=[False, True, True], scale_factor_spatial=8),
-        dit=dict(patch_size=(1, 2, 2), num_attention_heads=12, attention_head_dim=128,
-                 in_channels=16, out_channels=16, text_dim=4096, freq_dim=256, ffn_dim=8960,
-                 num_layers=30),
-        ar_width=1152, ar_layers=4, ar_heads=8,
-        adapter_layers=4, adapter_heads=8, adapter_queries=256,
-        visual_kernel=4, visual_width=1536, visual_eps=1e-6,
-        # 384 fit beside 1,100 visual and 1,024 adapter tokens; T5 itself could read 512
-        context_length=2560, text_length=384,
-        shift=5.0, sampler="unipc", sample_steps=40, guidance=3.0,
-        frame_stride=1, whole_view=True,
-        chat=VILA_CHAT, first_frame=True, patches_by_column=True, bf16=True),
-}
 
 
 # ------------------------------------------------------------------------------------ flow matching
@@ -231,119 +115,6 @@ def unipc(velocity, x: torch.Tensor, steps: int, shift: float, progress=list) ->
         v = velocity(x, timestep.item() / scheduler.config.num_train_timesteps)
         x = scheduler.step(v, timestep, x).prev_sample
     return x
-
-
-# ------------------------------------------------------------------------------------------ the VLM
-
-class DownsampleProjector(nn.Module):
-    """VILA's `mlp_downsample`: 2x2 neighbouring patches become one token.
-
-    (N, S*S, D) -> (N, ceil(S/2)^2, D'). by_column: the tokens run down the picture's columns
-    instead of along its rows, as VILA's own do.
-    """
-
-    def __init__(self, vision_width: int, width: int, by_column: bool = False):
-        super().__init__()
-        self.by_column = by_column
-        self.layers = nn.Sequential(
-            nn.LayerNorm(4 * vision_width),
-            nn.Linear(4 * vision_width, width),
-            nn.GELU(),
-            nn.Linear(width, width))
-
-    def forward(self, x):
-        n, patches, d = x.shape
-        s = int(patches ** .5)
-        x = x.view(n, s, s, d)
-        x = F.pad(x, (0, 0, 0, s % 2, 0, s % 2))                             # odd sides: zeros
-        s = x.shape[1] // 2
-        x = x.view(n, s, 2, s, 2, d).transpose(2, 3)                         # (N, s, s, 2, 2, D)
-        if self.by_column:
-            x = x.transpose(1, 2)
-        return self.layers(x.reshape(n, s * s, 4 * d))
-
-
-class VILA(nn.Module):
-    """SigLIP -> projector -> Llama. Sees frames, reads and writes text; frozen once taught."""
-
-    def __init__(self, siglip: dict, llama: dict, frames: int, size: int, by_column: bool = False):
-        super().__init__()
-        self.frames, self.size = frames, size
-        self.vision_tower = SiglipVisionModel(SiglipVisionConfig(**siglip))
-        self.mm_projector = DownsampleProjector(siglip["hidden_size"], llama["hidden_size"],
-                                                by_column)
-        self.llm = LlamaForCausalLM(LlamaConfig(**llama))
-        self.tokenizer = None                            # set by load or training
-
-    def pick(self, video: torch.Tensor) -> torch.Tensor:
-        """K frames of a clip (B, F, 3, H, W), evenly spaced, the first and the last among them."""
-        n = min(self.frames, video.shape[1])
-        return video[:, torch.linspace(0, video.shape[1] - 1, n).round().long().to(video.device)]
-
-    def resize(self, frames: torch.Tensor) -> torch.Tensor:
-        """Frames (N, 3, H, W) as the VLM sees them: squares of its size, whatever their shape."""
-        if frames.shape[-2:] == (self.size, self.size):
-            return frames
-        return F.interpolate(frames, (self.size, self.size), mode="bicubic", antialias=True,
-                             align_corners=False)
-
-    def patches(self, frames: torch.Tensor) -> torch.Tensor:
-        """Patch features of frames (N, 3, H, W) in [-1, 1]: (N, S*S, D), SigLIP's last but one.
-
-        Differentiable in the pixels. SigLIP wants (x - 0.5) / 0.5 of x in [0, 1]: that is [-1, 1]
-        again.
-        """
-        frames = self.resize(frames)
-        return self.vision_tower(frames, output_hidden_states=True).hidden_states[-2]
-
-    def see(self, video: torch.Tensor) -> torch.Tensor:
-        """Tokens of K frames picked from a clip (B, F, 3, H, W) in [-1, 1]: (B, K*tokens, D)."""
-        frames = self.pick(video)                                            # (B, K, 3, H, W)
-        tokens = self.mm_projector(self.patches(frames.flatten(0, 1)))       # (B*K, S*S, D)
-        return tokens.unflatten(0, frames.shape[:2]).flatten(1, 2)
-
-    def words(self, text: str) -> torch.Tensor:
-        """Embeddings (T, D) of a text; special tokens in it are read as such."""
-        ids = self.tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids[0]
-        return self.llm.get_input_embeddings()(ids.to(self.llm.device))
-
-    def join(self, rows: list[list[torch.Tensor | str]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rows of texts and vision tokens -> embeddings (B, T, D), mask (B, T), padded on the left.
-
-        On the left, so that the last position is the one to read in every row. Raises ValueError
-        where a row is longer than the VLM can read.
-        """
-        joined = []
-        for row in rows:
-            parts = [self.words(part) if isinstance(part, str) else part for part in row]
-            joined.append(torch.cat(parts))                                  # (T, D)
-        length, limit = max(map(len, joined)), self.llm.config.max_position_embeddings
-        if length > limit:
-            raise ValueError(f"the prompt is {length} tokens long, the VLM reads {limit}: "
-                             f"shorten the instruction")
-        padding = [length - len(row) for row in joined]
-        mask = [[0] * n + [1] * (length - n) for n in padding]
-        embeddings = torch.stack([F.pad(row, (0, 0, n, 0)) for row, n in zip(joined, padding)])
-        return embeddings, torch.tensor(mask, device=embeddings.device)
-
-    def read(self, embeddings, mask, cache=None, hidden=False, last=False):
-        """Run Llama over joined rows; returns the library's output object.
-
-        cache: what it has read before. hidden: keep all hidden states. last: logits of the last
-        position only; of all they are 128,256 numbers a token at the real size.
-        """
-        positions = (mask.cumsum(1) - 1).clamp_min(0)[:, -embeddings.shape[1]:]
-        return self.llm(inputs_embeds=embeddings, attention_mask=mask, position_ids=positions,
-                        past_key_values=cache, use_cache=cache is not None,
-                        output_hidden_states=hidden, logits_to_keep=int(last))
-
-
-def chat(system: str, user: list, answer: str = "") -> list:
-    """Llama-3's chat, as a row for `VILA.join`: `user` is a list of texts and vision tokens;
-    `answer` may be begun."""
-    head = f"<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n{system}<|eot_id|>"
-    return [f"{head}<|start_header_id|>user<|end_header_id|>\n\n", *user,
-            f"<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n{answer}"]
 
 
 # ------------------------------------------------------------------------------------ the connector
@@ -581,11 +352,9 @@ class UnifiedModel(nn.Module):
         edge = {name: token.view(-1, token.shape[-1]) for name, token in self.boundary.items()}
         rows = []
         for i in range(len(source)):
-            parts = {"img": visual[i], "ipl": bridged[i], "prp": text[i]}
-            row = []
-            for name in self.preset.order:
-                row += [edge[f"{name}_st"], parts[name], edge[f"{name}_ed"]]
-            rows.append(torch.cat(row))                                      # (T, D)
+            rows.append(torch.cat([edge["img_st"], visual[i], edge["img_ed"],
+                                   edge["ipl_st"], bridged[i], edge["ipl_ed"],
+                                   edge["prp_st"], text[i], edge["prp_ed"]]))      # (T, D)
         longest, limit = max(map(len, rows)), self.preset.context_length
         if longest > limit:
             raise ValueError(f"the context is {longest} tokens long, its limit is {limit}: "
@@ -597,8 +366,6 @@ class UnifiedModel(nn.Module):
                  source: torch.Tensor) -> torch.Tensor:
         """v_theta(x_t, t, c): (B, C, f, h, w). t: (B,) in (0, 1]; source: latents, if used."""
         x = x_t
-        if self.preset.source_added:
-            x = x_t + source
         if self.preset.source_beside_noise:
             x = torch.cat([x_t, source], 1)
         return self.transformer(x, t * 1000, context).sample
@@ -645,8 +412,7 @@ class UnifiedModel(nn.Module):
         both = self.velocity(torch.cat([x, x]), x.new_full((2 * len(x),), t),
                              torch.cat([c, uncond]), torch.cat([source, source]))
         cond, uncond = both.chunk(2)
-        start = cond if self.preset.guidance_from == "cond" else uncond
-        return start + guidance * (cond - uncond)
+        return cond + guidance * (cond - uncond)
 
     # ---- precision
 

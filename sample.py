@@ -25,7 +25,8 @@ from tqdm import tqdm
 from common.distributed import device
 from common.files import BadInput, Parser, at_least_0, check_writable, positive, run_script
 from common.video import check_video_name, clip_numbers, crop, pick_frames, to_video, write_video
-from model import PRESETS, SAMPLERS, load_model
+from model import SAMPLERS, load_model
+from presets import PRESETS
 
 
 def parse(argv=None) -> argparse.Namespace:

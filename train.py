@@ -32,7 +32,8 @@ from common.run import Run, check_run, claim_folder, read_run
 from critic import DECODE, THINK, Critic, critic_loss
 from data import Batch, Batches, Latents, manifest_items, reflect, vlm_view, world_items
 from evaluate import generate_and_judge
-from model import PRESETS, TRAINED, UnifiedModel, add_noise, flow_loss, load_model, velocity_target
+from model import TRAINED, UnifiedModel, add_noise, flow_loss, load_model, velocity_target
+from presets import PRESETS
 from tiny import world
 
 

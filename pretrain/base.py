@@ -24,8 +24,8 @@ from common.distributed import gather_rows, is_first_rank, my_shard
 from common.files import between, run_script
 from common.run import Run
 from data import batch_indices, draws
-from model import (PRESETS, TRAINED, UnifiedModel, add_noise, flow_loss, load_model,
-                   velocity_target)
+from model import TRAINED, UnifiedModel, add_noise, flow_loss, load_model, velocity_target
+from presets import PRESETS
 from pretrain import stage
 from pretrain.lessons import as_video, base_lesson, render_lessons
 

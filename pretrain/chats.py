@@ -14,10 +14,11 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from critic import ASSISTANT_TURN, EDITED, SOURCE, SYSTEM, USER_TURN, VERDICT, opening, pairs
-from model import GENERATE, PRESETS, VILA, chat
+from critic import EDITED, SOURCE, SYSTEM, VERDICT, opening, pairs
+from presets import GENERATE, PRESETS
 from tiny import world
 from tiny.tokenizer import make_tokenizer
+from vlm import ASSISTANT_TURN, USER_TURN, VILA, chat
 
 DESCRIBE = "Describe the video ."
 STOP = "<|eot_id|>"

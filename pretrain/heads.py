@@ -21,9 +21,9 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from model import VILA
 from pretrain.lessons import vlm_frames
 from tiny.draw import LABELS
+from vlm import VILA
 
 POINTS = 4
 

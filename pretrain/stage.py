@@ -14,7 +14,8 @@ from diffusers import AutoencoderKLWan
 from common.distributed import WORLD_SIZE, is_first_rank, start, stop
 from common.files import BadInput, Parser, at_least_0, between, check_writable, positive
 from common.run import check_run, claim_folder
-from model import PRESETS, UnifiedModel
+from model import UnifiedModel
+from presets import PRESETS
 from pretrain.chats import world_tokenizer
 
 STOPPED = "stopped and saved; the same command goes on from here"

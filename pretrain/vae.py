@@ -24,7 +24,8 @@ from common.distributed import RANK, WORLD_SIZE
 from common.files import run_script
 from common.run import Run
 from common.video import from_bytes
-from model import PRESETS, UnifiedModel
+from model import UnifiedModel
+from presets import PRESETS
 from pretrain import stage
 from pretrain.lessons import render_lessons, vae_lesson
 

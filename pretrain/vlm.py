@@ -28,12 +28,12 @@ from common.distributed import RANK, WORLD_SIZE
 from common.files import positive, run_script
 from common.run import Run
 from critic import THINK
-from model import VILA
 from pretrain import stage
 from pretrain.chats import caption_row, teach, thought_row, verdict_row
 from pretrain.draft import draft_answers
 from pretrain.heads import Heads, compares, covers, expects
 from pretrain.lessons import VLM_STRIDE, Answer, as_video, render_lessons, vlm_frames, vlm_lesson
+from vlm import VILA
 
 WORDS_FROM, VERDICTS_FROM, ESTIMATES_FROM = 5, 16, 60    # percent of the steps
 THINK_SHARE = (.8, .1, .1)                               # of critic.THINK: expect, full, none

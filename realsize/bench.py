@@ -22,7 +22,8 @@ from common.distributed import device
 from common.files import (BadInput, Parser, atomic_write, check_writable, markdown, positive,
                           run_script)
 from critic import SYSTEM
-from model import LIBRARY, OURS, PRESETS, UnifiedModel
+from model import LIBRARY, OURS, UnifiedModel
+from presets import PRESETS
 from realsize.flops import PEAK, dit_flops
 from realsize.recompute import recompute_activations
 from tiny.tokenizer import make_tokenizer

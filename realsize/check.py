@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 
 from common.files import BadInput, Parser, markdown, run_script
-from model import PRESETS, UnifiedModel
+from model import UnifiedModel
+from presets import PRESETS
 from realsize.release import (
     PARTS,
     Release,

@@ -20,7 +20,8 @@ from accelerate import init_empty_weights
 from transformers.initialization import no_init_weights
 
 from common.files import BadInput, Parser, run_script
-from model import PRESETS, Preset, UnifiedModel
+from model import UnifiedModel
+from presets import PRESETS, Preset
 from realsize.release import PARTS, Release, all_problems, fitted_preset, read_release
 
 

@@ -18,7 +18,7 @@ import bench
 from common.distributed import is_first_rank, start, stop
 from common.files import (Parser, atomic_write, between, check_writable, markdown, positive,
                           run_script)
-from model import PRESETS, Preset
+from presets import PRESETS, Preset
 from realsize.flops import PEAK, part_bytes, prompt_tokens, sampling_flops, step_bytes, step_flops
 from realsize.gate_cost import TAU, draw_gate, measure_gate, step_over_sft
 

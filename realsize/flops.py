@@ -21,7 +21,8 @@ from diffusers import AutoencoderKLWan
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from model import TRAINED, Preset, UnifiedModel, fold_first_frame
+from model import TRAINED, UnifiedModel, fold_first_frame
+from presets import Preset
 
 # bfloat16 FLOPs a second without sparsity, by the makers
 PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12}

@@ -28,7 +28,8 @@ from diffusers.loaders.single_file_utils import (
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from common.files import BadInput
-from model import LIBRARY, OURS, Preset, UnifiedModel
+from model import LIBRARY, OURS, UnifiedModel
+from presets import Preset
 from realsize.tensors import Checkpoint, read_checkpoint
 
 PARTS = (*LIBRARY, *OURS)

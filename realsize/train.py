@@ -21,7 +21,7 @@ from functools import partial
 import train
 from common.distributed import WORLD_SIZE
 from common.files import BadInput, Parser, positive, run_script
-from model import PRESETS
+from presets import PRESETS
 from realsize.gate_together import sample_timesteps_together
 from realsize.recompute import recompute_activations
 from realsize.shards import gathered, shard

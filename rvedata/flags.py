@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 
 from common.files import BadInput, between, positive
-from model import PRESETS
+from presets import PRESETS
 from rvedata import embed
 from rvedata.instructions import EXAMPLES
 

@@ -15,10 +15,10 @@ import torch
 
 from common.files import BadInput
 from common.video import from_bytes
-from critic import write
-from model import chat, load_model
+from model import load_model
 from rvebench.ask import Client, Missing, Question, parse_json
 from rvedata.stages import Rejected, StopRun
+from vlm import chat
 
 VERSION = 2                                              # of the prompts: part of a reply's key
 
@@ -67,7 +67,7 @@ class LocalVLM:
                 run = list(run)
                 user.append(self._see(run) if is_frame else "\n".join(run) + "\n")
             user.append(f"Answer with a JSON object of this schema: {json.dumps(schema)}")
-            text, = write(self.model.vlm, [chat(system, user)], self.max_tokens)
+            text, = self.model.vlm.write([chat(system, user)], self.max_tokens)
         try:
             answer = json.loads(text[text.index("{"):text.rindex("}") + 1])
         except ValueError:

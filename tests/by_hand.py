@@ -7,7 +7,7 @@ import torch
 from common.video import from_bytes, to_bytes
 from critic import Critic
 from data import batch_indices, draws
-from model import PRESETS
+from presets import PRESETS
 
 TINY = PRESETS["tiny"]
 

@@ -21,7 +21,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from browser import browser, one_browser
 from tiny import world
-from model import PRESETS, UnifiedModel
+from model import UnifiedModel
+from presets import PRESETS
 from tiny.tokenizer import make_tokenizer
 
 

@@ -14,7 +14,8 @@ from tiny import world
 from critic import (DECODE, EDITED, SOURCE, SYSTEM, THINK, VERDICT, Critic, clean_estimate, decode_frames, gate,
                     reason_loss)
 from common.files import BadInput
-from model import PRESETS, TRAINED, UnifiedModel, add_noise, flow_loss, load_model, velocity_target
+from model import TRAINED, UnifiedModel, add_noise, flow_loss, load_model, velocity_target
+from presets import PRESETS
 
 TINY = PRESETS["tiny"]
 WORDS = ["wait", "a hard frost came overnight and all is different"]

@@ -8,25 +8,28 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SCRIPTS = ("model", "critic", "train", "data", "evaluate", "bench", "sample")
+SCRIPTS = ("presets", "vlm", "model", "critic", "train", "data", "evaluate", "bench", "sample")
 FOLDERS = ("common", "tiny", "pretrain", "rvebench", "rvedata", "realsize", "experiments")
 AROUND = {"pretrain", "rvebench", "rvedata", "realsize", "experiments"}
 FILES = sorted(path for name in ("*.py", *(f"{folder}/**/*.py" for folder in FOLDERS)) for path in ROOT.glob(name))
 
 # what each root script, and each folder, may import of ours
+METHOD = {"common", "presets", "vlm", "model", "data", "critic", "tiny"}
 MAY_IMPORT = {
     "common": {"common"},
-    "model": {"common"},
-    "data": {"common", "model", "tiny"},
-    "critic": {"common", "model", "data", "tiny"},
-    "evaluate": {"common", "model", "data", "critic", "tiny"},
-    "train": {"common", "model", "data", "critic", "evaluate", "tiny"},
-    "sample": {"common", "model"},
-    "bench": {"common", "model", "data", "critic", "evaluate", "train", "tiny"},
+    "presets": set(),
+    "vlm": {"common"},
+    "model": {"common", "presets", "vlm"},
     "tiny": {"common", "tiny"},
-    "pretrain": {"common", "model", "data", "critic", "tiny", "pretrain"},
-    "rvebench": {"common", "model", "data", "critic", "evaluate", "tiny", "rvebench"},
-    "rvedata": {"common", "model", "data", "critic", "tiny", "rvebench", "rvedata"},
+    "data": METHOD - {"critic", "data"},
+    "critic": METHOD - {"critic"},
+    "evaluate": METHOD,
+    "train": METHOD | {"evaluate"},
+    "sample": {"common", "presets", "model"},
+    "bench": METHOD | {"evaluate", "train"},
+    "pretrain": METHOD | {"pretrain"},
+    "rvebench": METHOD | {"evaluate", "rvebench"},
+    "rvedata": METHOD | {"rvebench", "rvedata"},
     "realsize": {*SCRIPTS, "common", "tiny", "realsize"},
     "experiments": {*SCRIPTS, "common", "tiny", "rvebench", "experiments"}}
 

@@ -11,7 +11,10 @@ import torch.nn.functional as F
 
 from tiny import world
 from tiny.tokenizer import SPECIAL_TOKENS
-from model import FROZEN, GENERATE, LIBRARY, OURS, PRESETS, TRAINED, DownsampleProjector, UnifiedModel, add_noise, chat, sample_timesteps, velocity_target
+from model import (FROZEN, LIBRARY, OURS, TRAINED, UnifiedModel, add_noise, sample_timesteps,
+                   velocity_target)
+from presets import GENERATE, PRESETS
+from vlm import DownsampleProjector, chat
 
 TINY = PRESETS["tiny"]
 SHORT, LONG = "wait", "a hard frost came overnight and the whole place is different now"

@@ -14,7 +14,7 @@ import torch
 import sample
 from clips import numbered, numbers
 from common.video import read_video, to_bytes, write_video
-from model import PRESETS
+from presets import PRESETS
 from tiny import world
 
 SCRIPT = Path(sample.__file__)

@@ -26,7 +26,8 @@ from common.run import check_run, read_run
 from common.video import write_video
 from critic import Critic
 from data import Batches, Latents, batch_indices, draws, reflect, world_items
-from model import PRESETS, TRAINED, load_model
+from model import TRAINED, load_model
+from presets import PRESETS
 from tiny import world
 
 SCRIPT = Path(train.__file__)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from critic import THINK, Critic
-from model import PRESETS
+from presets import PRESETS
 from pretrain import heads
 from pretrain.chats import (caption_row, find_parts, teach, thought_row, verdict_row,
                         world_tokenizer)

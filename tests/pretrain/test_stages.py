@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from common.files import BadInput
-from model import PRESETS, TRAINED, load_model
+from model import TRAINED, load_model
+from presets import PRESETS
 from pretrain import draft, stage
 from pretrain.vae import decode_unclamped
 

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from model import PRESETS, UnifiedModel
+from model import UnifiedModel
+from presets import PRESETS
 from realsize import convert
 from small import SMALL, write_release
 from tiny.tokenizer import make_tokenizer

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from model import LIBRARY, OURS, PRESETS
+from model import LIBRARY, OURS
+from presets import PRESETS
 
 WAN = PRESETS["wan1.3b"]
 SMALL = replace(

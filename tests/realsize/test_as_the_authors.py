@@ -17,11 +17,13 @@ import sample
 import train
 from common.video import fit, from_bytes, to_bytes
 from critic import SYSTEM, Critic
-from model import PRESETS, DownsampleProjector, UnifiedModel, clean_text, euler, unipc
+from model import UnifiedModel, clean_text, euler, unipc
+from presets import PRESETS
 from rvebench.benchmark import read_manifest
 from rvebench.generate import generate
 from small import SMALL, WAN
 from tiny import world
+from vlm import DownsampleProjector
 
 TINY = PRESETS["tiny"]
 pytestmark = pytest.mark.usefixtures("small")
@@ -83,7 +85,7 @@ def test_layer_norms_of_the_visual_context_adapter(original, seeded):
 
 # -------------------------------------------------------------------------- the source beside x_t
 
-def test_source_added_and_beside(original, seeded, monkeypatch):
+def test_source_beside_noise(original, seeded, monkeypatch):
     x, source = torch.randn(2, 1, *SMALL.latent_shape)
     seen = []
 
@@ -91,13 +93,11 @@ def test_source_added_and_beside(original, seeded, monkeypatch):
         seen.append(x)
         return type("Output", (), {"sample": x[:, :SMALL.vae["z_dim"]]})
     monkeypatch.setattr(original.transformer, "forward", transformer)
-    for switches in ({}, {"source_added": True}, {"source_beside_noise": True}):
-        monkeypatch.setattr(original, "preset", replace(SMALL, **switches))
+    for beside in (False, True):
+        monkeypatch.setattr(original, "preset", replace(SMALL, source_beside_noise=beside))
         original.velocity(x, torch.ones(1), torch.zeros(1, 3, 24), source)
-    assert torch.equal(seen[0], x) and torch.equal(seen[1], x + source)
-    assert torch.equal(seen[2], torch.cat([x, source], 1))
-    assert not WAN.source_added and not WAN.source_beside_noise
-    assert TINY.source_beside_noise and not TINY.source_added
+    assert torch.equal(seen[0], x) and torch.equal(seen[1], torch.cat([x, source], 1))
+    assert TINY.source_beside_noise and not WAN.source_beside_noise
 
 
 # ------------------------------------------------------------------------------------------- the chat

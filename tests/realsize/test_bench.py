@@ -8,7 +8,8 @@ import torch
 import bench
 from common.files import BadInput
 from critic import Critic
-from model import PRESETS, TRAINED
+from model import TRAINED
+from presets import PRESETS
 from realsize import bench as real_bench
 from small import SMALL
 

@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from common.files import BadInput
-from model import LIBRARY, OURS, PRESETS, TRAINED, UnifiedModel, load_model
+from model import LIBRARY, OURS, TRAINED, UnifiedModel, load_model
+from presets import PRESETS
 from realsize import convert, tensors
 from realsize.convert import read_released
 from small import SMALL, WAN, write
@@ -188,29 +189,18 @@ def test_first_frame_only(original):
     assert WAN.first_frame and not PRESETS["tiny"].first_frame
 
 
-@pytest.mark.parametrize("start, by", [("cond", (1 + 3, -3)), ("uncond", (3, 1 - 3))])
-def test_guidance_formula(original, monkeypatch, start, by):
-    """x after one step from t = 1 to 0 is the noise minus v."""
+def test_guidance_formula(original, monkeypatch):
+    """x after one step from t = 1 to 0 is the noise minus v = c + g (c - u)."""
     source = torch.rand(1, SMALL.frames, 3, SMALL.height, SMALL.width) * 2 - 1
-    monkeypatch.setattr(original, "preset", replace(SMALL, guidance_from=start, sampler="euler"))
+    halves = torch.tensor([2., 7.]).view(2, 1, 1, 1, 1)
+    monkeypatch.setattr(original, "preset", replace(SMALL, sampler="euler"))
     monkeypatch.setattr(original, "decode_video", lambda x: x)
-    monkeypatch.setattr(original, "velocity", lambda x, t, c, s: torch.tensor([2., 7.]).view(2, 1, 1, 1, 1).expand(2, *x.shape[1:]))
+    monkeypatch.setattr(original, "velocity",
+                        lambda x, t, c, s: halves.expand(2, *x.shape[1:]))
     noise = torch.randn(1, *SMALL.latent_shape, generator=torch.Generator().manual_seed(0))
-    assert torch.allclose(original.sample(source, ["frost"], 1), noise - (by[0] * 2 + by[1] * 7), atol=1e-5)
-    assert WAN.guidance_from == "cond"
-
-
-def test_order_of_the_context(original, monkeypatch):
-    monkeypatch.setattr(original, "preset", replace(SMALL, order=("prp", "img", "ipl")))
-    latents, bridged, text = torch.randn(1, *SMALL.latent_shape), torch.randn(1, 16, 24), [torch.randn(5, 24)]
-    row = original.context(latents, bridged, text)[0]
-    e = original.boundary
-    visual = original.visual_context_adapter(latents)[0]
-    want = [e["prp_st"][None], text[0], e["prp_ed"][None], e["img_st"][None], visual, e["img_ed"][None],
-            e["ipl_st"][None], bridged[0], e["ipl_ed"][None]]
-    n = sum(map(len, want))
-    assert torch.equal(row[:n], torch.cat(want)) and len(row) == SMALL.context_length and row[n:].eq(0).all()
-    assert WAN.order == ("img", "ipl", "prp") and WAN.context_length == 2560 and WAN.shift == 5
+    edited = original.sample(source, ["frost"], 1, guidance=3.)
+    assert torch.allclose(edited, noise - (2 + 3 * (2 - 7)), atol=1e-5)
+    assert WAN.context_length == 2560 and WAN.shift == 5
 
 
 def test_half_precision_is_for_the_frozen(converted, monkeypatch):

@@ -9,7 +9,8 @@ import torch
 
 import bench
 from critic import Critic, decode_frames
-from model import PRESETS, UnifiedModel, add_noise
+from model import UnifiedModel, add_noise
+from presets import PRESETS
 from realsize import cost, flops
 from realsize.flops import step_flops
 from realsize.gate_cost import expected_step, gated_counts

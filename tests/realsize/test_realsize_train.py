@@ -28,7 +28,8 @@ from common.run import Run, load_state, save_state
 from common.video import count_frames, write_video
 from critic import Critic, decode_frames
 from data import draws
-from model import PRESETS, UnifiedModel, load_model, sample_timesteps
+from model import UnifiedModel, load_model, sample_timesteps
+from presets import PRESETS
 from realsize import train as size_train
 from realsize import weighting
 from realsize.gate_together import sample_timesteps_together

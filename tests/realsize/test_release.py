@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from common.files import BadInput
-from model import PRESETS, UnifiedModel
+from model import UnifiedModel
+from presets import PRESETS
 from realsize import check, convert
 from realsize.tensors import TensorUnpickler, read_checkpoint
 from small import SMALL, write

@@ -11,7 +11,7 @@ import train
 from common.files import BadInput
 from curation import no_leak, read
 from data import manifest_items
-from model import PRESETS
+from presets import PRESETS
 from rvedata import demo, merge, split
 
 ROOT = Path(__file__).parents[2]

@@ -11,7 +11,7 @@ import pytest
 from common.files import BadInput
 from curation import PLAN, go, knows, read, with_shots
 from data import manifest_items
-from model import PRESETS
+from presets import PRESETS
 from rvedata import merge
 from rvedata.clusters import load_vectors
 from rvedata.manifest import write_triplets

@@ -9,7 +9,7 @@ import pytest
 from common.files import BadInput
 from curation import VERBS, go, knows, read
 from data import manifest_items
-from model import PRESETS
+from presets import PRESETS
 from rvedata import merge
 from tiny import world
 

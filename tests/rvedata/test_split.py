@@ -9,7 +9,7 @@ from common.files import BadInput
 from common.manifest import SUBSET_OF
 from curation import go, no_leak, read
 from data import manifest_items
-from model import PRESETS
+from presets import PRESETS
 
 
 def ids(rows):

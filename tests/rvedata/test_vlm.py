@@ -10,7 +10,6 @@ import torch
 from common.files import BadInput
 from curation import go, read, with_shots
 from endpoint import Endpoint
-from rvedata import vlm
 from rvedata.stages import Rejected
 from rvedata.vlm import LocalVLM
 from tiny import world
@@ -22,10 +21,10 @@ def test_the_local_vlm(tiny, monkeypatch):
     with pytest.raises(Rejected, match="the VLM's answer is not JSON"):
         ask("system", [*frames, "which?"], {})           # its weights are random
 
-    def write(model, given, limit):
+    def write(given, limit):
         rows.append(given[0])
         return ['Here it is: {"caption": "grey {and} black"} .']
-    monkeypatch.setattr(vlm, "write", write)
+    monkeypatch.setattr(tiny.vlm, "write", write)
     parts = ["Earlier:", *frames, "one", "Later:", *frames, "two"]
     assert ask("be brief", parts, {}) == {"caption": "grey {and} black"}
     head, earlier, a, between, b, later, question, tail = rows[0]
