@@ -295,7 +295,7 @@ def fingerprint(model, parts: tuple[str, ...] = FROZEN) -> str:
     for tokenizer in (model.vlm.tokenizer, model.text_tokenizer):
         head += repr(sorted(tokenizer.get_vocab().items()))
     tensors = [(f"{part}.{name}", tensor) for part in parts
-               for name, tensor in sorted(getattr(model, part).state_dict().items())]
+               for name, tensor in sorted(model.get_submodule(part).state_dict().items())]
     return hash_of_tensors(tensors, head)
 
 

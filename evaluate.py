@@ -31,7 +31,7 @@ from common.intervals import COLUMNS, format_interval, geometric_mean, interval,
 from common.plots import optional_picture
 from critic import Critic
 from data import fingerprint
-from model import FROZEN, TRAINED, load_model
+from model import PARTS, load_model
 from tiny import world
 
 STRIPS = 12                                              # how many samples strips.png shows
@@ -198,7 +198,7 @@ def main(argv=None, critics=None, settings=None) -> None:
     name = run_name(args.checkpoint) if args.checkpoint else model.preset.name
     folder = results_folder(args, name)
     how = {name: getattr(args, name) for name in ("subset", "split", "steps", "guidance", "seed")}
-    settings = {**how, "checkpoint": fingerprint(model, (*FROZEN, *TRAINED)),
+    settings = {**how, "checkpoint": fingerprint(model, PARTS),
                 "world": world.VERSION, "margin": args.margin, **(settings or {})}
     rows, clips = resume(folder, settings), {}
 

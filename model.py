@@ -8,7 +8,7 @@ Eq. 1   h = U(V_src, I)                                          UnifiedModel.en
 Eq. 2   x_t = (1 - t) x_0 + t eps, velocity eps - x_0            add_noise, velocity_target
 
 Built from the classes of transformers and diffusers; ours are the connector's three small modules.
-One code path for both sizes: a `Preset` holds nothing but sizes, ids and named switches.
+The VLM is in vlm.py, the sizes are in presets.py, and one code path serves both sizes.
 
 Left out of the paper: the VLM's image *generation* head (ReViSE never calls it).
 
@@ -16,44 +16,27 @@ Axis letters: B batch, F frames, C channels, H W pixels, f h w latent frames and
 width.
 """
 
-import copy
 import html
-import json
 import os
 import re
-import shutil
-import warnings
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
-import diffusers
 import ftfy
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-import transformers
-from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanTransformer3DModel
-from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from transformers import (AutoTokenizer, LlamaForCausalLM, SiglipVisionModel, UMT5Config,
-                          UMT5EncoderModel)
+from transformers import UMT5Config, UMT5EncoderModel
 
+from common.fast_vae import fold_first_frame
 from common.files import BadInput, Parser, run_script
+from common.precision import autocast, keep_ends_in_float32
+from common.unipc import unipc
+from common.weights import read_part, read_record, read_tensors, read_tokenizer, write_folder
 from presets import PRESETS, Preset
 from vlm import VILA, chat
-
-# nn.Transformer says so of norm_first
-warnings.filterwarnings("ignore", message="enable_nested_tensor is True")
-# loading and saving are silent; what goes wrong is raised
-transformers.utils.logging.disable_progress_bar()
-transformers.utils.logging.set_verbosity_error()
-diffusers.utils.logging.set_verbosity_error()
-diffusers.utils.logging.disable_progress_bar()
-if not torch.cuda.is_available():  # the faster kernels of a CPU: 1.5 times as many steps
-    torch.set_float32_matmul_precision("medium")         # oneDNN's matrix products
-    torch.backends.cuda.enable_flash_sdp(False)          # this switch is not CUDA's alone
 
 
 # ------------------------------------------------------------------------------------ flow matching
@@ -92,11 +75,6 @@ def flow_loss(v: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return (v - target).pow(2).mean((1, 2, 3, 4))
 
 
-# ---------------------------------------------------------------------------------------- samplers
-
-SAMPLERS = ("euler", "unipc")
-
-
 def euler(velocity, x: torch.Tensor, steps: int, shift: float, progress=list) -> torch.Tensor:
     """Integrate dx / dt = velocity(x, t) from noise x at t = 1 to a clip at t = 0: Euler steps."""
     ts = shifted(torch.linspace(1, 0, steps + 1), shift).tolist()
@@ -104,17 +82,6 @@ def euler(velocity, x: torch.Tensor, steps: int, shift: float, progress=list) ->
         x = x + (t_next - t) * velocity(x, t)
     return x
 
-
-def unipc(velocity, x: torch.Tensor, steps: int, shift: float, progress=list) -> torch.Tensor:
-    """The same by UniPC, which needs fewer steps; noise levels as in the authors' code."""
-    scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True,
-                                        flow_shift=shift)
-    levels = torch.linspace(1 - 1 / scheduler.config.num_train_timesteps, 0, steps + 1)[:-1]
-    scheduler.set_timesteps(sigmas=levels.double().numpy())
-    for timestep in progress(list(scheduler.timesteps)):
-        v = velocity(x, timestep.item() / scheduler.config.num_train_timesteps)
-        x = scheduler.step(v, timestep, x).prev_sample
-    return x
 
 
 # ------------------------------------------------------------------------------------ the connector
@@ -177,12 +144,10 @@ class VisualContextAdapter(nn.Module):
 
 # -------------------------------------------------------------------------------- the unified model
 
-FROZEN = ("vlm", "text_encoder", "vae", "ar_head", "adapter", "boundary")
-TRAINED = ("transformer", "visual_context_adapter")  # G and the visual context adapter (Sec. 5.1)
-LIBRARY = {"vlm.llm": LlamaForCausalLM, "vlm.vision_tower": SiglipVisionModel,
-           "text_encoder": UMT5EncoderModel, "vae": AutoencoderKLWan,
-           "transformer": WanTransformer3DModel}
-OURS = ("vlm.mm_projector", "ar_head", "adapter", "visual_context_adapter", "boundary")
+FROZEN = ("vlm.llm", "vlm.vision_tower", "vlm.mm_projector", "text_encoder", "vae", "ar_head",
+          "adapter", "boundary")
+TRAINED = ("transformer", "visual_context_adapter")      # G and its adapter (Sec. 5.1)
+PARTS = (*FROZEN, *TRAINED)
 BOUNDARY = ("img_st", "img_ed", "ipl_st", "ipl_ed", "prp_st", "prp_ed")
 
 
@@ -375,81 +340,57 @@ class UnifiedModel(nn.Module):
     @torch.no_grad()
     def sample(self, source: torch.Tensor, instructions: list[str], steps: int | None = None,
                guidance: float | None = None, seed: int = 0, progress=list,
-               sampler: str | None = None,
                view: torch.Tensor | None = None) -> torch.Tensor:
-        """Edit clips: `steps` steps of `sampler`, one of SAMPLERS (None: the preset's).
+        """Edit clips, from noise: (B, F, 3, H, W) in [-1, 1] -> the same shape.
 
-        source: (B, F, 3, H, W) in [-1, 1]; returns the same shape. guidance g (None: the
-        preset's): cond + g (cond - uncond), so 0 is none and the authors' 3 is the usual 4. Row i
-        is drawn from seed + i: the same whatever the batch. view: what the VLM is shown for the condition, (B, F', 3, H', W'),
-        where it is not the source. Raises ValueError where an instruction is too long.
+        steps, guidance: None is the preset's. guidance g: c + g (c - uncond), so 0 is none and the
+        authors' 3 is the usual 4. Row i is drawn from seed + i, whatever the batch. view: what the
+        VLM is shown for the condition, (B, F', 3, H', W'), where it is not the source. Raises
+        ValueError where an instruction is too long.
         """
-        if guidance is None:
-            guidance = self.preset.guidance
-        solve = unipc if (sampler or self.preset.sampler) == "unipc" else euler
+        p, n = self.preset, len(source)
+        g = p.guidance if guidance is None else guidance
+        solve = unipc if p.sampler == "unipc" else euler
         with self.precision():
             latents = self.encode_video(source)                              # (B, C, f, h, w)
             text = self.encode_text(instructions)
             bridged = self.bridge(self.encode_vlm(source if view is None else view, instructions))
             c = self.context(latents, bridged, text)
-            uncond = self._unconditional_context(latents) if guidance else None
-            x = sampling_noise(latents, seed)
+            if g:
+                h, nothing = self.unconditional()
+                empty = self.bridge([h]).expand(n, -1, -1)
+                c = torch.cat([c, self.context(latents, empty, [nothing] * n)])    # (2B, T, D)
 
             def velocity(x, t):
-                return self.guided_velocity(x, t, c, uncond, latents, guidance)
-            x = solve(velocity, x, steps or self.preset.sample_steps, self.preset.shift, progress)
+                if not g:
+                    return self.velocity(x, x.new_full((n,), t), c, latents)
+                both = self.velocity(torch.cat([x, x]), x.new_full((2 * n,), t), c,
+                                     torch.cat([latents, latents]))
+                cond, uncond = both.chunk(2)
+                return cond + g * (cond - uncond)
+            x = solve(velocity, sampling_noise(latents, seed), steps or p.sample_steps, p.shift,
+                      progress)
             return self.decode_video(x)
-
-    def _unconditional_context(self, latents):
-        h, text = self.unconditional()
-        n = len(latents)
-        return self.context(latents, self.bridge([h]).expand(n, -1, -1), [text] * n)
-
-    def guided_velocity(self, x, t: float, c, uncond, source, guidance: float) -> torch.Tensor:
-        """v at noise level t; with guidance > 0 away from that without instruction, in one pass."""
-        if not guidance:
-            return self.velocity(x, x.new_full((len(x),), t), c, source)
-        both = self.velocity(torch.cat([x, x]), x.new_full((2 * len(x),), t),
-                             torch.cat([c, uncond]), torch.cat([source, source]))
-        cond, uncond = both.chunk(2)
-        return cond + guidance * (cond - uncond)
 
     # ---- precision
 
     def dtype_of(self, part: str) -> torch.dtype:
         """float32; bfloat16 for frozen parts if the preset says so, but not the VAE: it shows."""
-        if self.preset.bf16 and part not in ("vae", *TRAINED):
-            return torch.bfloat16
-        return torch.float32
+        half = self.preset.bf16 and part not in ("vae", *TRAINED)
+        return torch.bfloat16 if half else torch.float32
 
     def cast(self) -> "UnifiedModel":
         """Each part in its `dtype_of`. Parameters only: buffers of positions are always float32."""
-        for name in (*LIBRARY, *OURS):
+        for name in PARTS:
             for p in self.get_submodule(name).parameters():
                 p.data = p.data.to(self.dtype_of(name))
         if self.preset.bf16:
-            self.keep_ends_in_float32()
+            keep_ends_in_float32(self.transformer)
         return self
 
-    def keep_ends_in_float32(self) -> None:
-        """Keep what the DiT does outside of its blocks out of autocast.
-
-        So its residual stream, time embedding and head are in float32, as the authors' are, and
-        only the products in its blocks are not.
-        """
-        dit, embedder = self.transformer, self.transformer.condition_embedder
-        for part in (dit.patch_embedding, embedder.time_embedder, embedder.time_proj, dit.proj_out):
-            part.forward = partial(in_float32, part.forward)
-
     def precision(self):
-        """Autocast to bfloat16 where the preset says so; else it does nothing.
-
-        It is for products: VLM and T5 are in bfloat16 altogether, the VAE in float32; for the DiT
-        see `keep_ends_in_float32`.
-        """
-        # no cache: a weight cast without gradient would be used again with one
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.preset.bf16,
-                              cache_enabled=False)
+        """Autocast to bfloat16 where the preset says so, for products; else it does nothing."""
+        return autocast(self.device, self.preset.bf16)
 
     # ---- load and save
 
@@ -472,98 +413,54 @@ class UnifiedModel(nn.Module):
         """
         folder = Path(folder)
         record = read_record(folder)
+        if record.get("preset") not in PRESETS:
+            raise ValueError(f"{folder}/model.json names none of the presets {', '.join(PRESETS)}")
         frozen = folder / record["frozen"] if record["frozen"] else folder   # a run keeps only G
         with torch.device("meta"):                       # every part is replaced by a file's
             model = cls(PRESETS[record["preset"]])
         model.set_vlm_frames(record.get("vlm_frames"))
         model.without(record.get("without", []))
-        for name in ("tokenizer", "text_tokenizer"):
-            require(frozen / name)
-        model.vlm.tokenizer = AutoTokenizer.from_pretrained(frozen / "tokenizer")
-        model.text_tokenizer = AutoTokenizer.from_pretrained(frozen / "text_tokenizer")
-        for name in (*LIBRARY, *OURS):
+        model.vlm.tokenizer = read_tokenizer(frozen / "tokenizer")
+        model.text_tokenizer = read_tokenizer(frozen / "text_tokenizer")
+        for name in PARTS:
             model.load_part(name, folder if name in TRAINED else frozen)
         if (frozen / "unconditional.safetensors").is_file():
-            model.released_unconditional = load_file(frozen / "unconditional.safetensors")
+            model.released_unconditional = read_tensors(frozen / "unconditional")
         return model.cast().eval()
 
     def load_part(self, name: str, home: Path) -> None:
-        """Load one of LIBRARY or OURS from a folder that `save_pretrained` wrote.
-
-        Raises FileNotFoundError or ValueError, naming what is missing or does not fit.
-        """
-        if name in OURS:
-            tensors = load_file(require(home / f"{name}.safetensors"))
-            if name == "boundary":
-                self.set_boundary(tensors)               # of as many rows as the file has
-            else:
-                self.get_submodule(name).load_state_dict(tensors, assign=True)
+        """Load one of PARTS from a folder that `save_pretrained` wrote; raises as it does."""
+        if name == "boundary":                           # of as many rows as the file has
+            self.set_boundary(read_tensors(home / name))
             return
-        part, info = LIBRARY[name].from_pretrained(
-            require(home / name), torch_dtype=self.dtype_of(name), output_loading_info=True,
-            ignore_mismatched_sizes=True, use_safetensors=True)
-        wrong = {kind: [key if isinstance(key, str) else key[0] for key in keys]
-                 for kind, keys in info.items() if keys}
-        if wrong:
-            raise ValueError(f"{home / name} does not fit preset {self.preset.name!r}: {wrong}")
+        part = read_part(home / name, self.get_submodule(name), self.dtype_of(name))
         if name == "vae":
             part.decoder.apply(fold_first_frame)
-        parent, _, child = name.rpartition(".")
-        setattr(self.get_submodule(parent), child, part)
+        self.set_submodule(name, part)
 
     def save_pretrained(self, folder: str | Path, frozen: str | Path | None = None,
                         dtype=torch.float32, parts: tuple[str, ...] | None = None) -> None:
-        """Write a model folder: `model.json`, and safetensors for each part; a kill leaves the old
-        one or the new.
+        """Write a model folder (common/weights.py); a kill leaves the old one or the new.
 
         frozen: a folder that holds the frozen parts; then only G and the visual context adapter are
         written. parts: write these and no tokenizer; such a folder is not loaded whole. dtype: None
         leaves each as it is.
         """
-        folder = Path(folder)
-        for left in folder.parent.glob(f"{folder.name}.tmp*"):          # by a run that was killed
-            shutil.rmtree(left, ignore_errors=True)
-        temporary = Path(f"{folder}.tmp{os.getpid()}")
-        try:
-            temporary.mkdir(parents=True)
-            for name in parts or (TRAINED if frozen else (*LIBRARY, *OURS)):
-                self._save_part(name, temporary, dtype)
-            if not (frozen or parts):
-                self.vlm.tokenizer.save_pretrained(temporary / "tokenizer")
-                self.text_tokenizer.save_pretrained(temporary / "text_tokenizer")
-                if self.released_unconditional:
-                    states = {k: v.contiguous() for k, v in self.released_unconditional.items()}
-                    save_file(states, temporary / "unconditional.safetensors")
-            self._write_record(temporary, folder, frozen)
-            replace_folder(temporary, folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-
-    def _save_part(self, name: str, folder: Path, dtype) -> None:
-        part = self.get_submodule(name)
-        if name in OURS:
-            tensors = {k: v.to(dtype or v.dtype).contiguous() for k, v in part.state_dict().items()}
-            save_file(tensors, folder / f"{name}.safetensors")
-            return
-        if dtype not in (None, torch.float32):
-            part = copy.deepcopy(part).to(dtype)
-        part.save_pretrained(folder / name)
-        config = folder / name / "config.json"
-        kept = json.loads(config.read_text("utf-8"))
-        kept.pop("_name_or_path", None)                  # a path of this machine
-        config.write_text(json.dumps(kept, indent=2) + "\n", "utf-8")
-
-    def _write_record(self, temporary: Path, folder: Path, frozen) -> None:
+        folder, p = Path(folder), self.preset
+        names = parts or (TRAINED if frozen else PARTS)
+        contents = {name: self.get_submodule(name) for name in names}
         if frozen:
             frozen = os.path.relpath(Path(frozen).resolve(), folder.resolve())
-        off = []
-        if not self.preset.use_vlm:
-            off.append("vlm")
-        if PRESETS[self.preset.name].visual_position and not self.preset.visual_position:
-            off.append("position")
-        record = {"preset": self.preset.name, "frozen": frozen,
-                  "vlm_frames": self.preset.vlm_frames, "without": off}
-        (temporary / "model.json").write_text(json.dumps(record) + "\n", "utf-8")
+        elif not parts:
+            contents |= {"tokenizer": self.vlm.tokenizer, "text_tokenizer": self.text_tokenizer}
+            if self.released_unconditional:
+                contents["unconditional"] = self.released_unconditional
+        without = [] if p.use_vlm else ["vlm"]
+        if PRESETS[p.name].visual_position and not p.visual_position:
+            without.append("position")
+        record = {"preset": p.name, "frozen": frozen, "vlm_frames": p.vlm_frames,
+                  "without": without}
+        write_folder(folder, contents, record, dtype)
 
 
 def sampling_noise(latents: torch.Tensor, seed: int) -> torch.Tensor:
@@ -575,67 +472,10 @@ def sampling_noise(latents: torch.Tensor, seed: int) -> torch.Tensor:
     return torch.stack(rows).to(latents)
 
 
-def in_float32(forward, x: torch.Tensor) -> torch.Tensor:
-    """forward(x) in float32, also where autocast is on."""
-    with torch.autocast(x.device.type, enabled=False):
-        return forward(x.float())
-
-
-def fold_first_frame(layer: nn.Module) -> None:
-    """Let a causal convolution see a first frame that comes alone in two dimensions."""
-    if isinstance(layer, WanCausalConv3d):
-        layer.forward = partial(convolve_causally, layer, layer.forward)
-
-
-def convolve_causally(conv: WanCausalConv3d, whole, x: torch.Tensor, cache=None) -> torch.Tensor:
-    """conv(x): (B, C, F, H, W) -> (B, D, F, H, W). cache: the frames before x.
-
-    Before a first frame there are only zeros, so that the last slice of the kernel is all that
-    counts: a third of the work, and most of what the critic's decode "alone" is.
-    """
-    if cache is not None or x.shape[2] > 1:
-        return whole(x, cache)
-    left, _, top, *_ = conv._padding
-    frame = F.conv2d(x[:, :, 0], conv.weight[:, :, -1], conv.bias, padding=(top, left))
-    return frame[:, :, None]
-
-
 def clean_text(text: str) -> str:
     """A prompt as Wan's T5 reads it: Unicode mended, HTML entities read, single spaces."""
     text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return re.sub(r"\s+", " ", text).strip()
-
-
-def read_record(folder: Path) -> dict:
-    """model.json of a model folder. Raises FileNotFoundError or ValueError with the mend."""
-    if (folder / "ar_model").is_dir():
-        raise ValueError(f"{folder} is the released directory as it was downloaded; "
-                         f"convert it first: "
-                         f"python -m realsize.convert --from {folder} --to weights/revise")
-    if not (folder / "model.json").is_file():
-        raise FileNotFoundError(f"{folder}/model.json is missing: {folder} is no model folder")
-    record = json.loads((folder / "model.json").read_text("utf-8"))
-    if not isinstance(record, dict) or record.get("preset") not in PRESETS:
-        raise ValueError(f"{folder}/model.json names none of the presets {', '.join(PRESETS)}")
-    if not isinstance(record.get("frozen"), str | None):
-        raise ValueError(f"{folder}/model.json: \"frozen\" is no path")
-    return record
-
-
-def require(path: Path) -> Path:
-    """The path, if it exists: libraries would ask the hub. Raises FileNotFoundError."""
-    if not path.exists():
-        raise FileNotFoundError(f"{path} is missing: the model cannot be used without it")
-    return path
-
-
-def replace_folder(new: Path, folder: Path) -> None:
-    """Rename `new` to `folder`, in place of what was there."""
-    if folder.exists():
-        folder.rename(f"{folder}.old{os.getpid()}")
-    new.rename(folder)
-    for old in folder.parent.glob(f"{folder.name}.old*"):               # also of a killed run
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def load_model(folder: str | Path | None, preset: str | None = None) -> UnifiedModel:
@@ -643,13 +483,16 @@ def load_model(folder: str | Path | None, preset: str | None = None) -> UnifiedM
 
     Raises BadInput with the mend where it cannot be loaded.
     """
+    name = folder or f"weights/{preset or 'tiny'}"
+    if (Path(name) / "ar_model").is_dir():
+        raise BadInput(f"{name} is the released directory as it was downloaded; convert it first: "
+                       f"python -m realsize.convert --from {name} --to weights/revise")
     try:
         if folder is None:
             return UnifiedModel.from_preset(preset or "tiny")
         run = Path(folder) / "model"                     # a run of train.py keeps its model there
         model = UnifiedModel.from_pretrained(run if run.is_dir() else folder)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        name = folder or f"weights/{preset or 'tiny'}"
         reason = " ".join(str(error).split())[:300]
         raise BadInput(f"cannot load {name}: {reason}") from error
     if preset and model.preset.name != preset:
@@ -664,7 +507,7 @@ def main() -> None:
     args = parser.parse_args()
     with torch.device("meta"):
         model = UnifiedModel(PRESETS[args.preset])
-    for name in (*LIBRARY, *OURS):
+    for name in PARTS:
         n = sum(p.numel() for p in model.get_submodule(name).parameters())
         print(f"{name:24s}{n:15,d}   {'trained' if name in TRAINED else 'frozen'}")
     print(f"{'total':24s}{sum(p.numel() for p in model.parameters()):15,d}")

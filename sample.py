@@ -25,7 +25,7 @@ from tqdm import tqdm
 from common.distributed import device
 from common.files import BadInput, Parser, at_least_0, check_writable, positive, run_script
 from common.video import check_video_name, clip_numbers, crop, pick_frames, to_video, write_video
-from model import SAMPLERS, load_model
+from model import load_model
 from presets import PRESETS
 
 
@@ -39,7 +39,6 @@ def parse(argv=None) -> argparse.Namespace:
     add("--preset", choices=PRESETS, default="tiny", help="size of the model")
     add("--stride", type=stride, help="every n-th frame, or spread: over all (the preset's)")
     add("--start", type=at_least_0, default=0, help="the first frame, counted from 0")
-    add("--sampler", choices=SAMPLERS, help="from noise to clip (the preset's)")
     add("--steps", type=int, help="of the sampler (the preset's)")
     add("--guidance", type=float, help="g in c + g (c - uncond); 0 is none (the preset's)")
     add("--seed", type=at_least_0, default=0, help="of the noise")
@@ -91,7 +90,7 @@ def main(argv=None) -> None:
         return tqdm(steps, desc="sample", unit="step")
     try:
         edited = model.sample(source[None].to(model.device), [args.instruction], args.steps,
-                              args.guidance, args.seed, progress, args.sampler, view)[0].cpu()
+                              args.guidance, args.seed, progress, view)[0].cpu()
     except ValueError as error:                          # the instruction is too long, or no text
         raise BadInput(f"--instruction: {error}") from error
     if not edited.isfinite().all():

@@ -243,3 +243,9 @@ def start_afresh(folder: Path, settings: dict, *stale: str) -> None:
         for old in folder.glob(pattern):
             old.unlink()
     atomic_write(folder / "settings.json", json.dumps(settings, indent=1) + "\n")
+
+
+def is_pointer(path: Path) -> bool:
+    """Whether a file is what git-lfs leaves in place of one that was not fetched."""
+    with path.open("rb") as file:
+        return file.read(40).startswith(b"version https://git-lfs.github.com/spec")

@@ -21,8 +21,9 @@ import bench
 from common.distributed import device
 from common.files import (BadInput, Parser, atomic_write, check_writable, markdown, positive,
                           run_script)
+from common.precision import keep_ends_in_float32
 from critic import SYSTEM
-from model import LIBRARY, OURS, UnifiedModel
+from model import PARTS, UnifiedModel
 from presets import PRESETS
 from realsize.flops import PEAK, dit_flops
 from realsize.recompute import recompute_activations
@@ -40,7 +41,7 @@ def random_model(preset: str = "wan1.3b") -> UnifiedModel:
         delattr(model, part)
     fill(model)
     model.to(device())
-    model.keep_ends_in_float32()
+    keep_ends_in_float32(model.transformer)
     recompute_activations(model)
     tokenizer = make_tokenizer([SYSTEM, *bench.all_phrases()], model.preset.t5["vocab_size"])
     model.vlm.tokenizer = model.text_tokenizer = tokenizer
@@ -49,7 +50,7 @@ def random_model(preset: str = "wan1.3b") -> UnifiedModel:
 
 def fill(model: UnifiedModel) -> None:
     """Give every parameter memory: small random weights, norms of 1, biases of 0."""
-    for part in (*LIBRARY, *OURS):
+    for part in PARTS:
         if not hasattr(model, part.partition(".")[0]):
             continue
         for module in model.get_submodule(part).modules():

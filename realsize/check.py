@@ -12,10 +12,9 @@ from pathlib import Path
 import torch
 
 from common.files import BadInput, Parser, markdown, run_script
-from model import UnifiedModel
+from model import PARTS, UnifiedModel
 from presets import PRESETS
 from realsize.release import (
-    PARTS,
     Release,
     fitted_preset,
     part_problems,

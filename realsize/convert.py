@@ -20,9 +20,9 @@ from accelerate import init_empty_weights
 from transformers.initialization import no_init_weights
 
 from common.files import BadInput, Parser, run_script
-from model import UnifiedModel
+from model import PARTS, UnifiedModel
 from presets import PRESETS, Preset
-from realsize.release import PARTS, Release, all_problems, fitted_preset, read_release
+from realsize.release import Release, all_problems, fitted_preset, read_release
 
 
 def empty_model(preset: Preset) -> UnifiedModel:

@@ -21,7 +21,8 @@ from diffusers import AutoencoderKLWan
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from model import TRAINED, UnifiedModel, fold_first_frame
+from common.fast_vae import fold_first_frame
+from model import TRAINED, UnifiedModel
 from presets import Preset
 
 # bfloat16 FLOPs a second without sparsity, by the makers

@@ -28,11 +28,10 @@ from diffusers.loaders.single_file_utils import (
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from common.files import BadInput
-from model import LIBRARY, OURS, UnifiedModel
+from model import PARTS, UnifiedModel
 from presets import Preset
 from realsize.tensors import Checkpoint, read_checkpoint
 
-PARTS = (*LIBRARY, *OURS)
 # Tensors that the method does not use: SigLIP's pooling head, and the text embedding of a variant.
 UNUSED = re.compile(r"vlm.vision_tower: (vision_model\.)?head\.|unconditional: text_emb_siglip2$")
 # The chats need these as single tokens: where the condition ends, and the critic's two answers.

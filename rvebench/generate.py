@@ -12,7 +12,7 @@ from common.files import BadInput, is_of, start_afresh
 from common.video import clip_numbers, crop, pick_frames, to_video, write_video
 from data import fingerprint
 from evaluate import consecutive
-from model import FROZEN, TRAINED
+from model import PARTS
 from rvebench.benchmark import Sample
 
 
@@ -27,7 +27,7 @@ def generate(model, samples: list[Sample], folder: Path, steps: int | None,
     steps = steps or model.preset.sample_steps
     if guidance is None:
         guidance = model.preset.guidance
-    weights = fingerprint(model, (*FROZEN, *TRAINED))
+    weights = fingerprint(model, PARTS)
     settings = {"checkpoint": weights, "steps": steps, "guidance": guidance, "seed": seed}
     if not is_of(folder, settings):
         start_afresh(folder, settings, "*.mp4")

@@ -1,6 +1,7 @@
 """The model against independent sums: noise levels, projector, context, VLM, VAE, sampling, folders, the real size."""
 
 import json
+import os
 import shutil
 import socket
 from pathlib import Path
@@ -8,12 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 
-from tiny import world
-from tiny.tokenizer import SPECIAL_TOKENS
-from model import (FROZEN, LIBRARY, OURS, TRAINED, UnifiedModel, add_noise, sample_timesteps,
+from common.files import BadInput
+from model import (PARTS, TRAINED, UnifiedModel, add_noise, load_model, sample_timesteps,
                    velocity_target)
 from presets import GENERATE, PRESETS
+from tiny import world
+from tiny.tokenizer import SPECIAL_TOKENS
 from vlm import DownsampleProjector, chat
 
 TINY = PRESETS["tiny"]
@@ -404,13 +407,15 @@ def test_what_is_missing_is_named(tiny_dir, tmp_path):
         UnifiedModel.from_preset("huge")
     with pytest.raises(ValueError, match="holds preset 'tiny', not 'wan1.3b': pass --preset tiny"):
         UnifiedModel.from_preset("wan1.3b", tiny_dir)
-    for text in ('{"preset": "huge", "frozen": null}', '{"frozen": null}', '[]'):
+    for text in ('{"preset": "huge", "frozen": null}', '{"frozen": null}'):
         (tmp_path / "model.json").write_text(text)
         with pytest.raises(ValueError, match="names none of the presets tiny, wan1.3b"):
             UnifiedModel.from_pretrained(tmp_path)
-    (tmp_path / "model.json").write_text('{"preset": "tiny", "frozen": 3}')
-    with pytest.raises(ValueError, match='"frozen" is no path'):
-        UnifiedModel.from_pretrained(tmp_path)
+    for text, words in (('{"preset": "tiny", "frozen": 3}', "is no record of a model"),
+                        ("[]", "is no record of a model"), ('{"preset": "ti', "is no JSON")):
+        (tmp_path / "model.json").write_text(text)
+        with pytest.raises(BadInput, match=f"cannot load .*/model.json {words}"):
+            load_model(tmp_path)
 
 
 @pytest.mark.parametrize("gone", ["ar_head.safetensors", "vae", "tokenizer", "vlm.llm", "vlm.llm/model.safetensors"])
@@ -431,7 +436,6 @@ def test_a_missing_part_is_named_and_not_looked_for_on_the_hub(tiny_dir, tmp_pat
 @pytest.mark.parametrize("wrong", ["lost", "extra", "shape"])
 def test_foreign_weights_are_refused(tiny_dir, tmp_path, part, wrong):
     """Every key and every shape is accounted for; an error names what is not."""
-    from safetensors.torch import load_file, save_file
     folder = tmp_path / "model"
     shutil.copytree(tiny_dir, folder)
     tensors = load_file(folder / f"{part}.safetensors")
@@ -447,6 +451,39 @@ def test_foreign_weights_are_refused(tiny_dir, tmp_path, part, wrong):
         UnifiedModel.from_pretrained(folder)
 
 
+@pytest.mark.parametrize("pointer", ["ar_head.safetensors", "vlm.llm/model.safetensors",
+                                     "tokenizer/tokenizer.json"])
+def test_a_git_lfs_pointer_is_named(tiny_dir, tmp_path, pointer):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_dir, folder)
+    (folder / pointer).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\n")
+    with pytest.raises(BadInput, match=f"model/{pointer} is a git-lfs pointer.*run git lfs pull"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("part", ["ar_head", "transformer/diffusion_pytorch_model",
+                                  "vlm.llm/model"])
+def test_prefixes_of_wrappers_are_stripped(tiny, tiny_dir, tmp_path, part):
+    """torch.compile's and DistributedDataParallel's."""
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_dir, folder)
+    file = folder / f"{part}.safetensors"
+    tensors = {f"module._orig_mod.{key}": value for key, value in load_file(file).items()}
+    save_file(tensors, file, {"format": "pt"})
+    want, got = tiny.state_dict(), load_model(folder).state_dict()
+    assert want.keys() == got.keys() and all(torch.equal(want[key], got[key]) for key in want)
+
+
+def test_files_have_the_permissions_of_the_umask(tiny, tmp_path):
+    before = os.umask(0o027)
+    try:
+        tiny.save_pretrained(tmp_path / "model", parts=("ar_head", "vlm.vision_tower"))
+    finally:
+        os.umask(before)
+    files = [file for file in (tmp_path / "model").rglob("*") if file.is_file()]
+    assert len(files) > 3 and {file.stat().st_mode & 0o777 for file in files} == {0o640}
+
+
 # ----------------------------------------------------------------------------------------------- parts and sizes
 
 def test_freeze_leaves_only_the_generator_and_its_adapter(tiny_dir):
@@ -456,13 +493,13 @@ def test_freeze_leaves_only_the_generator_and_its_adapter(tiny_dir):
     assert named == {k for k, _ in model.named_parameters() if k.startswith(tuple(f"{part}." for part in TRAINED))}
     assert {id(p) for p in trained} == {id(p) for k, p in model.named_parameters() if k in named}
     assert len(trained) == len(named) and not model.training
-    assert set(FROZEN) | set(TRAINED) == {k for k, _ in model.named_children()}
+    assert {part.partition(".")[0] for part in PARTS} == {k for k, _ in model.named_children()}
 
 
 def test_every_parameter_is_saved():
     with torch.device("meta"):
         model = UnifiedModel(TINY)
-    saved = {f"{part}.{k}" for part in (*LIBRARY, *OURS) for k, _ in model.get_submodule(part).named_parameters()}
+    saved = {f"{part}.{k}" for part in PARTS for k, _ in model.get_submodule(part).named_parameters()}
     assert saved == {k for k, _ in model.named_parameters()}
 
 

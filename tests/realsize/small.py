@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from model import LIBRARY, OURS
+from model import PARTS
 from presets import PRESETS
 
 WAN = PRESETS["wan1.3b"]
@@ -96,7 +96,7 @@ def write(path: Path, content):
 
 def write_release(folder: Path, model) -> None:
     """The authors' directory of a model with one-row boundary tokens."""
-    part = {name: model.get_submodule(name).state_dict() for name in (*LIBRARY, *OURS)}
+    part = {name: model.get_submodule(name).state_dict() for name in PARTS}
     write_wan(folder / "wan" / "wanxiang1_3b", model, part)
     write_vila(folder / "ar_model" / "checkpoint", model, part)
     write(folder / "adapter" / "model.pt", {"model_state_dict": renamed(

@@ -15,9 +15,10 @@ import data
 import model
 import sample
 import train
+from common.unipc import unipc
 from common.video import fit, from_bytes, to_bytes
 from critic import SYSTEM, Critic
-from model import UnifiedModel, clean_text, euler, unipc
+from model import UnifiedModel, clean_text, euler
 from presets import PRESETS
 from rvebench.benchmark import read_manifest
 from rvebench.generate import generate

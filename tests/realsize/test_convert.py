@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from common.files import BadInput
-from model import LIBRARY, OURS, TRAINED, UnifiedModel, load_model
+from model import PARTS, TRAINED, UnifiedModel, load_model
 from presets import PRESETS
 from realsize import convert, tensors
 from realsize.convert import read_released
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("small")
 
 
 def check(model, original):
-    for name in (*LIBRARY, *OURS):
+    for name in PARTS:
         want, got = original.get_submodule(name).state_dict(), model.get_submodule(name).state_dict()
         assert want.keys() == got.keys()
         for k, v in want.items():
@@ -208,7 +208,7 @@ def test_half_precision_is_for_the_frozen(converted, monkeypatch):
     exact = UnifiedModel.from_pretrained(converted).vlm.llm.model.rotary_emb.inv_freq
     monkeypatch.setitem(PRESETS, "wan1.3b", replace(SMALL, bf16=True))
     model = UnifiedModel.from_pretrained(converted)
-    for name in (*LIBRARY, *OURS):
+    for name in PARTS:
         half = name not in ("vae", *TRAINED)
         assert {p.dtype for p in model.get_submodule(name).parameters()} == {torch.bfloat16 if half else torch.float32}, name
     assert torch.equal(model.vlm.llm.model.rotary_emb.inv_freq, exact)

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from scipy.stats import ks_2samp, kstest
 
 import bench
+import common.weights
 import data
 import sample
 from common.files import BadInput
@@ -28,7 +29,7 @@ from common.run import Run, load_state, save_state
 from common.video import count_frames, write_video
 from critic import Critic, decode_frames
 from data import draws
-from model import UnifiedModel, load_model, sample_timesteps
+from model import load_model, sample_timesteps
 from presets import PRESETS
 from realsize import train as size_train
 from realsize import weighting
@@ -391,10 +392,10 @@ def kill_at(moment):
         return plain(file, content)
     Path.write_bytes = write_bytes
 
-    def save_part(*args, plain=UnifiedModel._save_part):
+    def write_part(*args, plain=common.weights.write_part):
         plain(*args)
         reached("half of the model")
-    UnifiedModel._save_part = save_part
+    common.weights.write_part = write_part
 
     def batch_indices(n, size, step, seed, plain=data.batch_indices):
         reached(f"step {step}")

@@ -1,0 +1,166 @@
+"""Model folders: a record, and safetensors for each part; written whole or not at all.
+
+    model.json              the record
+    <part>/                 a part of a library's class, or a tokenizer, as the library saves it
+    <part>.safetensors      a part of ours, or plain tensors
+
+What is loaded is accounted for to the last key and shape; nothing is looked for on the hub.
+"""
+
+import copy
+import json
+import os
+import re
+import shutil
+import tempfile
+import warnings
+from contextlib import contextmanager
+from pathlib import Path
+
+import diffusers
+import torch
+import torch.nn as nn
+import transformers
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
+
+from common.files import is_pointer
+
+# loading and saving are silent; what goes wrong is raised
+transformers.utils.logging.disable_progress_bar()
+transformers.utils.logging.set_verbosity_error()
+diffusers.utils.logging.set_verbosity_error()
+diffusers.utils.logging.disable_progress_bar()
+# nn.Transformer says so of norm_first
+warnings.filterwarnings("ignore", message="enable_nested_tensor is True")
+
+WRAPPERS = re.compile(r"^(_orig_mod\.|module\.)+")       # of torch.compile, DistributedDataParallel
+
+
+# ------------------------------------------------------------------------------------------ writing
+
+def write_folder(folder: Path, contents: dict, record: dict, dtype: torch.dtype | None) -> None:
+    """Write a model folder in place of what was there; a kill leaves the old one or the new.
+
+    contents: by name, modules and tokenizers of a library, modules of ours, dicts of tensors.
+    dtype: of the modules; None leaves each as it is.
+    """
+    for left in folder.parent.glob(f"{folder.name}.tmp*"):              # by a run that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    temporary = Path(f"{folder}.tmp{os.getpid()}")
+    try:
+        temporary.mkdir(parents=True)
+        (temporary / "model.json").write_text(json.dumps(record) + "\n", "utf-8")
+        for name, part in contents.items():
+            write_part(temporary / name, part, dtype)
+        mode = (temporary / "model.json").stat().st_mode                # as the umask says
+        for file in temporary.rglob("*"):
+            if file.is_file():                           # safetensors are for their owner alone
+                file.chmod(mode)
+        replace_folder(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_part(path: Path, part, dtype: torch.dtype | None) -> None:
+    """Write one of a folder's `contents` to path/ or path.safetensors."""
+    if not hasattr(part, "save_pretrained"):
+        is_ours = isinstance(part, nn.Module)
+        tensors = part.state_dict() if is_ours else part
+        save_file({key: value.to(dtype if is_ours and dtype else value.dtype).contiguous()
+                   for key, value in tensors.items()}, f"{path}.safetensors")
+        return
+    if isinstance(part, nn.Module) and dtype not in (None, torch.float32):
+        part = copy.deepcopy(part).to(dtype)
+    part.save_pretrained(path)
+    config = path / "config.json"
+    if config.exists():
+        kept = json.loads(config.read_text("utf-8"))
+        kept.pop("_name_or_path", None)                  # a path of this machine
+        config.write_text(json.dumps(kept, indent=2) + "\n", "utf-8")
+
+
+def replace_folder(new: Path, folder: Path) -> None:
+    """Rename `new` to `folder`, in place of what was there."""
+    if folder.exists():
+        folder.rename(f"{folder}.old{os.getpid()}")
+    new.rename(folder)
+    for old in folder.parent.glob(f"{folder.name}.old*"):               # also of a killed run
+        shutil.rmtree(old, ignore_errors=True)
+
+
+# ------------------------------------------------------------------------------------------ reading
+
+def read_record(folder: Path) -> dict:
+    """model.json of a model folder. Raises FileNotFoundError or ValueError with the mend."""
+    file = folder / "model.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is missing: {folder} is no model folder")
+    try:
+        record = json.loads(file.read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is no JSON ({error}): copy the folder again") from error
+    if not isinstance(record, dict) or not isinstance(record.get("frozen"), str | None):
+        raise ValueError(f"{file} is no record of a model: it needs \"preset\", and \"frozen\", "
+                         f"a path or null")
+    return record
+
+
+def require(path: Path) -> Path:
+    """The file or folder, if it is there and no part of it is a git-lfs pointer.
+
+    Raises FileNotFoundError (libraries would ask the hub) or ValueError.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing: the model cannot be used without it")
+    for file in [path, *path.rglob("*")]:
+        if file.is_file() and is_pointer(file):
+            raise ValueError(f"{file} is a git-lfs pointer, not the file itself: run git lfs pull")
+    return path
+
+
+def read_tokenizer(path: Path):
+    return AutoTokenizer.from_pretrained(require(path))
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """path.safetensors, names without the prefixes of wrappers."""
+    tensors = load_file(require(Path(f"{path}.safetensors")))
+    return {WRAPPERS.sub("", name): value for name, value in tensors.items()}
+
+
+def read_part(path: Path, part: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """What `write_part` wrote of a module like `part`, which may be on "meta".
+
+    Raises FileNotFoundError, ValueError or RuntimeError, naming what is missing or does not fit.
+    """
+    if not hasattr(part, "save_pretrained"):
+        part.load_state_dict(read_tensors(path), assign=True)
+        return part
+    with without_wrappers(require(path)) as folder:
+        loaded, info = type(part).from_pretrained(
+            folder, torch_dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True,
+            use_safetensors=True)
+    wrong = {kind: [key if isinstance(key, str) else key[0] for key in keys][:5]
+             for kind, keys in info.items() if keys}
+    if wrong:
+        raise ValueError(f"{path} does not fit: {wrong}")
+    return loaded
+
+
+@contextmanager
+def without_wrappers(folder: Path):
+    """The folder; where its tensors' names have the prefixes of wrappers, a copy without them."""
+    files = list(folder.glob("*.safetensors"))
+    with tempfile.TemporaryDirectory() as copied:
+        wrapped = False
+        for file in files:
+            with safe_open(file, "pt") as opened:
+                wrapped |= any(WRAPPERS.match(name) for name in opened.keys())
+        if wrapped:
+            shutil.copy(folder / "config.json", copied)
+            for file in files:
+                save_file(read_tensors(file.with_suffix("")), Path(copied, file.name),
+                          {"format": "pt"})
+        yield copied if wrapped else folder
