@@ -21,47 +21,35 @@ import hashlib
 import platform
 import shlex
 from pathlib import Path
+from typing import Callable
 
 import torch
 
 from common.files import BadInput, Parser, atomic_write, check_writable, positive, run_script
 from experiments import figures, jobs, tables, train
-from experiments.runs import BASE, EQUAL_TIME, TARGETS, Study, needed_scores
+from experiments.runs import BASE, EQUAL_TIME, NEEDED_SCORES, TARGETS, Study
 from model import load_model
 from tiny import world
 
-MAKERS = {
-    "table 2": tables.table_2, "table 3": tables.table_3, "table 4": tables.table_4,
-    "table 5": tables.table_5, "table 6": tables.table_6,
-    "figure 4": figures.figure_4, "figure samples": figures.figure_samples,
-    "figure gamed": figures.figure_gamed, "figure gradient": figures.figure_gradient,
-    "figure read": figures.figure_read,
-    "figure compute": figures.figure_compute, "figure search": figures.figure_search,
-    "figure one-step": figures.figure_one_step,
-    "figure headline": figures.figure_headline, "figure map": figures.figure_map,
-    "figure map-longer": figures.figure_map_longer}
-
-
 def parse(argv=None):
-    parser = Parser(prog="python -m experiments",
-                    description="Reproduce the paper's tables in the tiny world, and more.")
-    parser.add_argument("--all", action="store_true", help="every table and figure")
+    parser = Parser(description="Reproduce the paper's tables in the tiny world, and more.")
+    add = parser.add_argument
+    add("--all", action="store_true", help="every table and figure")
     for kind, text in (("table", "a table of the paper"), ("figure", "a figure")):
-        names = [item.split()[1] for item in MAKERS if item.startswith(kind)]
-        parser.add_argument(f"--{kind}", action="append", default=[], choices=names, help=text)
-    parser.add_argument("--list", action="store_true", help="only say what is left to run")
-    parser.add_argument("--weights", help="another base than weights/tiny")
-    parser.add_argument("--seeds", type=positive, default=3, help="how many training seeds")
-    parser.add_argument("--n", type=positive, default=200, help="samples of a split to score")
-    parser.add_argument("--steps", type=positive, default=500, help="of each training")
-    parser.add_argument("--targets", choices=TARGETS, default="wrong-30",
-                        help="what is wrong with the training targets: a share of near misses, or "
-                             "of right edits in which the rest is re-rendered")
-    parser.add_argument("--more", default="", metavar="FLAGS",
-                        help="flags for every training, such as '--batch 2', to try things out")
-    parser.add_argument("--runs", type=Path, default=Path("out/ablate"), help="folder of the runs")
-    parser.add_argument("--out", type=Path, default=Path("out/ablate"),
-                        help="folder of the tables and figures")
+        names = [item.split()[1] for item in NEEDED_SCORES if item.startswith(kind)]
+        add(f"--{kind}", action="append", default=[], choices=names, help=text)
+    add("--list", action="store_true", help="only say what is left to run")
+    add("--weights", help="another base than weights/tiny")
+    add("--seeds", type=positive, default=3, help="how many training seeds")
+    add("--n", type=positive, default=200, help="samples of a split to score")
+    add("--steps", type=positive, default=500, help="of each training")
+    add("--targets", choices=TARGETS, default="wrong-30",
+        help="what is wrong with the training targets: a share of near misses, or of right edits "
+             "in which the rest is re-rendered")
+    add("--more", default="", metavar="FLAGS",
+        help="flags for every training, such as '--batch 2', to try things out")
+    add("--runs", type=Path, default=Path("out/ablate"), help="folder of the runs")
+    add("--out", type=Path, default=Path("out/ablate"), help="folder of the tables and figures")
     args = parser.parse_args(argv)
     if not (args.all or args.table or args.figure):
         raise BadInput("nothing to do: pass --all, --table or --figure")
@@ -90,23 +78,36 @@ def stamp(args) -> str:
     return sha.hexdigest()[:8]
 
 
-def check_flags(args, study: Study, items: list[str]) -> None:
-    """Parse the flags of all trainings now, so that none is refused an hour later."""
-    try:
-        train.parse(jobs.training_flags(study, "uso"))
-    except BadInput as error:
-        raise BadInput(f"--more {args.more}: {error}") from error
-    needed = needed_scores(study)
-    for run in {score.run for item in items for score in needed[item]} - {BASE}:
-        if not run.endswith(EQUAL_TIME):         # a run without flags of its own
-            train.parse(jobs.training_flags(study, run))
+def check_flags(study: Study, items: list[str]) -> None:
+    """Parse the flags of all trainings now, so that none is refused an hour later. Raises BadInput,
+    also where --more would change what tells the runs apart."""
+    more = f"--more {shlex.join(study.flags)}"
+    names = {word.partition("=")[0] for word in study.flags if word.startswith("--")}
+    for run in {score.run for item in items for score in NEEDED_SCORES[item]} - {BASE}:
+        if run.endswith(EQUAL_TIME):             # its steps are known once its rival was timed
+            continue
+        own = jobs.train_job(study, run, seed=0).command
+        for name in names.intersection(own[:len(own) - len(study.flags)]):
+            value = own[own.index(name) + 1]
+            raise BadInput(f"{more}: each training has {name} {value} from the study itself; "
+                           f"drop {name} from --more")
+        try:
+            train.parse(own[own.index("experiments.train") + 1:])
+        except BadInput as error:
+            raise BadInput(f"{more}: {error}") from error
+
+
+def maker(item: str) -> Callable[[Study], str]:
+    """What makes a table or figure: "figure map-longer" is figures.figure_map_longer."""
+    module = tables if item.startswith("table") else figures
+    return getattr(module, item.replace(" ", "_").replace("-", "_"))
 
 
 def note(study: Study, item: str) -> str:
     """What made a table or figure: the line above it."""
     names = {job.name for chain in jobs.plan(study, [item], done=True) for job in chain}
     minutes = sum(seconds for name, seconds in jobs.read_times(study).items() if name in names) / 60
-    trained = [score.run for score in needed_scores(study)[item] if score.run != BASE]
+    trained = [score.run for score in NEEDED_SCORES[item] if score.run != BASE]
     size = ""
     if trained:
         seeds = ", ".join(map(str, study.seeds_of(trained[0])))
@@ -124,8 +125,8 @@ def main(argv=None) -> None:
     study = open_study(args)
     items = [f"table {name}" for name in args.table] + [f"figure {name}" for name in args.figure]
     if args.all:
-        items = list(needed_scores(study))
-    check_flags(args, study, items)
+        items = list(NEEDED_SCORES)
+    check_flags(study, items)
     left = jobs.plan(study, items)
     print(jobs.how_long(study, left))
     if args.list:
@@ -137,7 +138,7 @@ def main(argv=None) -> None:
         jobs.do_all(study, left)
         left = jobs.plan(study, items)
     for item in items:
-        text = MAKERS[item](study)
+        text = maker(item)(study)
         file = study.out / f"{item.replace(' ', '-')}.md"
         atomic_write(file, f"{note(study, item)}\n\n{text}\n")
         print(f"\n## {item}\n\n{text}")

@@ -1,7 +1,7 @@
 """The figures: what the paper's Figure 4 shows, and what the paper does not show.
 
 A function a figure; each writes a PNG into study.out and returns Markdown with the same numbers.
-They need the scores of runs.needed_scores.
+They need the scores of runs.NEEDED_SCORES.
 """
 
 from dataclasses import dataclass, field, replace
@@ -10,25 +10,25 @@ from pathlib import Path
 import numpy as np
 import torch
 from scipy.stats import pearsonr, spearmanr
+from tqdm import tqdm
 
 from common.files import markdown, replacing
-from common.intervals import format_interval
+from common.intervals import bootstrap_interval, format_interval
 from common.plots import pyplot, save_figure
 from critic import THINK, Critic
 from experiments.gradient_probe import gradient_at_levels
 from experiments.jobs import read_times, training_name
 from experiments.one_step_probe import NOISED, one_step_margins
-from experiments.runs import (BASE, BASELINES, COMPUTE, CRITICS, GAMED, HEADLINE, LEARNING_RATES,
-                              OBJECTIVES, PARTS_OFF, TAUS, Cell, Score, Study, gamed_runs,
-                              longer_cells, map_cells, run_of_learning_rate, run_on)
-from experiments.scores import (GAINS, cell, compare, correlation_of, gains, measured_once,
-                                read_scores, seed_and_sample_interval, smallest_visible)
+from experiments.runs import (BASE, BASELINES, COMPUTE, CRITICS, GAMED, GAMED_RUNS, HEADLINE, MAP,
+                              MAP_LONGER, OBJECTIVES, PARTS_OFF, SEARCH, TAUS, Cell, Score, Study,
+                              run_on)
+from experiments.scores import (GAINS, Interval, cell, compare, correlation_of, gains,
+                                measured_once, read_scores, seed_and_sample_interval,
+                                smallest_visible)
 from model import load_model
 from tiny import world
 
 plt = pyplot()
-
-Interval = tuple[float, float, float]            # (value, low, high)
 
 
 @dataclass
@@ -87,9 +87,9 @@ def figure_4(study: Study) -> str:
     def soft_minus_hard(seeds, samples):
         return soft(seeds, samples) - hard(seeds, samples)
 
-    both = {"soft: z_yes - z_no": seed_and_sample_interval(ea, soft),
-            "hard: Yes or No": seed_and_sample_interval(ea, hard)}
-    gain = seed_and_sample_interval(ea, soft_minus_hard)
+    both = {"soft: z_yes - z_no": bootstrap_interval(soft, *ea.shape),
+            "hard: Yes or No": bootstrap_interval(hard, *ea.shape)}
+    gain = bootstrap_interval(soft_minus_hard, *ea.shape)
     title = f"Spearman with the oracle's EA, {ea.size} edits"
     draw_panels(study.out / "figure-4.png", [Panel(title, bars=both)])
     lines = [["reward", "Spearman with EA"]]
@@ -105,7 +105,7 @@ def figure_samples(study: Study) -> str:
     source = torch.stack([triplet.source for triplet in triplets])
     instructions = [triplet.instruction for triplet in triplets]
     rows = {"source": source}
-    for run in (BASE, "sft", "uso"):
+    for run in tqdm((BASE, "sft", "uso"), desc="edits", unit="model"):
         model = load_model(study.model_folder(run, study.seeds[0]))
         rows[run] = model.sample(source, instructions, seed=0)
     rows["target"] = [triplet.target for triplet in triplets]
@@ -125,7 +125,7 @@ def figure_gamed(study: Study) -> str:
     """Does a critic's margin rise with lambda while the oracle's scores fall? Runs minus SFT."""
     sft = Score("sft", "rave", "val")
     scores, table = [["run", *GAMED_COLUMNS]], [["run - sft", *GAMED_COLUMNS]]
-    for run in gamed_runs():
+    for run in GAMED_RUNS:
         score = Score(run, "rave", "val")
         scores.append([run, *(cell(read_scores(study, score, column))
                               for column in GAMED_COLUMNS)])
@@ -206,9 +206,8 @@ def figure_compute(study: Study) -> str:
 def figure_search(study: Study) -> str:
     """Which learning rate? A table only."""
     table = [["learning rate", "sft", "rwr", "uso", "mean"]]
-    for rate in LEARNING_RATES:
-        scores = [read_scores(study, Score(run_of_learning_rate(objective, rate), "rave", "val"))
-                  for objective in ("sft", "rwr", "uso")]
+    for rate, runs in SEARCH.items():
+        scores = [read_scores(study, Score(run, "rave", "val")) for run in runs]
         table.append([rate, *(cell(x) for x in scores), f"{np.mean(scores):.2f}"])
     head = "Overall on RAVE's val split, seed 0; the default is the rate with the best mean."
     return f"{head}\n\n{markdown(table)}"
@@ -220,11 +219,13 @@ def figure_one_step(study: Study) -> str:
     ea = np.array(found["EA"])                                               # (models, N)
 
     def correlation(name):
-        return seed_and_sample_interval(ea, correlation_of(pearsonr, np.array(found[name]), ea))
+        statistic = correlation_of(pearsonr, np.array(found[name]), ea)
+        return bootstrap_interval(statistic, *ea.shape)
 
-    lines = {noised: (TAUS, [correlation(f"{noised} {tau}") for tau in TAUS]) for noised in NOISED}
+    taus = list(TAUS)
+    lines = {noised: (taus, [correlation(f"{noised} {tau}") for tau in TAUS]) for noised in NOISED}
     bound = correlation("clean")
-    lines["the bound"] = TAUS, [bound] * len(TAUS)
+    lines["the bound"] = taus, [bound] * len(taus)
     title = "Pearson of margin and EA, x_t noised from ..."
     draw_panels(study.out / "one-step.png", [Panel(title, "tau", lines)])
     table = [["x_t noised from", *(f"tau {tau}" for tau in TAUS)]]
@@ -269,12 +270,12 @@ def figure_map(study: Study) -> str:
         before, after = (Score(run_on(run, "drift-60"), "rave") for run in (one, other))
         gain = gain_intervals(gains(study, after, before))
         table.append([f"({other}) - ({one})", *gain_cells(gain)])
-    return f"{draw_map(study, map_cells(), 'map.png')}\n{markdown(table)}"
+    return f"{draw_map(study, MAP, 'map.png')}\n{markdown(table)}"
 
 
 def figure_map_longer(study: Study) -> str:
     """And in the paper's regime, after five times the steps?"""
-    return draw_map(study, longer_cells(), "map-longer.png")
+    return draw_map(study, MAP_LONGER, "map-longer.png")
 
 
 def draw_map(study: Study, cells: list[Cell], name: str) -> str:

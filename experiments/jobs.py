@@ -21,8 +21,8 @@ import numpy as np
 from tqdm import tqdm
 
 from common.files import BadInput, atomic_write
-from experiments.runs import (BASE, EQUAL_TIME, RUNS, TARGETS, Score, Study, name_and_targets,
-                              needed_scores, needs_both_margins, needs_margin)
+from experiments.runs import (BASE, EQUAL_TIME, NEEDED_SCORES, RUNS, TARGETS, Score, Study,
+                              name_and_targets, needs_both_margins, needs_margin)
 
 ROOT = Path(__file__).parents[1]
 STOPPED = 130                                    # the exit code of a command that Ctrl-C stopped
@@ -40,24 +40,19 @@ class Job(NamedTuple):
 def train_job(study: Study, run: str, seed: int) -> Job:
     """The training of a run."""
     folder = study.run_folder(run, seed)
-    command = [sys.executable, "-m", "experiments.train", *training_flags(study, run),
-               "--seed", str(seed), "--out", str(folder), "--cache", str(study.folder / "cache"),
-               "--eval-items", "0"]
+    name, targets = name_and_targets(run.removesuffix(EQUAL_TIME))
+    command = [sys.executable, "-m", "experiments.train", *RUNS[name].split(),
+               *TARGETS[targets or study.targets].split(),
+               "--steps", str(training_steps(study, run)), "--seed", str(seed),
+               "--out", str(folder), "--cache", str(study.folder / "cache"), "--eval-items", "0"]
     if study.weights:
         command += ["--weights", study.weights]
-    return Job(training_name(study, run, seed), command, folder / "model" / "model.json")
+    return Job(training_name(study, run, seed), command + study.flags,
+               folder / "model" / "model.json")
 
 
 def training_name(study: Study, run: str, seed: int) -> str:
     return f"train {study.full_name(run)}, seed {seed}"
-
-
-def training_flags(study: Study, run: str) -> list[str]:
-    """What the run is given beside seed and folders; of a flag that comes twice the last counts."""
-    name, targets = name_and_targets(run.removesuffix(EQUAL_TIME))
-    flags = [*TARGETS[targets or study.targets].split(), *RUNS[name].split()]
-    flags += ["--steps", str(training_steps(study, run))]
-    return flags + study.flags
 
 
 def training_steps(study: Study, run: str) -> int:
@@ -95,10 +90,9 @@ def plan(study: Study, items: list[str], done: bool = False) -> list[list[Job]]:
     Runs of equal time are not among them before the times that they depend on are known: plan again
     when the others are done.
     """
-    needed = needed_scores(study)
     scores_of_run = {}
     for item in items:
-        for score in needed[item]:
+        for score in NEEDED_SCORES[item]:
             if score.run.endswith(EQUAL_TIME) and not time_is_known(study, score.run):
                 continue
             for seed in study.seeds_of(score.run):

@@ -3,7 +3,7 @@
 USO asks the critic about the one-step estimate from a *noised training target*: one look at what
 the flow-matching step has made anyway. The rivals ask about what the model makes by itself:
 
-    refl_estimate   as ReFL and VADER: from pure noise down to t without gradient, then one step
+    rollout         as ReFL and VADER: from pure noise down to t without gradient; one step follows
                     that the reward's gradient flows through
     group_loss      as Flow-GRPO: whole rollouts with noise on the way, in groups; what is better
                     than its group is made likelier
@@ -21,15 +21,12 @@ from typing import Callable
 
 import torch
 
-from critic import clean_estimate
 from model import shifted
 
 STEPS = 6                                        # of a rollout
 GROUP = 4                                        # rollouts that are compared with each other
 NOISE = 0.7                                      # how random a rollout is; Flow-GRPO's
 
-
-# ------------------------------------------------------------------------ ReFL
 
 @torch.no_grad()
 def rollout(model, noise: torch.Tensor, t: torch.Tensor, c: torch.Tensor, source: torch.Tensor,
@@ -45,15 +42,6 @@ def rollout(model, noise: torch.Tensor, t: torch.Tensor, c: torch.Tensor, source
         now = then
     return x
 
-
-def refl_estimate(model, noise: torch.Tensor, t: torch.Tensor, c: torch.Tensor,
-                  source: torch.Tensor) -> torch.Tensor:
-    """x0_hat of the model's own x_t, differentiable in the last step only. Shapes as `rollout`."""
-    x_t = rollout(model, noise, t, c, source)
-    return clean_estimate(x_t, model.velocity(x_t, t, c, source), t)         # Eq. 3
-
-
-# ------------------------------------------------------------------------ Flow-GRPO
 
 def stochastic_step(x: torch.Tensor, v: torch.Tensor, t: float,
                     then: float) -> tuple[torch.Tensor, float]:

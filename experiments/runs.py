@@ -1,7 +1,7 @@
 """Which trainings and which scores do the tables and figures need?
 
 A *run* is a training, known by its name: RUNS has its flags. A *score* is a run's model on a subset
-of a split of the tiny world. `needed_scores` says which scores a table or figure shows.
+of a split of the tiny world. NEEDED_SCORES says which scores a table or figure shows.
 
 All runs share base, data, steps, batch and learning rate. What is wrong with their data is the
 study's choice of TARGETS; a run "... on <targets>" has other ones, "..., longer" more steps. A run
@@ -11,12 +11,9 @@ a table of 2,250 steps is made.
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Iterable, NamedTuple
 
 BASE = "base"                                    # the run that is none: the model before training
-LAMBDAS = (0, .1, .25, .5, .75)                  # Table 5
-TAUS = (.1, .3, .5, .7, .9)                      # Table 6
-LEARNING_RATES = ("4e-4", "8e-4", "1.6e-3", "3.2e-3")
 TARGETS = {                                      # what is wrong with the training targets
     "right": "",
     "wrong-30": "--wrong 0.3",                   # near misses, of seven kinds
@@ -26,25 +23,47 @@ EQUAL_TIME = ", equal time"                      # a rival with so few steps tha
 LONGER, TIMES_LONGER = ", longer", 5             # a run of so many times the study's steps
 HARDENED = "weights/hardened"                    # the VLM after pretrain.harden
 
-
+# runs by what they differ in; "uso" has lambda 0.25 and tau 0.5
+LAMBDAS = {0: "sft", .1: "lambda 0.1", .25: "uso", .5: "lambda 0.5", .75: "lambda 0.75"}   # Table 5
+TAUS = {.1: "tau 0.1", .3: "tau 0.3", .5: "uso", .7: "tau 0.7", .9: "tau 0.9"}             # Table 6
+SEARCH = {rate: [f"{objective}, lr {rate}" for objective in ("sft", "rwr", "uso")]
+          for rate in ("4e-4", "8e-4", "1.6e-3", "3.2e-3")}
+CRITICS = {"uso": "", "uso, hardened critic": f"--critic {HARDENED}"}        # the model's own first
 BASELINES = {                                    # of the reason loss
     "": "",                                      # m_0, as in the paper
     ", m_0 above 0": "--without negative-baseline",
     ", no m_0": "--without baseline"}
-CRITICS = {"uso": "", "uso, hardened critic": f"--critic {HARDENED}"}        # the model's own first
+GAMED = {                                        # runs by lambda, for each critic that judges
+    "own": {0: "sft", .25: "uso", 1: "lambda 1", 3: "lambda 3"},
+    "hardened": {0: "sft", .25: "uso, hardened critic", 1: "lambda 1, hardened critic",
+                 3: "lambda 3, hardened critic"}}
+GAMED_RUNS = list(dict.fromkeys([BASE, *GAMED["own"].values(), *GAMED["hardened"].values()]))
+OBJECTIVES = [BASE, "sft", "rwr", "uso"]         # Table 4, Figure 4
 HEADLINE = ["sft", "rwr", "uso", "uso, hardened critic, no m_0"]
+PARTS_OFF = ["uso", "uso, no vlm", "uso, no position"]
+RIVALS = ["refl", "grpo"]
+COMPUTE = ["sft", "uso", *RIVALS, *(rival + EQUAL_TIME for rival in RIVALS)]
 
 
-def run_of_lambda(lam: float) -> str:
-    """The run with this lambda: lambda 0 is SFT, 0.25 is the default."""
-    if lam == 0:
-        return "sft"
-    return "uso" if lam == .25 else f"lambda {lam}"
+def all_runs() -> dict[str, str]:
+    """The flags of each run, by name, beside TARGETS; what is not named has train.py's default."""
+    runs = {objective: f"--objective {objective}" for objective in ("sft", "uso", "rwr", *RIVALS)}
+    runs |= {"uso, no vlm": "--without vlm", "uso, no position": "--without position"}
+    for critic, flags in CRITICS.items():
+        for baseline, more in BASELINES.items():
+            runs.setdefault(critic + baseline, f"{flags} {more}")
+    for lam, run in {**LAMBDAS, **GAMED["own"]}.items():
+        runs.setdefault(run, f"--lambda {lam}")
+    for lam, run in GAMED["hardened"].items():
+        runs.setdefault(run, f"--lambda {lam} --critic {HARDENED}")
+    for tau, run in TAUS.items():
+        runs.setdefault(run, f"--tau {tau}")
+    for rate, names in SEARCH.items():
+        runs |= {run: f"{runs[run.split(',')[0]]} --lr {rate}" for run in names}
+    return runs
 
 
-def run_of_tau(tau: float) -> str:
-    """The run with this tau: 0.5 is the default."""
-    return "uso" if tau == .5 else f"tau {tau}"
+RUNS = all_runs()
 
 
 def run_on(run: str, targets: str, longer: bool = False) -> str:
@@ -58,49 +77,9 @@ def name_and_targets(run: str) -> tuple[str, str]:
     return name, targets
 
 
-def run_of_learning_rate(objective: str, rate: str) -> str:
-    """The run of the search for a learning rate."""
-    return f"{objective}, lr {rate}"
-
-
 def is_search(run: str) -> bool:
     """Whether the run looks for a learning rate."""
     return ", lr " in run
-
-
-def all_runs() -> dict[str, str]:
-    """The flags of each run, by name, beside TARGETS; what is not named has train.py's default."""
-    runs = {"sft": "--objective sft", "rwr": "--objective rwr", "uso": "--objective uso"}
-    for lam in LAMBDAS:
-        runs.setdefault(run_of_lambda(lam), f"--lambda {lam}")
-    for tau in TAUS:
-        runs.setdefault(run_of_tau(tau), f"--tau {tau}")
-    for rate in LEARNING_RATES:
-        for objective in ("sft", "rwr", "uso"):
-            name = run_of_learning_rate(objective, rate)
-            runs[name] = f"--objective {objective} --lr {rate}"
-    for critic, flags in CRITICS.items():
-        for baseline, more in BASELINES.items():
-            runs.setdefault(critic + baseline, f"{flags} {more}")
-    for lam in (1, 3):
-        runs[f"lambda {lam}"] = f"--lambda {lam}"
-        runs[f"lambda {lam}, hardened critic"] = f"--lambda {lam} --critic {HARDENED}"
-    return runs | {
-        "uso, no vlm": "--without vlm",
-        "uso, no position": "--without position",
-        "refl": "--objective refl",
-        "grpo": "--objective grpo"}
-
-
-RUNS = all_runs()
-GAMED = {                                        # runs by lambda, for each critic that judges
-    "own": {0: "sft", .25: "uso", 1: "lambda 1", 3: "lambda 3"},
-    "hardened": {0: "sft", .25: "uso, hardened critic", 1: "lambda 1, hardened critic",
-                 3: "lambda 3, hardened critic"}}
-OBJECTIVES = [BASE, "sft", "rwr", "uso"]         # Table 4, Figure 4
-PARTS_OFF = ["uso", "uso, no vlm", "uso, no position"]
-RIVALS = ["refl", "grpo"]
-COMPUTE = ["sft", "uso", *RIVALS, *(rival + EQUAL_TIME for rival in RIVALS)]
 
 
 # ------------------------------------------------------------------------ the study and its folders
@@ -164,7 +143,7 @@ class Score(NamedTuple):
 
 # ------------------------------------------------------------------------ what is needed for what
 
-def on_test(runs: list[str], *subsets: str) -> list[Score]:
+def on_test(runs: Iterable[str], *subsets: str) -> list[Score]:
     """The scores of these runs on these subsets' test split."""
     return [Score(run, subset) for run in runs for subset in subsets]
 
@@ -172,34 +151,6 @@ def on_test(runs: list[str], *subsets: str) -> list[Score]:
 def on_val(runs: list[str]) -> list[Score]:
     """The scores of these runs on RAVE's val split: for what is looked at to choose."""
     return [Score(run, "rave", "val") for run in runs]
-
-
-def needed_scores(study: Study) -> dict[str, list[Score]]:
-    """For each table and figure the scores that it shows, in the order that --all makes them."""
-    search = [run_of_learning_rate(objective, rate)
-              for rate in LEARNING_RATES for objective in ("sft", "rwr", "uso")]
-    return {
-        "table 4": on_test(OBJECTIVES, "rave", "icvg"),
-        "figure 4": on_test(OBJECTIVES, "rave"),
-        "figure samples": on_test([BASE, "sft", "uso"], "rave"),
-        "table 3": on_test([BASE, "sft", "uso"], "literal"),
-        "table 2": on_test([BASE, "sft", "uso"], "cross"),
-        "table 5": on_test([run_of_lambda(lam) for lam in LAMBDAS], "rave"),
-        "table 6": on_test([BASE, "sft", *(run_of_tau(tau) for tau in TAUS)], "rave"),
-        "figure gradient": [],                   # looks at the base only
-        "figure read": on_test(PARTS_OFF, "rave"),
-        "figure compute": on_test(COMPUTE, "rave"),
-        "figure gamed": on_val(gamed_runs()),
-        "figure search": on_val(search),
-        "figure headline": on_test([BASE, *HEADLINE], "rave", "icvg"),
-        "figure one-step": on_test([BASE, "sft", "uso"], "rave"),
-        "figure map": on_test(runs_of(map_cells()), "rave"),
-        "figure map-longer": on_test(runs_of(longer_cells()), "rave")}
-
-
-def gamed_runs() -> list[str]:
-    """The base and each run of GAMED, once."""
-    return list(dict.fromkeys([BASE, *GAMED["own"].values(), *GAMED["hardened"].values()]))
 
 
 class Cell(NamedTuple):
@@ -216,22 +167,38 @@ class Cell(NamedTuple):
                 run_on(self.critic + self.baseline, self.targets, self.longer))
 
 
-def map_cells() -> list[Cell]:
-    """Each critic on all data with m_0, and each other baseline on drifted data."""
-    cells = [Cell(critic, "", targets, longer=False) for critic in CRITICS for targets in TARGETS]
-    cells += [Cell(critic, baseline, "drift-60", longer=False)
-              for critic in CRITICS for baseline in BASELINES if baseline]
-    return cells
-
-
-def longer_cells() -> list[Cell]:
-    """The paper's regime: each critic on drifted data with m_0, for five times the steps."""
-    return [Cell(critic, "", "drift-60", longer=True) for critic in CRITICS]
+# each critic on all data with m_0, and each other baseline on drifted data
+MAP = [Cell(critic, "", targets, longer=False) for critic in CRITICS for targets in TARGETS]
+MAP += [Cell(critic, baseline, "drift-60", longer=False)
+        for critic in CRITICS for baseline in BASELINES if baseline]
+# the paper's regime: each critic on drifted data with m_0, for five times the steps
+MAP_LONGER = [Cell(critic, "", "drift-60", longer=True) for critic in CRITICS]
 
 
 def runs_of(cells: list[Cell]) -> list[str]:
     """What is to be trained for them."""
     return sorted({run for cell in cells for run in cell.runs})
+
+
+# for each table and figure the scores that it shows, in the order that --all makes them
+NEEDED_SCORES = {
+    "table 4": on_test(OBJECTIVES, "rave", "icvg"),
+    "figure 4": on_test(OBJECTIVES, "rave"),
+    "figure samples": on_test([BASE, "sft", "uso"], "rave"),
+    "table 3": on_test([BASE, "sft", "uso"], "literal"),
+    "table 2": on_test([BASE, "sft", "uso"], "cross"),
+    "table 5": on_test(LAMBDAS.values(), "rave"),
+    "table 6": on_test([BASE, "sft", *TAUS.values()], "rave"),
+    "figure gradient": [],           # looks at the base only
+    "figure read": on_test(PARTS_OFF, "rave"),
+    "figure compute": on_test(COMPUTE, "rave"),
+    "figure gamed": on_val(GAMED_RUNS),
+    "figure search": on_val([run for names in SEARCH.values() for run in names]),
+    "figure headline": on_test([BASE, *HEADLINE], "rave", "icvg"),
+    "figure one-step": on_test([BASE, "sft", "uso"], "rave"),
+    "figure map": on_test(runs_of(MAP), "rave"),
+    "figure map-longer": on_test(runs_of(MAP_LONGER), "rave"),
+}
 
 
 def needs_margin(score: Score) -> bool:

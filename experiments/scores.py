@@ -11,13 +11,13 @@ import numpy as np
 from scipy.stats import t as student
 
 from common.files import atomic_write, markdown
-from common.intervals import COLUMNS, format_interval
+from common.intervals import COLUMNS, bootstrap_interval, format_interval
 from experiments.runs import Score, Study
 from tiny import world
 
 SHOWN = COLUMNS[:5]                              # EA, PC, GN, GR, Overall
 GAINS = ("Overall", "EA", "PC")                  # shown beside them, against another run
-Statistic = Callable[[np.ndarray, np.ndarray], float]
+Interval = tuple[float, float, float]            # (value, low, high)
 
 
 def read_scores(study: Study, score: Score, column: str = "Overall",
@@ -35,27 +35,12 @@ def read_scores(study: Study, score: Score, column: str = "Overall",
     return np.array(table, float)
 
 
-def seed_and_sample_interval(x: np.ndarray, statistic: Statistic | None = None,
-                             repeats: int = 1000) -> tuple[float, float, float]:
-    """(value, low, high): the mean of x (S, N) and its 95 % interval over seeds *and* samples.
-
-    A bootstrap that draws S seeds and N samples anew, independently of each other, since another
-    training and another test set would both give another number; common.intervals has the interval
-    over samples alone. statistic(seeds, samples): another function than the mean of
-    x[seeds][:, samples]; it gets the drawn indices, (S,) and (N,).
-    """
+def seed_and_sample_interval(x: np.ndarray) -> Interval:
+    """The mean of x (S, N) and its 95 % interval over seeds *and* samples: another training and
+    another test set would both give another number."""
     def mean(seeds, samples):
         return np.nanmean(x[seeds[:, None], samples])
-
-    statistic = statistic or mean
-    rng = np.random.default_rng(0)
-    S, N = x.shape
-    drawn = []
-    for _ in range(repeats):
-        drawn.append(statistic(rng.integers(S, size=S), rng.integers(N, size=N)))
-    low, high = np.nanpercentile(drawn, (2.5, 97.5))
-    value = statistic(np.arange(S), np.arange(N))
-    return float(value), float(low), float(high)
+    return bootstrap_interval(mean, *x.shape)
 
 
 def smallest_visible(difference: np.ndarray, power: float = .8) -> float:
@@ -68,8 +53,9 @@ def smallest_visible(difference: np.ndarray, power: float = .8) -> float:
     return float(quantiles * means.std(ddof=1) / np.sqrt(S))
 
 
-def correlation_of(correlation, a: np.ndarray, b: np.ndarray) -> Statistic:
-    """scipy's pearsonr or spearmanr of a and b, both (S, N), as a statistic of drawn indices."""
+def correlation_of(correlation, a: np.ndarray, b: np.ndarray) -> Callable[..., float]:
+    """scipy's pearsonr or spearmanr of a and b, both (S, N), as a statistic of drawn indices, for
+    `bootstrap_interval`."""
     def statistic(seeds, samples):
         drawn = seeds[:, None], samples
         return correlation(a[drawn].ravel(), b[drawn].ravel()).statistic

@@ -4,8 +4,7 @@
     refl_step      the same reward at the end of the generator's own rollout
     grpo_step      the same reward as a policy gradient
     no_flow_step   USO without L_FM: the reason loss alone
-    no_baseline    a step with m_0 = 0
-    no_negative_baseline    a step with m_0 = 0 where the critic says No to the unedited source
+    with_baseline  a step with another m_0
 
 A step gets (model, critic, batch, lam) and returns the loss and what is logged, as uso_step does:
 data, gate, critic, lambda and the loop are the same, train.py's. `python -m experiments.train`
@@ -19,88 +18,86 @@ from typing import Callable
 
 import torch
 
-from critic import critic_loss, reason_loss
-from experiments.rivals import GROUP, group_loss, refl_estimate
+from critic import critic_loss
+from data import Batch
+from experiments.rivals import GROUP, group_loss, rollout
 from model import add_noise, flow_loss, velocity_target
+from train import uso_step
 
 
-def rwr_step(model, critic, batch, lam) -> tuple[torch.Tensor, dict]:
-    """w * L_FM, with w from the critic's margin on samples with t < tau; lam is not used."""
-    x_t, c, v, flow = flow_matching(model, batch)
-    if not batch.near.any():
-        return total(flow.mean(), batch)
-    with torch.no_grad():
-        reason, margin = critic_loss(critic, x_t, v, batch)                  # (G,), (G,)
-    weights = torch.ones_like(flow)                                          # (B,)
-    weights[batch.near] = rwr_weights(margin, batch.baseline[batch.near])
-    return total((weights * flow).mean(), batch, 0, reason, margin)
-
-
-def refl_step(model, critic, batch, lam) -> tuple[torch.Tensor, dict]:
+def refl_step(model, critic, batch: Batch, lam: float) -> tuple[torch.Tensor, dict]:
     """L_FM + lambda * L_reason, as USO, but of the estimate that ends the model's own rollout."""
-    x_t, c, v, flow = flow_matching(model, batch)
+    loss, log = uso_step(model, critic, batch, lam=0)                   # flow matching
     if lam == 0 or not batch.near.any():
-        return total(flow.mean(), batch)
-    near, shown = batch.near, batch.select(batch.near)
-    x0_hat = refl_estimate(model, shown.noise, shown.t, c[near], shown.source)
-    margin = critic.margin(shown.frames, critic.decode(x0_hat), shown.instructions,
-                           shown.thoughts)                                   # (G,)
-    reason = reason_loss(margin, shown.baseline)                             # (G,)
-    return total(flow.mean(), batch, lam, reason, margin)
+        return loss, log
+    shown = batch.select(batch.near)                                    # gate    t < tau
+    c = model.context(shown.source, shown.bridged, shown.text)          # Eq. 1   (G, T, D)
+    x_t = rollout(model, shown.noise, shown.t, c, shown.source)         # without gradient
+    v = model.velocity(x_t, shown.t, c, shown.source)
+    reason, margin = critic_loss(critic, x_t, v, shown)                 # Eq. 3, 4   (G,), (G,)
+    return add_reason(loss, log, lam, reason, margin, batch.n_near)     # Eq. 5
 
 
-def grpo_step(model, critic, batch, lam) -> tuple[torch.Tensor, dict]:
+def grpo_step(model, critic, batch: Batch, lam: float) -> tuple[torch.Tensor, dict]:
     """L_FM + lambda * the policy gradient of the critic's margin, on samples with t < tau."""
-    x_t, c, v, flow = flow_matching(model, batch)
+    loss, log = uso_step(model, critic, batch, lam=0)
     if lam == 0 or not batch.near.any():
-        return total(flow.mean(), batch)
-    near, shown = batch.near, batch.select(batch.near)
-    frames = shown.frames.repeat_interleave(GROUP, 0)                        # (G * GROUP, K, ...)
+        return loss, log
+    shown = batch.select(batch.near)
+    frames = shown.frames.repeat_interleave(GROUP, 0)                   # (G * GROUP, K, 3, H, W)
     instructions = repeat_each(shown.instructions)
     thoughts = None if shown.thoughts is None else repeat_each(shown.thoughts)
 
     def reward(x0):
         return critic.margin(frames, critic.decode(x0), instructions, thoughts)
-    policy, margin = group_loss(model, c[near], shown.source, reward, batch.seed)  # (G,), (G,)
-    return total(flow.mean(), batch, lam, policy, margin)
+    c = model.context(shown.source, shown.bridged, shown.text)
+    policy, margin = group_loss(model, c, shown.source, reward, batch.seed)            # (G,), (G,)
+    return add_reason(loss, log, lam, policy, margin, batch.n_near)
 
 
-def no_flow_step(model, critic, batch, lam) -> tuple[torch.Tensor, dict]:
+def rwr_step(model, critic, batch: Batch, lam: float) -> tuple[torch.Tensor, dict]:
+    """w * L_FM, with w from the critic's margin on samples with t < tau; lam is not used."""
+    x_t, v, flow = flow_matching(model, batch)
+    if not batch.near.any():
+        return flow.mean(), log_of(flow.mean(), batch)
+    with torch.no_grad():
+        reason, margin = critic_loss(critic, x_t, v, batch)             # (G,), (G,)
+    weights = torch.ones_like(flow)                                     # (B,)
+    weights[batch.near] = rwr_weights(margin, batch.baseline[batch.near])
+    loss = (weights * flow).mean()
+    return add_reason(loss, log_of(loss, batch), 0, reason, margin, batch.n_near)
+
+
+def no_flow_step(model, critic, batch: Batch, lam: float) -> tuple[torch.Tensor, dict]:
     """lambda * L_reason alone: what holds the generator in place where flow matching does not?"""
-    x_t, c, v, flow = flow_matching(model, batch)
+    x_t, v, flow = flow_matching(model, batch)
     nothing = 0 * flow.mean()                    # its gradient is zero, not missing
     if lam == 0 or not batch.near.any():
-        return total(nothing, batch)
-    reason, margin = critic_loss(critic, x_t, v, batch)                      # (G,), (G,)
-    return total(nothing, batch, lam, reason, margin)
+        return nothing, log_of(nothing, batch)
+    reason, margin = critic_loss(critic, x_t, v, batch)                 # (G,), (G,)
+    return add_reason(nothing, log_of(nothing, batch), lam, reason, margin, batch.n_near)
 
 
-def no_baseline(step: Callable) -> Callable:
-    """The same step with m_0 = 0: the critic's margin itself, not its gain over the source."""
-    def step_without(model, critic, batch, lam):
-        return step(model, critic, replace(batch, baseline=torch.zeros_like(batch.baseline)), lam)
-    return step_without
+def with_baseline(step: Callable, change: Callable) -> Callable:
+    """The same step with change(m_0) for m_0.
 
-
-def no_negative_baseline(step: Callable) -> Callable:
-    """The same step with what of m_0 is above zero: a bias to say Yes to what did nothing.
-
-    A critic that says a clear No to the source has none, and against that No even a poor edit is
-    far ahead: there is hardly a gradient left.
+    Without it the critic's margin itself counts, not its gain over the source. A critic that says a
+    clear No to the source has an m_0 far below zero, and against that even a poor edit is far
+    ahead: there is hardly a gradient left.
     """
-    def step_without(model, critic, batch, lam):
-        return step(model, critic, replace(batch, baseline=batch.baseline.clamp_min(0)), lam)
-    return step_without
+    def changed(model, critic, batch, lam):
+        return step(model, critic, replace(batch, baseline=change(batch.baseline)), lam)
+    return changed
 
 
 # ------------------------------------------------------------------------ what the steps share
 
-def flow_matching(model, batch) -> tuple:
-    """The first half of uso_step: x_t, c, v, and L_FM of each sample, (B,)."""
-    x_t = add_noise(batch.target, batch.noise, batch.t)                      # Eq. 2
-    c = model.context(batch.source, batch.bridged, batch.text)               # Eq. 1
-    v = model.velocity(x_t, batch.t, c, batch.source)                        # (B, C, f, h, w)
-    return x_t, c, v, flow_loss(v, velocity_target(batch.target, batch.noise))
+def flow_matching(model, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """How uso_step begins: x_t and v (B, C, f, h, w), and L_FM of each sample, (B,)."""
+    x_t = add_noise(batch.target, batch.noise, batch.t)                 # Eq. 2
+    c = model.context(batch.source, batch.bridged, batch.text)          # Eq. 1
+    v = model.velocity(x_t, batch.t, c, batch.source)
+    return x_t, v, flow_loss(v, velocity_target(batch.target, batch.noise))
 
 
 def rwr_weights(margin: torch.Tensor, baseline: torch.Tensor) -> torch.Tensor:
@@ -113,15 +110,17 @@ def repeat_each(texts: list[str]) -> list[str]:
     return [text for text in texts for _ in range(GROUP)]
 
 
-def total(flow: torch.Tensor, batch, lam: float = 0, reason: torch.Tensor | None = None,
-          margin: torch.Tensor | None = None) -> tuple[torch.Tensor, dict]:
-    """The second half of uso_step, Eq. 5: flow + lambda * L_reason, and what is logged.
+def log_of(loss: torch.Tensor, batch: Batch) -> dict:
+    """What every step logs."""
+    return {"flow_loss": loss.item(), "trigger_rate": batch.near.float().mean().item()}
 
-    flow: a scalar. reason, margin: (G,) of the gated samples; None where the critic is not asked.
+
+def add_reason(loss: torch.Tensor, log: dict, lam: float, reason: torch.Tensor,
+               margin: torch.Tensor, n_near: float) -> tuple[torch.Tensor, dict]:
+    """How uso_step ends (Eq. 5): loss + lambda * L_reason, and the log with what the critic said.
+
+    loss: a scalar. reason, margin: (G,) of the samples that the critic was asked about.
     """
-    log = {"flow_loss": flow.item(), "trigger_rate": batch.near.float().mean().item()}
-    if reason is None:
-        return flow, log
-    log["reason_loss"] = reason.sum().item() / batch.n_near
-    log["p_yes"] = margin.sigmoid().sum().item() / batch.n_near
-    return flow + lam * reason.sum() / batch.n_near, log
+    log = {**log, "reason_loss": reason.sum().item() / n_near,
+           "p_yes": margin.sigmoid().sum().item() / n_near}
+    return loss + lam * reason.sum() / n_near, log

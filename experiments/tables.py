@@ -1,6 +1,6 @@
 """The paper's Tables 2 to 6 in the tiny world, each as Markdown with the paper's own beneath.
 
-A function a table; they need the scores of runs.needed_scores.
+A function a table; they need the scores of runs.NEEDED_SCORES.
 """
 
 import csv
@@ -10,12 +10,11 @@ from scipy.stats import pearsonr
 
 from bench import trigger_rate
 from common.files import markdown
-from common.intervals import COLUMNS, format_interval
+from common.intervals import COLUMNS, bootstrap_interval, format_interval
 from experiments.one_step_probe import one_step_margins
-from experiments.runs import (BASE, LAMBDAS, OBJECTIVES, TAUS, Score, Study, run_of_lambda,
-                              run_of_tau)
+from experiments.runs import BASE, LAMBDAS, OBJECTIVES, TAUS, Score, Study
 from experiments.scores import (GAINS, SHOWN, by_type, cell, compare, correlation_of, gains,
-                                measured_once, read_scores, seed_and_sample_interval)
+                                measured_once, read_scores)
 from rvebench.scores import as_markdown, paper_table
 
 
@@ -48,7 +47,7 @@ def table_4(study: Study) -> str:
 
 def table_5(study: Study) -> str:
     """Which lambda is best?"""
-    ours = compare(study, [run_of_lambda(lam) for lam in LAMBDAS], "rave", "sft")
+    ours = compare(study, LAMBDAS.values(), "rave", "sft")
     head = "RAVE. sft is lambda = 0, uso is lambda = 0.25."
     return f"{head}\n\n{ours}\n{paper('Table 5 lambda')}"
 
@@ -63,15 +62,14 @@ def table_6(study: Study) -> str:
         return pearsonr(margin.ravel(), ea.ravel()).statistic
 
     def pearson_cell(margin):
-        statistic = correlation_of(pearsonr, margin, ea)
-        return format_interval(seed_and_sample_interval(ea, statistic))
+        return format_interval(bootstrap_interval(correlation_of(pearsonr, margin, ea), *ea.shape))
 
     lines = [["tau", "trigger rate", "tau / (3 - 2 tau)", "Pearson", "share of the bound", *SHOWN,
               *(f"{column} - sft" for column in GAINS)]]
-    for tau in TAUS:
-        margin, score = np.array(found[f"the edit {tau}"]), Score(run_of_tau(tau), "rave")
+    for tau, run in TAUS.items():
+        margin, score = np.array(found[f"the edit {tau}"]), Score(run, "rave")
         gain = gains(study, score, Score("sft", "rave"))
-        lines.append([str(tau), f"{measured_trigger_rate(study, run_of_tau(tau)):.1%}",
+        lines.append([str(tau), f"{measured_trigger_rate(study, run):.1%}",
                       f"{trigger_rate(tau):.1%}", pearson_cell(margin),
                       f"{pearson(margin) / pearson(clean):.0%}",
                       *(cell(read_scores(study, score, column)) for column in SHOWN),

@@ -13,13 +13,14 @@ what an objective does in a step. With uso or sft and nothing switched off this 
 import hashlib
 from pathlib import Path
 
+import torch
+
 import train
 from common.files import BadInput, Parser, run_script
 from common.run import read_run
 from critic import Critic
 from experiments.another_vlm import with_vlm_of
-from experiments.steps import (grpo_step, no_baseline, no_flow_step, no_negative_baseline,
-                               refl_step, rwr_step)
+from experiments.steps import grpo_step, no_flow_step, refl_step, rwr_step, with_baseline
 
 STEPS = {"uso": train.uso_step, "sft": train.uso_step, "rwr": rwr_step, "refl": refl_step,
          "grpo": grpo_step}
@@ -104,10 +105,10 @@ def check(args, train_args) -> None:
 def main(argv=None) -> None:
     args, rest = parse(argv)
     step = no_flow_step if "flow" in args.without else STEPS[args.objective]
-    if "baseline" in args.without:
-        step = no_baseline(step)
     if "negative-baseline" in args.without:
-        step = no_negative_baseline(step)
+        step = with_baseline(step, lambda m_0: m_0.clamp_min(0))
+    if "baseline" in args.without:
+        step = with_baseline(step, torch.zeros_like)
 
     def switch_off(model):
         model.without(args.without)

@@ -4,28 +4,21 @@ import pytest
 
 from common.files import BadInput
 from experiments import __main__ as command
-from experiments.runs import needed_scores
+from experiments.runs import NEEDED_SCORES
 
 
-def test_every_table_and_figure_has_runs_and_a_function(study):
-    assert set(needed_scores(study())) == set(command.MAKERS)
-    assert all(callable(make) for make in command.MAKERS.values())
-
-
-@pytest.mark.parametrize("flags, says", [
-    ([], "nothing to do: pass --all, --table or --figure"),
-    (["--table", "9"], "invalid choice"),
-    (["--all", "--seeds", "0"], "--seeds: must be at least 1"),
-    (["--all", "--steps", "-1"], "--steps: must be at least 1")])
-def test_bad_flags(flags, says):
-    with pytest.raises(BadInput, match=says):
-        command.parse(flags)
+def test_every_table_and_figure_has_a_function():
+    makers = {command.maker(item) for item in NEEDED_SCORES}
+    assert len(makers) == len(NEEDED_SCORES) and all(maker.__doc__ for maker in makers)
 
 
 @pytest.mark.parametrize("flags, says", [
     (["--more=--bogus"], "--more --bogus: unrecognized arguments: --bogus"),
     (["--more", "--batch 0"], "--more --batch 0: argument --batch: must be at least 1"),
     (["--more", "'--batch"], "--more '--batch: No closing quotation"),
+    (["--more", "--steps 3"], "--more --steps 3: each training has --steps 500 from the study"),
+    (["--more=--out=x"], "drop --out from --more"),
+    (["--more", "--lambda 2"], "drop --lambda from --more"),
     (["--list", "--weights", "/nope"], "/nope"),
     (["--out", "/dev/null/x"], "cannot be written"),
     (["--runs", "/dev/null/x"], "cannot be written")])
@@ -36,11 +29,6 @@ def test_what_would_fail_later_is_refused_at_the_start(tiny_dir, tmp_path, flags
         command.main([*map(str, rest), "--all", *flags])
     assert says in str(caught.value)
     assert not (tmp_path / "runs").exists() and not (tmp_path / "results").exists()
-
-
-def test_by_default_nothing_tracked_is_written():
-    args = command.parse(["--all"])
-    assert str(args.out).startswith("out/") and str(args.runs).startswith("out/")
 
 
 def test_a_table_from_training_to_markdown(tiny_dir, tmp_path, capsys):

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 
 from critic import THINK
-from experiments import figures, one_step_probe
+from experiments import figures, gradient_probe, one_step_probe
 from experiments.one_step_probe import NOISED
-from experiments.runs import (BASE, HEADLINE, TAUS, Score, gamed_runs, longer_cells,
-                              map_cells)
+from experiments.runs import BASE, GAMED_RUNS, HEADLINE, MAP, MAP_LONGER, TAUS, Score
 
 
 def test_figure_4_is_a_rank_correlation(study, pretend):
@@ -24,21 +23,23 @@ def test_figure_4_is_a_rank_correlation(study, pretend):
     assert (study.out / "figure-4.png").stat().st_size > 1000
 
 
-def test_figure_gradient(study, tiny_dir):
-    study = study(weights=str(tiny_dir), n=7)
+def test_figure_gradient(study, tiny_dir, monkeypatch):
+    levels = (.05, .5)
+    monkeypatch.setattr(gradient_probe, "LEVELS", levels)
+    study = study(weights=str(tiny_dir), n=2)
     text = figures.figure_gradient(study)
-    file = study.folder / "measured" / "gradient, wrong-30, 500 steps, 7 samples.json"
+    file = study.folder / "measured" / "gradient, wrong-30, 500 steps, 2 samples.json"
     found = json.loads(file.read_text())
-    levels = found.pop("levels")
+    assert found.pop("levels") == list(levels)
     rows = {name: np.array(x) for name, x in found.items()}
     for name, x in rows.items():
-        assert x.shape == ((7,) if name == "area" else (len(levels), 7))
+        assert x.shape == ((2,) if name == "area" else (2, 2))
     for name in ("area", *THINK):
         assert ((0 <= rows[name]) & (rows[name] <= 1)).all()
     for which in ("right", "wrong"):             # there is a gradient, whatever this critic knows
         assert (rows[f"size, {which}"] > 0).all() and (abs(rows[f"aim, {which}"]) <= 1).all()
-    lines = [line for line in text.splitlines() if line.startswith("| 0")]
-    assert [line.split()[1] for line in lines] == [str(t) for t in levels]
+    lines = [line.split()[1] for line in text.splitlines() if line.startswith("| 0")]
+    assert lines == ["0.05", "0.5"]
     assert (study.out / "gradient.png").stat().st_size > 10_000
 
 
@@ -61,13 +62,13 @@ def test_headline_is_paired_and_says_what_could_have_been_seen(study, pretend):
 
 def test_gamed_has_each_run_once_with_both_margins(study, pretend):
     study = study(n=4, seeds=range(1))
-    assert len(gamed_runs()) == len(set(gamed_runs())) == 1 + 7
-    for number, run in enumerate(gamed_runs()):
+    assert len(GAMED_RUNS) == len(set(GAMED_RUNS)) == 1 + 7
+    for number, run in enumerate(GAMED_RUNS):
         pretend(study, Score(run, "rave", "val"), 0, [number] * 4, [number / 10] * 4)
     rows = [line.split("|")[1:-1] for line in figures.figure_gamed(study).splitlines()[4:]]
     rows, gains = rows[:8], rows[8 + 3:]
-    assert [row[0].strip() for row in rows] == gamed_runs()
-    assert [row[0].strip() for row in gains] == gamed_runs()[2:]             # base and sft are none
+    assert [row[0].strip() for row in rows] == GAMED_RUNS
+    assert [row[0].strip() for row in gains] == GAMED_RUNS[2:]             # base and sft are none
     assert [float(row[3].split()[0]) for row in gains] == [1, 2, 3, 4, 5, 6]
     for number, row in enumerate(rows):
         assert [float(cell.split()[0]) for cell in row[1:4]] == [number / 10, -number / 10, number]
@@ -94,14 +95,13 @@ def rows_of(text):
 
 def test_map_is_uso_minus_sft_place_by_place(study, pretend):
     study = study(n=5, seeds=range(1), steps=100)
-    places = map_cells()
-    assert len(places) == len(set(places)) == 2 * 4 + 2 * 2
-    pretend_map(study, pretend, places)
+    assert len(MAP) == len(set(MAP)) == 2 * 4 + 2 * 2
+    pretend_map(study, pretend, MAP)
     text = figures.figure_map(study)
     assert "RAVE, 100 steps" in text
     lines, differences = rows_of(text)
     gains = [float(line[5].split()[0]) for line in lines]
-    assert gains == [pytest.approx(number / 10) for number in range(len(places))]
+    assert gains == [pytest.approx(number / 10) for number in range(len(MAP))]
     assert lines[3][1:5] == ["drift-60", "own", "m_0", "1.00 [1.00, 1.00]"]
     assert differences[0][1] == "(uso, hardened critic) - (uso)"
     found = [float(line[2].split()[0]) for line in differences]
@@ -111,15 +111,13 @@ def test_map_is_uso_minus_sft_place_by_place(study, pretend):
 
 def test_longer_map_is_drifted_data_with_both_critics(study, pretend):
     study = study(n=5, seeds=range(1), steps=100)
-    pretend_map(study, pretend, longer_cells())
+    pretend_map(study, pretend, MAP_LONGER)
     text = figures.figure_map_longer(study)
     assert "RAVE, 500 steps" in text
-    lines, nothing = rows_of(text)
+    lines, _ = rows_of(text)
     assert [line[1:4] for line in lines] == [["drift-60", "own", "m_0"],
                                              ["drift-60", "hardened", "m_0"]]
     assert [float(line[5].split()[0]) for line in lines] == [pytest.approx(0), pytest.approx(.1)]
-    assert not nothing
-    assert (study.out / "map-longer.png").stat().st_size > 10_000
 
 
 def test_one_step_figure_is_pearson_by_what_is_noised(study, monkeypatch):
@@ -136,9 +134,9 @@ def test_one_step_figure_is_pearson_by_what_is_noised(study, monkeypatch):
 
 def test_one_step_estimates_of_what_is_noised(study, tiny_dir, monkeypatch):
     monkeypatch.setattr(one_step_probe, "MODELS", (BASE,))
-    study = study(weights=str(tiny_dir), n=3)
+    study = study(weights=str(tiny_dir), n=2)
     found = one_step_probe.one_step_margins(study)
-    assert {len(row) for rows in found.values() for row in rows} == {3}
+    assert {len(row) for rows in found.values() for row in rows} == {2}
     for tau in TAUS:                             # three others are seen, and so three other margins
         margins = {tuple(found[f"{name} {tau}"][0]) for name in NOISED}
         assert len(margins) == 3

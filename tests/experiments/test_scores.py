@@ -16,18 +16,16 @@ def test_the_interval_draws_seeds_and_samples():
     assert (high - low) / 2 == pytest.approx(1.96 / 20, rel=.15)
     between = np.array([[0.], [1.], [2.]]) + np.zeros((3, 400))      # seeds differ, samples do not
     assert seed_and_sample_interval(between) == (1, 0, 2)
-    assert seed_and_sample_interval(np.full((3, 5), 7.)) == (7, 7, 7)
     failed = np.array([[1., np.nan, 3.]])                # a failed sample is left out
     assert seed_and_sample_interval(failed)[0] == 2
 
 
 def test_the_smallest_visible_difference_is_seen_four_times_in_five():
     rng = np.random.default_rng(0)
-    smallest = smallest_visible(rng.normal(0, .3, (8, 1)) + np.zeros(5))
-    expected = [smallest_visible(rng.normal(0, .3, (8, 1))) for _ in range(500)]
+    expected = [smallest_visible(rng.normal(0, .3, (8, 1)) + np.zeros(5)) for _ in range(500)]
     effect = np.mean(expected)                           # of studies of eight seeds, deviation .3
     seen = [ttest_1samp(rng.normal(effect, .3, 8), 0).pvalue < .05 for _ in range(2000)]
-    assert np.mean(seen) == pytest.approx(.8, abs=.05) and smallest > 0
+    assert np.mean(seen) == pytest.approx(.8, abs=.05) and min(expected) > 0
 
 
 def test_a_correlation_is_of_what_was_drawn():
@@ -55,12 +53,7 @@ def test_scores_are_paired_by_seed_and_sample(study, pretend):
 
 
 def test_what_was_measured_is_kept(study):
-    calls = []
-
-    def measure(study):
-        calls.append(study.n)
-        return {"x": [.1]}
+    answers = iter([{"x": [.1]}, {"x": [.2]}])
     study = study(n=5)
-    first, again = [measured_once(study, "some", measure) for _ in range(2)]
-    assert first == again == {"x": [.1]}
-    assert calls == [5]
+    for _ in range(2):
+        assert measured_once(study, "some", lambda study: next(answers)) == {"x": [.1]}

@@ -58,15 +58,14 @@ def rwr_by_hand(model, critic, batch):
     return torch.stack(losses).mean()
 
 
-def reasons_by_hand(model, critic, batch, estimate, baseline=None):
+def reasons_by_hand(model, critic, batch, estimate):
     """(mean of L_FM, mean of L_reason over the gated samples) with another estimate."""
     flows, reasons = [], []
     for one, c, x_t, v, flow in rows(model, batch):
         flows.append(flow)
         if one.near.item():
             margin = ask(critic, one, estimate(one, c, x_t, v))
-            m_0 = one.baseline.item() if baseline is None else baseline
-            reasons.append(torch.log1p(torch.exp(m_0 - margin)))
+            reasons.append(torch.log1p(torch.exp(one.baseline.item() - margin)))
     return torch.stack(flows).mean(), torch.stack(reasons).mean()
 
 
@@ -125,25 +124,18 @@ def test_no_flow(ready):
     assert log["flow_loss"] == 0
 
 
-def test_no_baseline(ready):
+def test_another_baseline(ready):
+    """Of two gated rows one has an m_0 above zero: the loss of each row by hand."""
     model, critic, batch = ready
-    loss, log = steps.no_baseline(train.uso_step)(model, critic, batch, LAMBDA)
-    flow, reason = reasons_by_hand(model, critic, batch, usual_estimate, baseline=0.)
-    assert_same(model, loss, flow + LAMBDA * reason)
-    assert batch.baseline.abs().min() > 0                # it was there, and still is
-
-
-def test_no_negative_baseline(ready):
-    """Rows with m_0 above zero keep it, the others have none: the loss of each row by hand."""
-    model, critic, batch = ready
-    numbers = batch.near.nonzero()[:, 0].tolist()
     signs = torch.ones_like(batch.baseline)
-    signs[numbers[0]] = -1
+    signs[batch.near.nonzero()[0, 0]] = -1
     batch = replace(batch, baseline=signs * 2.)
-    loss, _ = steps.no_negative_baseline(train.uso_step)(model, critic, batch, LAMBDA)
+    step = steps.with_baseline(train.uso_step, lambda m_0: m_0.clamp_min(0))
+    loss, _ = step(model, critic, batch, LAMBDA)
     kept = torch.where(signs > 0, 2., 0.)
     flow, reason = reasons_by_hand(model, critic, replace(batch, baseline=kept), usual_estimate)
     assert_same(model, loss, flow + LAMBDA * reason)
+    assert batch.baseline.tolist() == (signs * 2).tolist()                   # is what it was
 
 
 def test_grpo_rewards_each_rollout_by_its_own_question(ready, monkeypatch):
