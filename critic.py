@@ -12,11 +12,6 @@ Eq. 4   L_reason = -log sigmoid(m - m_0), m_0 = m(V_src, V_src, I)     reason_lo
 The gradient's way: logits -> Llama -> projector -> SigLIP -> pixels -> VAE decoder -> x0_hat ->
 DiT. Nothing on it is trained, and everything on it is differentiable.
 
-The chain of thought is a choice of three (`think`), because of what it does to the gradient:
-    "full"    as in the paper: V_src, V and I are seen, a thought is written, then the verdict
-    "expect"  V_src and I are seen, what should happen is written, V is seen, then the verdict
-    "none"    the verdict at once
-
 Axis letters: B batch, G gated samples, K frames the VLM looks at, F frames, C f h w latents, T
 tokens, D width.
 """
@@ -28,10 +23,9 @@ import common  # noqa: F401              before what takes seconds to load: Ctrl
 import torch
 import torch.nn.functional as F
 
-from common.files import (BadInput, Parser, at_least_0, between, check_writable,
-                          run_script)
-from common.plots import pyplot, save_figure
-from data import Batch, gate
+from common.files import BadInput, Parser, at_least_0, between, check_writable, run_script
+from common.reflection import draw_reflection
+from data import Batch, gate  # noqa: F401               critic.gate is data.gate
 from model import UnifiedModel, add_noise, load_model
 from presets import SHORT_CHAT
 from vlm import ASSISTANT_TURN, USER_TURN, Prefix, chat
@@ -40,8 +34,8 @@ SYSTEM = ("Judge the edit : accuracy , it does what the instruction implies ; "
           "preservation , the rest is kept ; naturalness , it moves smoothly ; "
           "realism , no noise . Say Yes only if all four hold , else No .")
 SOURCE, EDITED, VERDICT = "Source :", "Edited :", "Verdict : "
-THINK = ("expect", "full", "none")
-DECODE = ("alone", "exact")
+THINK = ("expect", "full", "none")                       # see `prompt`
+DECODE = ("alone", "exact")                              # see `decode_frames`
 
 
 # -------------------------------------------------------------------- the loss of one training step
@@ -65,11 +59,6 @@ def clean_estimate(x_t: torch.Tensor, v: torch.Tensor, t: torch.Tensor) -> torch
     return x_t - t.view(-1, 1, 1, 1, 1) * v
 
 
-def reason_loss(margin: torch.Tensor, baseline: torch.Tensor) -> torch.Tensor:
-    """Eq. 4: -log sigmoid(m - m_0), the cross-entropy of Yes. margin, baseline: (B,) -> (B,)."""
-    return -F.logsigmoid(margin - baseline.detach())
-
-
 def decode_frames(model: UnifiedModel, latents: torch.Tensor, how: str = "exact") -> torch.Tensor:
     """The K frames that the critic looks at: latents (B, C, f, h, w) -> (B, K, 3, H, W) in [-1, 1].
 
@@ -91,10 +80,67 @@ def decode_frames(model: UnifiedModel, latents: torch.Tensor, how: str = "exact"
     return frames.unflatten(0, (len(latents), k))
 
 
+def reason_loss(margin: torch.Tensor, baseline: torch.Tensor) -> torch.Tensor:
+    """Eq. 4: -log sigmoid(m - m_0), the cross-entropy of Yes. margin, baseline: (B,) -> (B,)."""
+    return -F.logsigmoid(margin - baseline.detach())
+
+
+# ------------------------------------------------------------------------------------- what is read
+
+def opening(seen: torch.Tensor, instruction: str, system: str = SYSTEM) -> list:
+    """How every prompt begins, as a row for `VILA.join`: system sentence, instruction, source.
+
+    seen: the source's tokens (T, D). They come last, so that without a thought whatever is edited
+    follows them at the same distance. system: of a VLM that was not taught ours: its own sentence,
+    and what is to be judged begins the user's turn.
+    """
+    task = "" if system == SYSTEM else f"{SYSTEM}\n"
+    return chat(system, [f"{task}{instruction}\n{SOURCE}", seen])
+
+
+def prompt(think: str, begun: list, edited: torch.Tensor,
+           thought: str | None = None) -> tuple[list, list]:
+    """One sample's row up to the edited frames, and its row from there on.
+
+    The chain of thought is a choice of three, because of what it does to the gradient:
+
+        "full"    as in the paper: V_src, V and I are seen, a thought is written, then the verdict
+        "expect"  V_src and I are seen, what should happen is written, V is seen, then the verdict
+        "none"    the verdict at once
+
+    begun: the row of `opening`. edited: tokens (T, D). thought: None ends the rows where it is to
+    be written. Texts are cut where the VLM's training cut them: the same text, cut at another
+    place, can be other tokens.
+    """
+    *question, answer = begun
+    if think == "expect":
+        if thought is None:
+            return begun, []
+        return [*begun, f"{thought} .{USER_TURN}{EDITED}"], [edited, ASSISTANT_TURN + VERDICT]
+    before = [*question, EDITED]
+    if thought is None:
+        return before, [edited, answer]
+    if think == "full" and thought:
+        return before, [edited, ASSISTANT_TURN, f"{thought} . ", VERDICT]
+    return before, [edited, ASSISTANT_TURN + VERDICT]
+
+
+def pairs(source: torch.Tensor, edited: torch.Tensor) -> torch.Tensor:
+    """Tokens of source and edit in turn, (T, D) both -> (2T, D): before and after, side by side.
+
+    A VLM of a few layers, taught in an hour, learns to compare neighbours, but not tokens that are
+    fifty apart.
+    """
+    return torch.stack([source, edited], 1).flatten(0, 1)
+
+
 # --------------------------------------------------------------------------------------- the critic
 
 class Critic:
-    """Asks the model's own frozen VLM: does this edit satisfy the instruction?"""
+    """Asks the model's own frozen VLM: does this edit satisfy the instruction?
+
+    think: see `prompt`. decode: see `decode_frames`; None is the preset's.
+    """
 
     def __init__(self, model: UnifiedModel, think: str = "expect", decode: str | None = None):
         if think not in THINK:
@@ -102,11 +148,9 @@ class Critic:
                              f"choose one of {', '.join(THINK)}")
         self.model, self.vlm, self.think = model, model.vlm, think
         self.how = decode or model.preset.decode
-        self.paired = model.preset.paired
         words = model.preset.chat
         self.system = SYSTEM if words == SHORT_CHAT else words.system
-        self.yes = self.vlm.tokenizer.convert_tokens_to_ids("Yes")
-        self.no = self.vlm.tokenizer.convert_tokens_to_ids("No")
+        self.yes, self.no = self.vlm.tokenizer.convert_tokens_to_ids(["Yes", "No"])
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """The K frames that are looked at, of latents (B, C, f, h, w): (B, K, 3, H, W)."""
@@ -122,16 +166,13 @@ class Critic:
         """
         if thoughts is None:
             thoughts = self.thoughts(source, instructions, edited.detach())
+        rows = self.prompts(source, edited, instructions, thoughts)
         prefix = Prefix()
         with torch.no_grad():
-            seen = self.vlm.see(source)                                 # (B, T, D)
-            rows = [self.prompt_before_edit(*row) for row in zip(seen, instructions, thoughts)]
-            before, mask = self.vlm.join(rows)
+            before, mask = self.vlm.join([row for row, _ in rows])      # (B, T, D), (B, T)
             self.vlm.read(before, mask, prefix, last=True)
             prefix.closed = True
-        rows = [[self.shown(s, e), *self.prompt_after_edit(thought)]
-                for s, e, thought in zip(seen, self.vlm.see(edited), thoughts)]
-        after, after_mask = self.vlm.join(rows)
+        after, after_mask = self.vlm.join([row for _, row in rows])
         mask = torch.cat([mask, after_mask], 1)
         logits = self.vlm.read(after, mask, prefix, last=True).logits[:, -1]     # (B, vocabulary)
         return logits[:, self.yes] - logits[:, self.no]
@@ -147,60 +188,42 @@ class Critic:
                  edited: torch.Tensor | None = None, limit: int = 48) -> list[str]:
         """The chain of thought, written greedily; one text a row, "" where `think` is "none".
 
-        source, edited: (B, F, 3, H, W) in [-1, 1]; "expect" needs no `edited`, so its thoughts can
-        be kept.
+        source, edited: (B, F, 3, H, W) in [-1, 1]; only "full" looks at `edited`.
         """
         if self.think == "none":
             return [""] * len(instructions)
-        seen = self.vlm.see(source)
-        rows = [opening(tokens, text, self.system) for tokens, text in zip(seen, instructions)]
-        if self.think == "full":
-            rows = [[*row[:-1], EDITED, self.shown(s, e), row[-1]]
-                    for row, s, e in zip(rows, seen, self.vlm.see(edited))]
-        texts = self.vlm.write(rows, limit)
+        edited = source if edited is None else edited
+        rows = self.prompts(source, edited, instructions, [None] * len(instructions))
+        texts = self.vlm.write([[*before, *after] for before, after in rows], limit)
         return [text.split(VERDICT.strip())[0].strip().rstrip(".").strip() for text in texts]
 
-    # ---- the prompt
+    def about_sources(self, source: torch.Tensor,
+                      instructions: list[str]) -> tuple[list[str | None], torch.Tensor]:
+        """What is kept of a training sample: its thought, and m_0 (B,) (Sec. 4.2.3).
 
-    def prompt_before_edit(self, seen: torch.Tensor, instruction: str, thought: str = "") -> list:
-        """The row before the edited frames: the opening, and in "expect" the thought."""
-        row = opening(seen, instruction, self.system)
-        if self.think == "expect":
-            return [*row, f"{thought} .{USER_TURN}{EDITED}"]
-        return [*row[:-1], EDITED]
+        In "full" the thought is about the edit, too: it is None, and written anew in every step.
+        """
+        thoughts = self.thoughts(source, instructions, source)
+        baseline = self.baseline(source, instructions, thoughts)
+        if self.think == "full":
+            thoughts = [None] * len(thoughts)
+        return thoughts, baseline
 
-    def prompt_after_edit(self, thought: str = "") -> list[str]:
-        """The texts after the edited frames, up to the verdict; cut where training cuts them."""
-        if self.think == "full" and thought:
-            return [ASSISTANT_TURN, f"{thought} . ", VERDICT]
-        return [ASSISTANT_TURN + VERDICT]
-
-    def shown(self, source: torch.Tensor, edited: torch.Tensor) -> torch.Tensor:
-        """The tokens of an edit, as the preset shows them: alone, or each after the source's."""
-        return pairs(source, edited) if self.paired else edited
-
-
-def opening(seen: torch.Tensor, instruction: str, system: str = SYSTEM) -> list:
-    """How every prompt begins, as a row for `VILA.join`: system sentence, instruction, source.
-
-    seen: the source's tokens (T, D). They come last, so that without a thought whatever is edited
-    follows them at the same distance. system: of a VLM that was not taught ours: its own sentence,
-    and what is to be judged begins the user's turn.
-    """
-    task = "" if system == SYSTEM else f"{SYSTEM}\n"
-    return chat(system, [f"{task}{instruction}\n{SOURCE}", seen])
+    def prompts(self, source: torch.Tensor, edited: torch.Tensor, instructions: list[str],
+                thoughts: list[str | None]) -> list[tuple[list, list]]:
+        """`prompt` of each sample; the edit's tokens alone, or each after the source's."""
+        with torch.no_grad():
+            seen = self.vlm.see(source)                                 # (B, T, D)
+        shown_twice = edited is source and not edited.requires_grad     # as for m_0
+        found = seen if shown_twice else self.vlm.see(edited)
+        rows = []
+        for s, e, words, thought in zip(seen, found, instructions, thoughts):
+            shown = pairs(s, e) if self.model.preset.paired else e
+            rows.append(prompt(self.think, opening(s, words, self.system), shown, thought))
+        return rows
 
 
-def pairs(source: torch.Tensor, edited: torch.Tensor) -> torch.Tensor:
-    """Tokens of source and edit in turn, (T, D) both -> (2T, D): before and after, side by side.
-
-    A VLM of a few layers, taught in an hour, learns to compare neighbours, but not tokens that are
-    fifty apart.
-    """
-    return torch.stack([source, edited], 1).flatten(0, 1)
-
-
-# --------------------------------------------------------------------- one reflection, as a picture
+# --------------------------------------------------------------------------- one reflection, to see
 
 def follow(critic: Critic, latents: torch.Tensor, margin_of, steps: int = 6,
            size: float = 0.6) -> torch.Tensor:
@@ -242,32 +265,6 @@ def reflection(model: UnifiedModel, triplet, t: float, seed: int = 0) -> dict:
             "moved": moved[0]}
 
 
-def draw_reflection(found: dict, instruction: str, t: float, path: Path) -> None:
-    """One row a thing that is seen, K frames each; the words and the verdicts above them."""
-    plt = pyplot()
-    margins = torch.tensor([found["m"], found["m_moved"], found["m_0"]])
-    p_yes, p_moved, p_source = margins.sigmoid().tolist()
-    rows = {"source": f"source: P(Yes) {p_source:.2f}, m_0 = {found['m_0']:+.2f}",
-            "x_t": f"x_t, t = {t:g}",
-            "x0_hat": f"one-step estimate: P(Yes) {p_yes:.2f}, m = {found['m']:+.2f}",
-            "heat": "|d m / d pixels|",
-            "moved": f"after six steps uphill: P(Yes) {p_moved:.2f}, m = {found['m_moved']:+.2f}"}
-    k = len(found["source"])
-    figure, axes = plt.subplots(len(rows), k, figsize=(2 * k, 2.3 * len(rows) + .8), squeeze=False)
-    for axs, (name, title) in zip(axes, rows.items()):
-        for ax, frame in zip(axs, found[name]):
-            ax.axis("off")
-            if name == "heat":
-                ax.imshow(frame, cmap="inferno", vmin=0, vmax=found["heat"].max())
-            else:
-                ax.imshow(((frame + 1) / 2).clamp(0, 1).permute(1, 2, 0))
-        axs[0].set_title(title, loc="left", fontsize=9)
-    words = f"I: {instruction}\nU thinks: {found['thought']}"
-    figure.suptitle(words, fontsize=10, parse_math=False)
-    figure.tight_layout()
-    save_figure(figure, path)
-
-
 def main(argv=None) -> None:
     from tiny.world import SUBSETS, make_triplet
     parser = Parser(description="Draw one reflection of the frozen VLM on a one-step estimate.")
@@ -278,7 +275,7 @@ def main(argv=None) -> None:
     add("--weights", help="a run's or model's folder (without it: weights/tiny)")
     add("--out", type=Path, default=Path("out/reflection.png"), help="the picture to write")
     args = parser.parse_args(argv)
-    check_writable(args.out)
+    check_writable(args.out, ".png")
     model = load_model(args.weights, "tiny")
     model.requires_grad_(False)
     triplet = make_triplet(args.index, args.subset)

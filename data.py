@@ -418,10 +418,7 @@ def read_stamped(path: Path) -> dict[str, torch.Tensor]:
 
 def reflect(critic, latents: Latents, folder: Path,
             batch: int = 16) -> list[tuple[str | None, float]]:
-    """(thought, m_0) of every training sample (Sec. 4.2.3): asked once, in order, kept in a file.
-
-    With "full" the thought is None: it is about the edit, too, and is written anew in every step.
-    """
+    """(thought, m_0) of every training sample (Sec. 4.2.3): asked once, in order, and kept."""
     file = Path(folder) / f"reflections-{critic.think}-{latents.key}.json"
     with suppress(OSError, TypeError, ValueError):       # it is not there, or broken: ask again
         kept = [(thought, float(m_0)) for thought, m_0 in json.loads(file.read_text("utf-8"))]
@@ -433,11 +430,8 @@ def reflect(critic, latents: Latents, folder: Path,
         numbers = range(start, min(start + batch, len(latents)))
         source = torch.stack([latents[i]["frames"] for i in numbers]).to(critic.model.device)
         instructions = [latents.items[i].instruction for i in numbers]
-        thoughts = critic.thoughts(source, instructions, source)
-        baseline = critic.baseline(source, instructions, thoughts).tolist()
-        if critic.think == "full":
-            thoughts = [None] * len(thoughts)
-        answers.append(list(zip(thoughts, baseline)))
+        thoughts, baseline = critic.about_sources(source, instructions)
+        answers.append(list(zip(thoughts, baseline.tolist())))
     answers = [row for part in gather_rows(answers) for row in part]
     if is_first_rank():
         atomic_write(file, json.dumps(answers))

@@ -62,7 +62,7 @@ def main(argv=None) -> None:
     add("--checkpoint", required=True, help="a run of train.py")
     add("--out", type=Path, default=Path("out/edits.gif"), help="the picture to write")
     args = parser.parse_args(argv)
-    check_writable(args.out)
+    check_writable(args.out, ".gif")
     models = {"base": load_model(None), "USO": load_model(args.checkpoint)}
     scores, clips = {}, {}
     for name, model in models.items():

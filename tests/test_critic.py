@@ -226,7 +226,7 @@ def plain_margin(model, think, source, edited, words, thoughts):
     head = f"<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n{SYSTEM}<|eot_id|>{user}"
     yes, no = (vlm.tokenizer(word, add_special_tokens=False).input_ids for word in ("Yes", "No"))
     for s, e, text, thought in zip(vlm.see(source), vlm.see(edited), words, thoughts):
-        said = Critic(model, think).prompt_after_edit(thought)
+        said = critic.prompt(think, [TURN], e, thought)[1][1:]
         assert "".join(said) == TURN + (f"{thought} . " if think == "full" else "") + VERDICT
         e = torch.cat([token for both in zip(s.split(1), e.split(1)) for token in both])   # side by side
         before = [TURN, f"{thought} .<|eot_id|>{user}{EDITED}"] if think == "expect" else [EDITED]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from common.files import check_writable
 from common.plots import pyplot, save_figure
 
 GAP, LABEL, TOP = 12, 28, 22              # dots: between columns, for an instruction, for the heads
@@ -16,8 +17,10 @@ def contact_sheet(items: list, videos: dict[str, list[torch.Tensor]], path: str 
     """Write a PNG: a line for each item, which has an `instruction`, a column for each of `videos`.
 
     videos: {"source": [video, ...], ...}, (F, 3, H, W) in [-1, 1], as many as there are items.
-    frames: the numbers of those that are shown. Raises BadInput where it cannot be written.
+    frames: the numbers of those that are shown. Raises BadInput where it cannot be written, or is
+    no .png.
     """
+    check_writable(path, ".png")
     plt = pyplot()
     h, w = next(iter(videos.values()))[0].shape[-2:]
     scale = max(1, round(100 / h))              # whole dots for a pixel, about 100 dots for a frame

@@ -37,7 +37,7 @@ def main(argv=None) -> None:
     parser = Parser(description="Draw drifted targets of the tiny world.")
     parser.add_argument("--out", type=Path, default=Path("out/drift.png"), help="picture to write")
     args = parser.parse_args(argv)
-    check_writable(args.out)
+    check_writable(args.out, ".png")
     triplets = [make_triplet(index, "rave", "train") for index in range(8)]
     columns = {"source": [triplet.source for triplet in triplets],
                "target": [triplet.target for triplet in triplets],
