@@ -15,6 +15,7 @@ preset. Where nobody here knows what the real files hold, both ways are read, an
 says which was found.
 """
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -25,17 +26,31 @@ from diffusers.loaders.single_file_utils import (
     convert_wan_transformer_to_diffusers,
     convert_wan_vae_to_diffusers,
 )
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerFast
 
 from common.files import BadInput
 from model import PARTS, UnifiedModel
 from presets import Preset
-from realsize.tensors import Checkpoint, read_checkpoint
+from realsize.tensors import Checkpoint, check_no_pointer, read_checkpoint
 
-# Tensors that the method does not use: SigLIP's pooling head, and the text embedding of a variant.
-UNUSED = re.compile(r"vlm.vision_tower: (vision_model\.)?head\.|unconditional: text_emb_siglip2$")
+FOLDERS = {"wan", "transformer", "adapter", "vision_head", "ar_model", "unconditioned_context",
+           "special_tokens"}
+TRAINED_FILE = Path("transformer", "model.pt")
+CONTEXT_FILE = Path("unconditioned_context", "context.pkl")
+VILA = Path("ar_model", "checkpoint")
 # The chats need these as single tokens: where the condition ends, and the critic's two answers.
 SINGLE_TOKENS = ("[GEN_VID]", "Yes", "No")
+SENTENCE = "What would this street look like after a night of hard frost?"
+# What a config.json must say as the preset does; the shapes of the tensors show only some of it.
+SAME_CONFIG = {
+    "vlm.llm": ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+                "num_key_value_heads", "hidden_act", "rms_norm_eps", "rope_parameters"),
+    "vlm.vision_tower": ("hidden_size", "intermediate_size", "num_hidden_layers",
+                         "num_attention_heads", "image_size", "patch_size", "hidden_act",
+                         "layer_norm_eps")}
+# How VILA looks at frames; no other way is built here.
+VILA_CONFIG = {"mm_vision_select_layer": -2, "mm_vision_select_feature": "cls_patch",
+               "image_aspect_ratio": "resize", "mm_projector_type": "mlp_downsample"}
 
 T5_NAMES = {
     "attn.q": "layer.0.SelfAttention.q",
@@ -60,12 +75,11 @@ def same_names(tensors: Tensors) -> Tensors:
     return tensors
 
 
-def without_wrapper(tensors: Tensors) -> Tensors:
-    """Without the prefixes that savers put around a whole model, where every key has them."""
-    for wrapper in ("model_state_dict.", "module."):
-        if all(key.startswith(wrapper) for key in tensors):
-            tensors = {key.removeprefix(wrapper): value for key, value in tensors.items()}
-    return tensors
+def without_wrappers(tensors: Tensors) -> Tensors:
+    """Without the prefixes that savers put around a model, and torch.compile around its parts."""
+    def name(key):
+        return re.sub(r"^((model_state_dict|module)\.)+", "", key.replace("_orig_mod.", ""))
+    return {name(key): value for key, value in tensors.items()}
 
 
 def t5_name(key: str) -> str:
@@ -81,15 +95,19 @@ def t5_name(key: str) -> str:
 
 
 def t5_names(tensors: Tensors) -> Tensors:
-    return {t5_name(key): value for key, value in tensors.items()}
+    tensors = {t5_name(key): value for key, value in tensors.items()}
+    if "shared.weight" in tensors:                       # one table with two names
+        tensors["encoder.embed_tokens.weight"] = tensors["shared.weight"]
+    return tensors
 
 
 def vision_tower_names(tensors: Tensors) -> Tensors:
-    """VILA's names begin with vision_tower. or vision_tower.vision_model. or neither."""
-    tensors = {key.removeprefix("vision_tower."): value for key, value in tensors.items()}
-    if all(key.startswith("vision_model.") for key in tensors):
-        tensors = {key.removeprefix("vision_model."): value for key, value in tensors.items()}
-    return tensors
+    """VILA's names begin with vision_tower. or vision_tower.vision_model. or neither.
+
+    Without SigLIP's pooling head, which the method does not use.
+    """
+    names = {re.sub(r"^(vision_tower\.)?(vision_model\.)?", "", key): key for key in tensors}
+    return {name: tensors[key] for name, key in names.items() if not name.startswith("head.")}
 
 
 def projector_names(tensors: Tensors) -> Tensors:
@@ -113,7 +131,7 @@ def trained_parts(tensors: Tensors) -> dict[str, Tensors]:
     names = {"wan_model": "transformer", "adapter": "adapter", "ar_vision_head": "ar_head",
              "visual_context_adapter": "visual_context_adapter"}
     parts = {}
-    for key, value in without_wrapper(tensors).items():
+    for key, value in tensors.items():
         prefix, _, rest = key.partition(".")
         if prefix in names:
             parts.setdefault(names[prefix], {})[rest] = value
@@ -126,9 +144,29 @@ def trained_parts(tensors: Tensors) -> dict[str, Tensors]:
 
 # -------------------------------------------------------------------------- what lies in which file
 
+def is_released(folder: Path) -> bool:
+    return folder.is_dir() and len(FOLDERS & {path.name for path in folder.iterdir()}) > 1
+
+
+def check_layout(folder: Path) -> None:
+    """Raises BadInput where this is not the released directory, and names it where it is near."""
+    if not folder.is_dir():
+        raise BadInput(f"{folder}: there is no such directory")
+    if (folder / "model.json").is_file():
+        raise BadInput(f"{folder}: is a model folder, converted already; "
+                       f"give the released directory")
+    if is_released(folder):
+        return
+    for near in (*sorted(folder.iterdir()), *folder.absolute().parents[:2]):
+        if is_released(near):
+            raise BadInput(f"{folder}: is not the released directory itself; that is {near}")
+    raise BadInput(f"{folder}: is no released directory: it must hold "
+                   f"{', '.join(sorted(FOLDERS))}")
+
+
 def wan_folder(folder: Path) -> Path:
-    """The one folder in `wan/`, whatever it is called."""
-    folders = [path for path in (folder / "wan").glob("*") if path.is_dir()]
+    """The one folder in `wan/`, whatever it is called; hidden ones are a downloader's."""
+    folders = [path for path in (folder / "wan").glob("[!.]*") if path.is_dir()]
     if len(folders) != 1:
         raise BadInput(f"{folder}/wan: must hold one folder, Wan2.1-T2V-1.3B, "
                        f"and holds {len(folders)}")
@@ -137,12 +175,12 @@ def wan_folder(folder: Path) -> Path:
 
 def part_files(folder: Path) -> list[tuple[str, Path, Callable[[Tensors], Tensors]]]:
     """(part, file or folder of shards, how its names become ours), all but transformer/model.pt."""
-    wan, vila = wan_folder(folder), folder / "ar_model" / "checkpoint"
+    wan, vila = wan_folder(folder), folder / VILA
     if (wan / "transformer").is_dir():                   # diffusers' layout
         of_wan = [
             ("transformer", wan / "transformer", same_names),
             ("vae", wan / "vae", same_names),
-            ("text_encoder", wan / "text_encoder", same_names)]
+            ("text_encoder", wan / "text_encoder", t5_names)]
     else:
         of_wan = [
             ("transformer", wan, convert_wan_transformer_to_diffusers),
@@ -152,8 +190,8 @@ def part_files(folder: Path) -> list[tuple[str, Path, Callable[[Tensors], Tensor
         ("vlm.llm", vila / "llm", same_names),
         ("vlm.vision_tower", vila / "vision_tower", vision_tower_names),
         ("vlm.mm_projector", vila / "mm_projector", projector_names),
-        ("adapter", folder / "adapter" / "model.pt", without_wrapper),
-        ("ar_head", folder / "vision_head" / "vision_head" / "pytorch_model.bin", without_wrapper),
+        ("adapter", folder / "adapter" / "model.pt", same_names),
+        ("ar_head", folder / "vision_head" / "vision_head" / "pytorch_model.bin", same_names),
         ("boundary", folder / "special_tokens" / "tokens.pkl", boundary_names)]
 
 
@@ -163,7 +201,7 @@ def tokenizer_folders(folder: Path) -> dict[str, Path]:
     text = wan / "tokenizer"
     if not text.is_dir():
         text = wan / "google" / "umt5-xxl"
-    return {"vlm": folder / "ar_model" / "checkpoint" / "llm", "text": text}
+    return {"vlm": folder / VILA / "llm", "text": text}
 
 
 @dataclass
@@ -173,9 +211,19 @@ class Release:
     parts: dict[str, Tensors] = field(default_factory=dict)
     files: dict[tuple[str, str], Path] = field(default_factory=dict)     # (part, key) -> its file
     unconditional: Tensors = field(default_factory=dict)
-    tokenizers: dict[str, PreTrainedTokenizerBase] = field(default_factory=dict)
+    tokenizers: dict[str, PreTrainedTokenizerFast] = field(default_factory=dict)
     unreadable: dict[str, str] = field(default_factory=dict)             # part -> error of its file
     notes: list[str] = field(default_factory=list)
+
+    def read(self, part: str, path: Path, device: str) -> Tensors:
+        """The tensors of a file; none, and `part` is unreadable, where that fails."""
+        try:
+            checkpoint = read_checkpoint(path, device)
+        except BadInput as error:
+            self.unreadable[part] = str(error)
+            return {}
+        self.note(path, checkpoint)
+        return without_wrappers(checkpoint.tensors)
 
     def add(self, part: str, path: Path, tensors: Tensors) -> None:
         """Of one part, later files win over earlier ones, key by key."""
@@ -187,9 +235,9 @@ class Release:
         where = path.relative_to(self.folder)
         if checkpoint.left_out:
             self.notes.append(f"{where}: left out {', '.join(sorted(set(checkpoint.left_out)))}")
-        if checkpoint.from_lists:
-            self.notes.append(f"{where}: a list where a tensor is usual, its first entry is used: "
-                              f"{'; '.join(checkpoint.from_lists)}")
+        if checkpoint.first_used:
+            self.notes.append(f"{where}: the first entry is used: "
+                              f"{'; '.join(checkpoint.first_used)}")
 
 
 def read_release(folder: str | Path, device: str = "cpu") -> Release:
@@ -197,59 +245,54 @@ def read_release(folder: str | Path, device: str = "cpu") -> Release:
 
     device: "cpu", or "meta" for names and shapes alone. Raises BadInput for another layout.
     """
-    folder = Path(folder)
-    release = Release(folder)
-    for part, path, our_names in part_files(folder):
-        try:
-            checkpoint = read_checkpoint(path, device)
-        except BadInput as error:
-            release.unreadable[part] = str(error)
-            continue
-        release.add(part, path, our_names(checkpoint.tensors))
-        release.note(path, checkpoint)
-    read_trained(release, device)
-    read_unconditional(release, device)
+    release = Release(Path(folder))
+    check_layout(release.folder)
+    for part, path, our_names in part_files(release.folder):
+        release.add(part, path, our_names(release.read(part, path, device)))
+    trained = release.folder / TRAINED_FILE
+    tensors = release.read("visual_context_adapter", trained, device)
+    for part, of_part in trained_parts(tensors).items():
+        release.add(part, trained, of_part)
+    release.unconditional = release.read("unconditional", release.folder / CONTEXT_FILE, device)
     read_tokenizers(release)
     note_sizes(release)
     return release
 
 
-def read_trained(release: Release, device: str) -> None:
-    path = release.folder / "transformer" / "model.pt"
-    try:
-        checkpoint = read_checkpoint(path, device)
-    except BadInput as error:
-        release.unreadable["visual_context_adapter"] = str(error)
-        return
-    for part, tensors in trained_parts(checkpoint.tensors).items():
-        release.add(part, path, tensors)
-    release.note(path, checkpoint)
-
-
-def read_unconditional(release: Release, device: str) -> None:
-    path = release.folder / "unconditioned_context" / "context.pkl"
-    try:
-        checkpoint = read_checkpoint(path, device)
-    except BadInput as error:
-        release.unreadable["unconditional"] = str(error)
-        return
-    release.unconditional = checkpoint.tensors
-    release.note(path, checkpoint)
-
-
 def read_tokenizers(release: Release) -> None:
+    """tokenizer.json as it is: AutoTokenizer would give T5's a pre-tokenizer of its own."""
     for name, home in tokenizer_folders(release.folder).items():
-        if not (home / "tokenizer_config.json").is_file():         # it would be sought on the hub
-            error = f"{home}: holds no tokenizer; is the directory complete?"
-            release.unreadable[f"{name} tokenizer"] = error
-            continue
-        release.tokenizers[name] = AutoTokenizer.from_pretrained(home, local_files_only=True)
+        try:
+            read_json(home / "tokenizer.json")
+            read_json(home / "tokenizer_config.json")
+            release.tokenizers[name] = PreTrainedTokenizerFast.from_pretrained(
+                home, local_files_only=True)
+        except BadInput as error:
+            release.unreadable[f"{name} tokenizer"] = str(error)
+        except Exception as error:                       # the tokenizers library raises nothing else
+            reason = " ".join(str(error).split())[:200]
+            release.unreadable[f"{name} tokenizer"] = (
+                f"{home}: its tokenizer cannot be read ({reason}); download it again")
+
+
+def read_json(path: Path) -> dict:
+    """The object in a JSON file. Raises BadInput where it is missing or broken."""
+    if not path.is_file():
+        raise BadInput(f"{path}: is missing; is the directory complete?")
+    check_no_pointer(path)
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise BadInput(f"{path}: is no JSON ({error}); download it again") from error
+    if not isinstance(content, dict):
+        raise BadInput(f"{path}: holds no JSON object; download it again")
+    return content
 
 
 def note_sizes(release: Release) -> None:
     """What differs between releases, and is taken from the files."""
     counts = []
-    for name, token in release.parts.get("boundary", {}).items():
+    for name, token in release.parts["boundary"].items():
         rows = len(token) if token.ndim == 2 else 1
         counts.append(f"{name} {rows}")
     if counts:
@@ -260,7 +303,7 @@ def note_sizes(release: Release) -> None:
 
 def vocabulary(release: Release) -> int | None:
     """Rows of the VLM's word embeddings: 128,256; 128,257 with [PAD]; or padded to a multiple."""
-    table = release.parts.get("vlm.llm", {}).get("model.embed_tokens.weight")
+    table = release.parts["vlm.llm"].get("model.embed_tokens.weight")
     return None if table is None else len(table)
 
 
@@ -284,67 +327,112 @@ def fits(part: str, found: torch.Size, expected: torch.Size) -> bool:
 
 
 def part_problems(release: Release, model: UnifiedModel, part: str) -> list[str]:
-    """Every key of one part that is unknown, of another shape, or in no file."""
+    """Every key of one part that is unknown, of another shape, or in no file; its config.json."""
     if part in release.unreadable:
         return [release.unreadable[part]]
     found, expected = release.parts.get(part, {}), expected_shapes(model, part)
-    if part == "text_encoder" and "shared.weight" in found:              # one table with two names
-        found.setdefault("encoder.embed_tokens.weight", found["shared.weight"])
+    problems = [f"{release.files[part, key]}: {key} is unknown"
+                for key in found.keys() - expected.keys() if not is_left_out(release, part, key)]
+    for key, shape in expected.items():
+        if key not in found:
+            problems.append(f"{part}: {key} is in no file")
+        elif not fits(part, found[key].shape, shape):
+            problems.append(f"{release.files[part, key]}: {key} is {tuple(found[key].shape)}, "
+                            f"not {tuple(shape)}")
+    return problems + config_problems(release, model, part)
+
+
+def is_left_out(release: Release, part: str, key: str) -> bool:
+    """Whether a tensor that is unknown is no problem: the authors' code passes over it, too."""
+    return part == "boundary" or release.files[part, key] == release.folder / TRAINED_FILE
+
+
+def left_out(release: Release, model: UnifiedModel) -> list[str]:
+    """The tensors that the model does not need, and that are no problem."""
+    names = [f"unconditional: {key}" for key in release.unconditional
+             if key not in unconditional_widths(model.preset)]
+    for part, tensors in release.parts.items():
+        expected = expected_shapes(model, part) if part else {}
+        names += [f"{part}: {key}".removeprefix(": ") for key in tensors.keys() - expected.keys()
+                  if is_left_out(release, part, key)]
+    return sorted(names)
+
+
+def config_problems(release: Release, model: UnifiedModel, part: str) -> list[str]:
+    """What the config.json of a part of the VLM says and the preset does not."""
+    folder = release.folder / VILA
+    if part == "vlm.mm_projector":
+        return vila_problems(folder)
+    file = folder / part.removeprefix("vlm.") / "config.json"
+    if part not in SAME_CONFIG or not file.is_file():
+        return []
+    try:
+        content = read_json(file)
+    except BadInput as error:
+        return [str(error)]
+    ours = model.get_submodule(part).config
+    theirs = type(ours).from_dict(content)               # with the library's defaults
+    return [f"{file}: {key} is {getattr(theirs, key)}, and {getattr(ours, key)} in the preset"
+            for key in SAME_CONFIG[part] if getattr(theirs, key) != getattr(ours, key)]
+
+
+def vila_problems(folder: Path) -> list[str]:
+    """What the config.json of VILA or of one of its parts says and `VILA_CONFIG` does not."""
     problems = []
-    for key, value in found.items():
-        file = release.files.get((part, key))
-        if key not in expected:
-            if not UNUSED.match(f"{part}: {key}"):
-                problems.append(f"{file}: {key} is unknown")
-        elif not fits(part, value.shape, expected[key]):
-            problems.append(f"{file}: {key} is {tuple(value.shape)}, not {tuple(expected[key])}")
-    problems += [f"{part}: {key} is in no file" for key in expected if key not in found]
+    for file in (folder / "config.json", *sorted(folder.glob("*/config.json"))):
+        try:
+            content = read_json(file) if file.is_file() else {}
+        except BadInput as error:
+            problems.append(str(error))
+            continue
+        problems += [f"{file}: {key} is {content[key]}, and {value} is what is built here"
+                     for key, value in VILA_CONFIG.items() if content.get(key, value) != value]
     return problems
 
 
-def unplaced_problems(release: Release) -> list[str]:
-    """Tensors of transformer/model.pt that belong to no part."""
-    return [f"{release.files['', key]}: {key} is unknown" for key in release.parts.get("", {})]
+def unconditional_widths(preset: Preset) -> dict[str, int]:
+    return {"vlm_last_hidden_states": preset.llama["hidden_size"], "text_emb": preset.t5["d_model"]}
 
 
 def unconditional_problems(release: Release, preset: Preset) -> list[str]:
     if "unconditional" in release.unreadable:
         return [release.unreadable["unconditional"]]
-    file = release.folder / "unconditioned_context" / "context.pkl"
-    widths = {"vlm_last_hidden_states": preset.llama["hidden_size"],
-              "text_emb": preset.t5["d_model"]}
-    problems = []
-    for key, value in release.unconditional.items():
-        if key in widths and value.shape[-1:] != (widths[key],):
-            problems.append(f"{file}: {key} is {tuple(value.shape)}, not (T, {widths[key]})")
-        elif key not in widths and not UNUSED.match(f"unconditional: {key}"):
-            problems.append(f"{file}: {key} is unknown")
-    problems += [f"{file}: {key} is missing, not (T, {width})"
-                 for key, width in widths.items() if key not in release.unconditional]
+    problems, found = [], release.unconditional
+    for key, width in unconditional_widths(preset).items():
+        shape = tuple(found[key].shape) if key in found else "missing"
+        if shape[-1:] != (width,):
+            problems.append(f"{release.folder / CONTEXT_FILE}: {key} is {shape}, "
+                            f"not (T, {width})")
     return problems
 
 
 def tokenizer_problems(release: Release) -> list[str]:
-    """No tokenizer, more tokens than the table has rows, or a word that is not the one token."""
+    """What of the two tokenizers cannot be used, or would be read otherwise than it was taught."""
     problems = [error for name, error in release.unreadable.items() if name.endswith("tokenizer")]
-    tokenizer, rows = release.tokenizers.get("vlm"), vocabulary(release)
-    if tokenizer is None:
+    homes = tokenizer_folders(release.folder)
+    for name, tokenizer in release.tokenizers.items():
+        ids = tokenizer(SENTENCE, add_special_tokens=False).input_ids
+        text = tokenizer.decode(ids)
+        if text.split() != SENTENCE.split():
+            problems.append(f"{homes[name]}: its tokenizer makes {text[:80]!r} of {SENTENCE!r}; "
+                            f"is it the release's own?")
+    vlm, rows = release.tokenizers.get("vlm"), vocabulary(release)
+    if vlm is None:
         return problems
-    home = tokenizer_folders(release.folder)["vlm"]
-    if rows is not None and len(tokenizer) > rows:
-        problems.append(f"{home}: its tokenizer has {len(tokenizer):,d} tokens, "
+    if rows is not None and len(vlm) > rows:
+        problems.append(f"{homes['vlm']}: its tokenizer has {len(vlm):,d} tokens, "
                         f"and the word embeddings have {rows:,d} rows")
     for word in SINGLE_TOKENS:
-        ids = tokenizer(word, add_special_tokens=False).input_ids
+        ids = vlm(word, add_special_tokens=False).input_ids
         if len(ids) != 1:
-            problems.append(f"{home}: its tokenizer reads {word!r} as {len(ids)} tokens, "
+            problems.append(f"{homes['vlm']}: its tokenizer reads {word!r} as {len(ids)} tokens, "
                             f"and one is needed; is it the release's own?")
     return problems
 
 
-def all_problems(release: Release, model: UnifiedModel) -> list[str]:
-    """Everything that stops `convert`."""
-    problems = [problem for part in PARTS for problem in part_problems(release, model, part)]
-    problems += unplaced_problems(release)
-    problems += unconditional_problems(release, model.preset)
-    return problems + tokenizer_problems(release)
+def all_problems(release: Release, model: UnifiedModel) -> dict[str, list[str]]:
+    """Everything that stops `convert`, by the row of the table that it belongs to."""
+    problems = {part: part_problems(release, model, part) for part in PARTS}
+    problems["unconditional"] = unconditional_problems(release, model.preset)
+    problems["tokenizers"] = tokenizer_problems(release)
+    return problems

@@ -3,12 +3,13 @@
 .safetensors holds no code. .pt, .pth and .bin are read with torch's weights_only. A .pkl is read by
 an unpickler that knows tensors, dicts, lists and plain values, and refuses everything else by name.
 
-A checkpoint holds more than weights: the epoch, the optimizer's state. What is known to be harmless
-is left out and reported. Anything else that is not a tensor is an error.
+A checkpoint holds more than weights: the epoch, the optimizer's state. What is no tensor is left out
+and reported; whoever needs a tensor that is not there says so.
 """
 
 import io
 import pickle
+import re
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -19,19 +20,17 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
-from common.files import BadInput
+from common.files import BadInput, is_pointer
 
 # Entries of a checkpoint that training goes on from, and that are no part of the model.
 TRAINING_STATE = {
     "optimizer", "optimizer_state_dict", "lr_scheduler", "scheduler", "scheduler_state_dict",
-    "scaler", "rng_state", "args", "config",
-    # DeepSpeed's
-    "param_shapes", "frozen_param_shapes", "frozen_param_fragments", "shared_params",
-    "buffer_names", "data_sampler", "random_ltd", "sparse_tensor_module_names", "ds_config",
-    "dtype"}
+    "scaler", "rng_state", "frozen_param_fragments"}
 # Of context.pkl: the authors' code reads entry 0 of these, whatever they are.
-FIRST_OF_A_LIST = {"text_emb", "text_emb_siglip2", "vlm_last_hidden_states"}
+FIRST_IS_MEANT = {"text_emb", "text_emb_siglip2", "vlm_last_hidden_states"}
 TORCH_SUFFIXES = (".bin", ".pt", ".pth")
+# What lies beside the shards of a folder: hidden files, and the state of a training.
+NO_SHARD = re.compile(r"\.|training_args|optimizer|scheduler|scaler|rng_state")
 # What the readers raise for a file that is cut short, is something else, or names code.
 BROKEN = (pickle.UnpicklingError, EOFError, RuntimeError, ValueError, TypeError, KeyError,
           SafetensorError)
@@ -42,7 +41,7 @@ class Checkpoint:
     """The content of a file, or of the shards of a folder."""
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)  # nested names joined by dots
     left_out: list[str] = field(default_factory=list)               # names of what is not used
-    from_lists: list[str] = field(default_factory=list)             # tensors that began a list
+    first_used: list[str] = field(default_factory=list)             # names of whose first is used
 
 
 def load_bytes(content: bytes) -> torch.Tensor:
@@ -62,7 +61,7 @@ class TensorUnpickler(pickle.Unpickler):
 
     def find_class(self, module, name):
         if (module, name) not in self.KNOWN:
-            raise pickle.UnpicklingError(f"names {module}.{name}, which is no tensor")
+            raise pickle.UnpicklingError(f"GLOBAL {module}.{name}")
         return self.KNOWN[module, name]
 
 
@@ -78,23 +77,23 @@ def leaves(value, name: str = "") -> Iterator[tuple[str, object]]:
         yield from leaves(part, f"{name}.{key}" if name else key)
 
 
+def is_one_sequence(name: str, value) -> bool:
+    """Whether these are the VLM's states (T, D) of a single text."""
+    return name == "vlm_last_hidden_states" and isinstance(value, torch.Tensor) and value.ndim == 2
+
+
 def sort_out(content, path: Path) -> Checkpoint:
-    """The tensors of a loaded file, and what is left out. Raises BadInput for what is neither."""
+    """The tensors of a loaded file, and what is left out. Raises BadInput where it has none."""
     found = Checkpoint()
     for name, value in leaves(content):
-        if name in TRAINING_STATE:
-            found.left_out.append(name)
-            continue
-        if name in FIRST_OF_A_LIST and isinstance(value, (list, tuple)) and value:
-            found.from_lists.append(f"{name}, of {len(value)}")
+        if name in FIRST_IS_MEANT and len(value) > 0 and not is_one_sequence(name, value):
+            if len(value) > 1:
+                found.first_used.append(f"{name}, of {len(value)}")
             value = value[0]
-        if isinstance(value, torch.Tensor):
+        if isinstance(value, torch.Tensor) and name not in TRAINING_STATE:
             found.tensors[name] = value.detach()
-        elif value is None or isinstance(value, (bool, int, float, str)):
-            found.left_out.append(name)
         else:
-            raise BadInput(f"{path}: holds a {type(value).__name__} at {name or 'its top'!r}: "
-                           f"only tensors and dicts of them are read; is it the released file?")
+            found.left_out.append(name)
     if not found.tensors:
         raise BadInput(f"{path}: holds no tensor, and only tensors and dicts of them are read; "
                        f"is it the released file?")
@@ -123,8 +122,16 @@ SAFETENSORS_DTYPES = {
     "U8": torch.uint8, "BOOL": torch.bool}
 
 
+def check_no_pointer(path: Path) -> None:
+    """Raises BadInput where a file is git-lfs's note of a large one that was never fetched."""
+    if is_pointer(path):
+        raise BadInput(f"{path}: is a git-lfs pointer, and not the file itself; "
+                       f"run git lfs pull in its folder")
+
+
 def read_file(path: Path, device: str) -> Checkpoint:
     """One file. A .pkl may be a torch file (a zip) under that name."""
+    check_no_pointer(path)
     if path.suffix == ".safetensors":
         return Checkpoint(read_safetensors(path, device))
     is_zip = zipfile.is_zipfile(path)
@@ -139,9 +146,9 @@ def files_of(path: Path) -> list[Path]:
     """The file itself, or the shards in a folder. Raises BadInput where a folder has none."""
     if not path.is_dir():
         return [path]
-    shards = sorted(path.glob("*.safetensors"))
-    if not shards:
-        shards = sorted(file for file in path.iterdir() if file.suffix in TORCH_SUFFIXES)
+    files = sorted(file for file in path.iterdir() if not NO_SHARD.match(file.name))
+    shards = [file for file in files if file.suffix == ".safetensors"]
+    shards = shards or [file for file in files if file.suffix in TORCH_SUFFIXES]
     if not shards:
         raise BadInput(f"{path}: holds no .safetensors, .bin, .pt or .pth; "
                        f"is the directory complete?")
@@ -164,15 +171,18 @@ def read_checkpoint(path: Path, device: str = "cpu") -> Checkpoint:
         except FileNotFoundError as error:
             raise BadInput(f"{file}: is missing; is the directory complete?") from error
         except BROKEN as error:
-            reason = " ".join(str(error).split())[:200]
-            raise BadInput(f"{file}: cannot be read as tensors ({reason}); "
-                           f"download it again") from error
+            raise BadInput(f"{file}: {why_broken(error)}") from error
         whole.tensors |= part.tensors
         whole.left_out += part.left_out
-        whole.from_lists += part.from_lists
+        whole.first_used += part.first_used
     return whole
 
 
-def read_tensors(path: Path, device: str = "cpu") -> dict[str, torch.Tensor]:
-    """As `read_checkpoint`, the tensors alone."""
-    return read_checkpoint(path, device).tensors
+def why_broken(error: Exception) -> str:
+    """What is wrong with a file, and the mend, by what its reader said."""
+    code = re.search(r"GLOBAL (\S+)", str(error))
+    if code:
+        return (f"names {code[1]}, which is no tensor and might run code; where you trust it, "
+                f"load it yourself and save its tensors alone")
+    reason = " ".join(str(error).split())[:200]
+    return f"cannot be read as tensors ({reason}); download it again"

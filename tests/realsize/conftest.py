@@ -1,5 +1,7 @@
 """A model of wan1.3b at tiny sizes with random weights, and the authors' directory of it."""
 
+import shutil
+
 import pytest
 import torch
 
@@ -24,9 +26,16 @@ def original():
 
 @pytest.fixture(scope="session")
 def released(original, tmp_path_factory):
+    """Tests must not change it."""
     folder = tmp_path_factory.mktemp("released") / "revise_ckpt"
     write_release(folder, original)
     return folder
+
+
+@pytest.fixture
+def copied(released, tmp_path):
+    """The released directory, for a test to change."""
+    return shutil.copytree(released, tmp_path / "revise_ckpt")
 
 
 @pytest.fixture(scope="session")
