@@ -25,8 +25,8 @@ from common.precision import keep_ends_in_float32
 from critic import SYSTEM
 from model import PARTS, UnifiedModel
 from presets import PRESETS
-from realsize.flops import PEAK, dit_flops
-from realsize.recompute import recompute_activations
+from realsize.flops import PEAK, dit_flops, on_meta
+from realsize.train import recompute_activations
 from tiny.tokenizer import make_tokenizer
 
 GOAL = 1.8                                   # USO / SFT at tau 0.5; the FLOPs say 1.82
@@ -68,7 +68,7 @@ def mfu(model: UnifiedModel, batch: int, ms: float, peak: float) -> float:
 
     Counted are one forward and one backward pass of G; not what is computed again.
     """
-    forward, backward = dit_flops(model.preset)[:2]
+    forward, backward, _ = dit_flops(on_meta(model.preset))
     return batch * (forward + backward) / (ms / 1000) / peak
 
 

@@ -1,27 +1,19 @@
-"""What a training step costs, from the shapes alone: FLOPs and bytes.
+"""What a training step costs, from the shapes alone: FLOPs, as torch counts them, and bytes.
 
 A FLOP is an addition or a multiplication; counted are matrix products, convolutions and attention
-(its full square, as torch's counter has it), not norms and activations. A product of an (m, k) and
-a (k, n) matrix is m k n multiply-adds, so the lines below are products of three sizes, and `flops`
-doubles their sum.
-
-Backward passes. With y = W x, a trained W costs two products as large as the forward one (for the
-gradients of x and of W), a frozen one only passes a gradient on: one product. In attention both
-factors are activations: two products, trained or frozen. What sees no gradient costs nothing.
-
-Axis letters: B batch, C f h w latents, K frames seen by the critic, N tokens of the DiT, T context
-tokens, D width.
+(its full square), not norms and activations. The counter sees the model's own modules run, forward
+and backward, on torch's "meta" device: tensors that have a shape and no numbers.
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from diffusers import AutoencoderKLWan
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import DynamicCache
 
-from common.fast_vae import fold_first_frame
 from model import TRAINED, UnifiedModel
 from presets import Preset
 
@@ -33,11 +25,18 @@ class Flops(NamedTuple):
     """Of a part of the step; `again` is what `recompute_activations` repeats."""
     forward: float
     backward: float
-    again: float = 0.
+    again: float
 
 
-def flops(multiply_adds: float) -> float:
-    return 2. * multiply_adds
+def count(run: Callable[[], torch.Tensor]) -> Flops:
+    """FLOPs of run(), and of the backward pass through what it returns, where that has one."""
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        result = run()                                   # it counts no fused attention
+        forward = counter.get_total_flops()
+        if result.requires_grad:
+            result.sum().backward()
+        backward = counter.get_total_flops() - forward
+    return Flops(forward, backward, again=forward if backward else 0)
 
 
 # -------------------------------------------------------------------------------- sizes of a preset
@@ -47,26 +46,14 @@ def dit_width(p: Preset) -> int:
 
 
 def dit_tokens(p: Preset) -> int:
-    """N: patches of the latents."""
+    """Patches of the latents."""
     _, f, h, w = p.latent_shape
     return f * h * w // math.prod(p.dit["patch_size"])
-
-
-def visual_tokens(p: Preset) -> int:
-    """Tokens of the visual context adapter: patches of one latent frame each."""
-    _, f, h, w = p.latent_shape
-    return f * (h // p.visual_kernel) * (w // p.visual_kernel)
 
 
 def siglip_side(p: Preset) -> int:
     """Patches along the side of a frame."""
     return p.siglip["image_size"] // p.siglip["patch_size"]
-
-
-def frame_tokens(p: Preset) -> int:
-    """Tokens of a frame that the VLM reads: 2x2 patches each, an odd side filled up."""
-    half = math.ceil(siglip_side(p) / 2)
-    return half * half
 
 
 def key_value_width(p: Preset) -> int:
@@ -80,97 +67,67 @@ def prompt_tokens(p: Preset) -> tuple[int, int]:
 
     The frames' tokens are exact; some 180 and 16 tokens of text are an estimate.
     """
-    source = p.vlm_frames * frame_tokens(p)
+    of_frame = math.ceil(siglip_side(p) / 2) ** 2        # 2x2 patches each, an odd side filled up
+    source = p.vlm_frames * of_frame
     edited = source * 2 if p.paired else source
     return source + 180, edited + 16
 
 
 # -------------------------------------------------------------------------------- FLOPs of a sample
 
-def dit_flops(p: Preset) -> Flops:
-    """G and the visual context adapter on one clip; trained."""
-    n, t, visual = dit_tokens(p), p.context_length, visual_tokens(p)
-    width, text_width, layers = dit_width(p), p.dit["text_dim"], p.dit["num_layers"]
-    patch = math.prod(p.dit["patch_size"])
-    latent_channels = p.latent_shape[0]
-
-    # what begins with the clip, the noise level or the source: no gradient is passed on to those
-    patches = n * (patch * p.dit["in_channels"]) * width
-    noise_level = p.dit["freq_dim"] * width
-    visual_patches = visual * (latent_channels * p.visual_kernel ** 2) * p.visual_width
-    first = patches + noise_level + visual_patches
-
-    # a block: self-attention, cross-attention to the context, feed-forward
-    projections = 4 * n * width * width                  # query, key, value, output
-    attention = 2 * n * n * width                        # scores; their sum of values
-    cross_queries = 2 * n * width * width                # query, output
-    cross_keys = 2 * t * width * width                   # key, value of each context token
-    cross_attention = 2 * n * t * width
-    feed_forward = 2 * n * width * p.dit["ffn_dim"]      # up, down
-    block = (projections + attention + cross_queries + cross_keys + cross_attention
-             + feed_forward)
-
-    # the rest
-    text_embedder = t * (text_width * width + width * width)
-    time_embedder = width * width + width * (6 * width)
-    head = n * width * (patch * p.dit["out_channels"])
-    visual_projection = visual * p.visual_width * text_width
-    rest = layers * block + text_embedder + time_embedder + head + visual_projection
-
-    forward = flops(first + rest)
-    return Flops(forward, flops(first + 2 * rest), again=forward)
+def on_meta(p: Preset) -> UnifiedModel:
+    """The model without numbers; G and the visual context adapter are to be trained."""
+    with torch.device("meta"):
+        model = UnifiedModel(p)
+    model.freeze()
+    return model
 
 
-def decode_flops(p: Preset) -> Flops:
-    """The frozen VAE's decoder on a clip, or on K latent frames alone; by torch's counter."""
+def dit_flops(model: UnifiedModel) -> Flops:
+    """G and the visual context adapter on one clip."""
+    p = model.preset
+    with torch.device("meta"):
+        latents = torch.empty(1, *p.latent_shape)
+        bridged = torch.empty(1, p.ar_queries * p.adapter_queries, p.dit["text_dim"])
+        text = [torch.empty(1, p.dit["text_dim"])]       # the context is filled up
+
+        def velocity():
+            context = model.context(latents, bridged, text)
+            return model.velocity(latents, torch.empty(1), context, latents)
+        return count(velocity)
+
+
+def decode_flops(model: UnifiedModel) -> Flops:
+    """The frozen VAE's decoder on a clip, or on K latent frames alone."""
+    p = model.preset
     channels, frames, h, w = p.latent_shape
     shape = (1, channels, frames, h, w)
     if p.decode == "alone":
         shape = (p.vlm_frames, channels, 1, h, w)
-    with torch.device("meta"):                           # shapes, and no numbers
-        vae = AutoencoderKLWan(**p.vae).requires_grad_(False)
-        vae.decoder.apply(fold_first_frame)
-        z = torch.empty(shape, requires_grad=True)
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        video = vae.decode(z).sample
-        forward = counter.get_total_flops()
-        video.sum().backward()
-    return Flops(forward, counter.get_total_flops() - forward, again=forward)
+    latents = torch.empty(shape, device="meta", requires_grad=True)
+    return count(lambda: model.run_decoder(latents))
 
 
-def siglip_flops(p: Preset) -> Flops:
-    """The frozen SigLIP and projector on K frames. The last block's output is not used."""
-    n, d = siglip_side(p) ** 2, p.siglip["hidden_size"]
-    layers, llama_width = p.siglip["num_hidden_layers"], p.llama["hidden_size"]
-
-    patches = n * (3 * p.siglip["patch_size"] ** 2) * d
-    projections = 4 * n * d * d                          # query, key, value, output
-    attention = 2 * n * n * d
-    feed_forward = 2 * n * d * p.siglip["intermediate_size"]
-    projector = frame_tokens(p) * (4 * d * llama_width + llama_width * llama_width)
-
-    weights = projections + feed_forward
-    forward = patches + layers * (weights + attention) + projector
-    backward = patches + (layers - 1) * (weights + 2 * attention) + projector
-    k = p.vlm_frames
-    return Flops(flops(k * forward), flops(k * backward), again=flops(k * forward))
+def siglip_flops(model: UnifiedModel, gradient: bool) -> Flops:
+    """The frozen SigLIP and projector on K frames; the source is seen without gradient."""
+    p = model.preset
+    shape = (1, p.vlm_frames, 3, p.vlm_size, p.vlm_size)
+    frames = torch.empty(shape, device="meta", requires_grad=gradient)
+    return count(lambda: model.vlm.see(frames))
 
 
-def llama_flops(p: Preset, tokens: int, before: int = 0) -> Flops:
-    """The frozen Llama on `tokens` tokens after `before` cached ones; logits of the last one."""
-    d, layers = p.llama["hidden_size"], p.llama["num_hidden_layers"]
+def llama_flops(model: UnifiedModel, prefix: int, suffix: int) -> tuple[Flops, Flops]:
+    """The frozen Llama on the prefix, without gradient, and on the suffix after it."""
+    p, llm, cache = model.preset, model.vlm.llm, DynamicCache()
 
-    queries = 2 * tokens * d * d                         # query, output
-    keys = 2 * tokens * d * key_value_width(p)           # key, value
-    feed_forward = 3 * tokens * d * p.llama["intermediate_size"]        # gate, up, down
-    attention = 2 * tokens * (tokens + before) * d
-    logits = d * p.llama["vocab_size"]
-
-    weights = layers * (queries + keys + feed_forward)
-    squares = layers * attention
-    return Flops(forward=flops(weights + squares + logits),
-                 backward=flops(weights + 2 * squares + logits),
-                 again=flops(weights + squares))         # the head is not run again
+    def read(tokens, gradient):
+        shape = (1, tokens, p.llama["hidden_size"])
+        embeddings = torch.empty(shape, device="meta", requires_grad=gradient)
+        return llm(inputs_embeds=embeddings, past_key_values=cache, logits_to_keep=1).logits
+    before = count(lambda: read(prefix, False))
+    after = count(lambda: read(suffix, True))
+    head = 2 * p.llama["hidden_size"] * p.llama["vocab_size"]            # is not run again
+    return before, after._replace(again=after.forward - head)
 
 
 def step_flops(p: Preset, prefix: int, suffix: int) -> dict[str, Flops]:
@@ -178,13 +135,13 @@ def step_flops(p: Preset, prefix: int, suffix: int) -> dict[str, Flops]:
 
     prefix, suffix: tokens that the VLM reads before the edited frames, and from them on.
     """
-    siglip = siglip_flops(p)
-    before, after = llama_flops(p, prefix), llama_flops(p, suffix, prefix)
-    return {"DiT": dit_flops(p),
-            "VAE decoder": decode_flops(p),
-            "SigLIP, source": Flops(siglip.forward, 0.),              # read without gradient
-            "SigLIP, edit": siglip,
-            "Llama, prefix": Flops(before.forward, 0.),
+    model = on_meta(p)
+    before, after = llama_flops(model, prefix, suffix)
+    return {"DiT": dit_flops(model),
+            "VAE decoder": decode_flops(model),
+            "SigLIP, source": siglip_flops(model, gradient=False),
+            "SigLIP, edit": siglip_flops(model, gradient=True),
+            "Llama, prefix": before,
             "Llama, edit and verdict": after}
 
 
@@ -200,21 +157,19 @@ def sampling_flops(p: Preset, parts: dict[str, Flops]) -> float:
 
 def part_bytes(p: Preset) -> dict[str, float]:
     """Bytes of each part's weights as they are loaded."""
-    with torch.device("meta"):
-        model = UnifiedModel(p)
-    parts = ("vlm", "text_encoder", "ar_head", "adapter", "vae", *TRAINED)
-    half = 2 if p.bf16 else 4
+    model = on_meta(p)
     sizes = {}
-    for part in parts:
+    for part in ("vlm", "text_encoder", "ar_head", "adapter", "vae", *TRAINED):
         numbers = sum(x.numel() for x in model.get_submodule(part).parameters())
-        sizes[part] = numbers * (4 if part in ("vae", *TRAINED) else half)
+        sizes[part] = numbers * model.dtype_of(part).itemsize
     return sizes
 
 
 def step_bytes(p: Preset, prefix: int, suffix: int, batch: int = 1) -> dict[str, float]:
     """Bytes that live through a USO step with recomputed activations, and that a step moves.
 
-    float32 for G, its gradients and AdamW's two moments; the VLM in bfloat16 where the preset says.
+    float32 for G, its gradients and AdamW's two moments; the VLM in half precision where the preset
+    says.
     """
     held = part_bytes(p)
     numbers = sum(held[part] for part in TRAINED) / 4

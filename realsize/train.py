@@ -15,22 +15,160 @@ between the GPUs of one machine.
 """
 
 import argparse
+import math
 import sys
 from functools import partial
 
-import train
-from common.distributed import WORLD_SIZE
-from common.files import BadInput, Parser, positive, run_script
-from presets import PRESETS
-from realsize.gate_together import sample_timesteps_together
-from realsize.recompute import recompute_activations
-from realsize.shards import gathered, shard
-from realsize.weighting import bell_step
+import torch
+import torch.nn as nn
+from torch.distributed.fsdp import fully_shard
+from torch.utils.checkpoint import checkpoint
 
+import train
+from common.distributed import WORLD_SIZE, whole
+from common.files import BadInput, Parser, positive, run_script
+from critic import critic_loss
+from model import TRAINED, UnifiedModel, add_noise, flow_loss, shifted, velocity_target
+from presets import PRESETS
+
+
+# ------------------------------------------------------------------------------------ less memory
+
+def blocks(model: UnifiedModel) -> dict[str, nn.ModuleList]:
+    """The layers that most of the work and of the memory is in."""
+    return {"transformer": model.transformer.blocks,
+            "vlm.llm": model.vlm.llm.model.layers,
+            "vlm.vision_tower": model.vlm.vision_tower.encoder.layers}
+
+
+def recompute_activations(model: UnifiedModel) -> None:
+    """Keep only what goes into each block, and run it again: a third more FLOPs, less memory.
+
+    Not the libraries' switches: transformers' ignores the key-value cache that the critic's prefix
+    is in, and diffusers has none for this VAE.
+    """
+    for layers in blocks(model).values():
+        for block in layers:
+            block.forward = partial(run_again, block.forward)
+    model.run_decoder = partial(decode_recomputed, model.vae)
+
+
+def run_again(forward, *args, **named):
+    """forward(...), whose inside is not kept for the backward pass."""
+    if not torch.is_grad_enabled():
+        return forward(*args, **named)
+    return checkpoint(forward, *args, use_reentrant=False, **named)
+
+
+def decode_recomputed(vae, z: torch.Tensor) -> torch.Tensor:
+    """vae.decode with memory for one latent frame: (B, C, f, h, w) -> (B, 3, F, H, W).
+
+    The library's own loop, but its cache of earlier frames, instead of being changed in place, goes
+    into each frame's decoding and comes out of it. So a frame can be run again in the backward
+    pass.
+    """
+    if not (torch.is_grad_enabled() and z.requires_grad):
+        return vae.decode(z).sample
+
+    def decode(first, x, *cache):
+        cache = list(cache)
+        frame = vae.decoder(x, feat_cache=cache, feat_idx=[0], first_chunk=first)
+        return frame, *cache
+    z = vae.post_quant_conv(z)
+    cache, frames = [None] * vae._cached_conv_counts["decoder"], []
+    for i in range(z.shape[2]):
+        frame, *cache = checkpoint(decode, i == 0, z[:, :, i:i + 1], *cache, use_reentrant=False)
+        frames.append(frame)
+    return torch.cat(frames, 2).clamp(-1, 1)
+
+
+# ------------------------------------------------------------------------------------- many ranks
+
+def shard(model: UnifiedModel) -> None:
+    """FSDP2: each rank keeps 1/N of G, its adapter, its optimizer's state and the frozen VLM.
+
+    Block by block, so that one block at a time is whole. The VLM's word embeddings stay whole: they
+    are read outside of its forward pass (Llama-3-8B: 2 of its 16 GB in half precision). SigLIP is
+    sharded inside: FSDP gives a module another class, under which transformers returns no hidden
+    states.
+    """
+    for layers in blocks(model).values():
+        for block in layers:
+            fully_shard(block)
+    llm = model.vlm.llm
+    embeddings = {llm.get_input_embeddings().weight, llm.lm_head.weight}
+    fully_shard(llm, ignored_params=embeddings)
+    fully_shard(model.vlm.vision_tower.encoder)
+    for name in TRAINED:
+        fully_shard(getattr(model, name))
+
+
+def gathered(model: UnifiedModel) -> UnifiedModel:
+    """A model with the trained parts whole, and nothing else, to save. All ranks must call it."""
+    with torch.device("meta"):
+        plain = UnifiedModel(model.preset)
+    for name in TRAINED:
+        tensors = getattr(model, name).state_dict()
+        tensors = {key: whole(value).cpu() for key, value in tensors.items()}
+        plain.get_submodule(name).load_state_dict(tensors, assign=True)
+    return plain
+
+
+def sample_timesteps_together(n: int, ranks: int, tau: float, shift: float = 3.0,
+                              generator: torch.Generator | None = None) -> torch.Tensor:
+    """As `model.sample_timesteps`, (n,), but `ranks` samples in a row are below tau together.
+
+    They share one coin that shows "below" with P(t < tau); then each draws its own t of that part.
+    So each sample's t is distributed as before, and no rank asks the critic, which costs, while the
+    others wait. Raises ValueError for tau outside (0, 1].
+    """
+    if not 0 < tau <= 1:
+        raise ValueError(f"tau must be in (0, 1], not {tau}")
+    p = tau / (shift - (shift - 1) * tau)                                    # P(t < tau)
+    coins = torch.rand(-(-n // ranks), generator=generator) < p
+    below = coins.repeat_interleave(ranks)[:n]
+    u = 1 - torch.rand(n, generator=generator)                               # in (0, 1]
+    t = shifted(torch.where(below, p * u, p + (1 - p) * u), shift)
+    # rounding must not carry a sample over to the other side of tau
+    edge = torch.tensor(float(tau))
+    just_below = edge.nextafter(torch.tensor(0.))
+    return torch.where(below, t.minimum(just_below), t.maximum(edge))
+
+
+# -------------------------------------------------------------------- Omni-Video's flow-loss weight
+
+def bell_weight(t: torch.Tensor, shift: float = 3.0) -> torch.Tensor:
+    """A bell over the noise level t, any shape: 1.80 at t = 0.5, 0.28 at 0.05, 0 at 1.
+
+    Of mean 1 over the noise levels of training. The paper has no weight (Eq. 2); Omni-Video, the
+    base, was trained with this one.
+    """
+    def bell(t):
+        return torch.exp(-2 * (t - .5) ** 2) - math.exp(-.5)
+    levels = shifted(torch.linspace(1, 0, 1001, device=t.device)[:-1], shift)
+    return bell(t) / bell(levels).mean()
+
+
+def bell_step(model, critic, batch, lam: float) -> tuple[torch.Tensor, dict]:
+    """`train.uso_step`, with the bell on each sample's flow loss."""
+    x_t = add_noise(batch.target, batch.noise, batch.t)                      # Eq. 2
+    c = model.context(batch.source, batch.bridged, batch.text)               # Eq. 1
+    v = model.velocity(x_t, batch.t, c, batch.source)                        # (B, C, f, h, w)
+    flow = flow_loss(v, velocity_target(batch.target, batch.noise))          # (B,)
+    loss = (bell_weight(batch.t) * flow).mean()
+    log = {"flow_loss": loss.item(), "trigger_rate": batch.near.float().mean().item()}
+    if lam > 0 and batch.near.any():
+        reason, margin = critic_loss(critic, x_t, v, batch)                  # (G,), (G,)
+        loss = loss + lam * reason.sum() / batch.n_near                      # Eq. 5
+        log["reason_loss"] = reason.sum().item() / batch.n_near
+        log["p_yes"] = margin.sigmoid().sum().item() / batch.n_near
+    return loss, log
+
+
+# ---------------------------------------------------------------------------------------- the flags
 
 def flags() -> Parser:
-    parser = Parser(prog="realsize.train", description="Train at the real size; "
-                    "all other flags are those of train.py.")
+    parser = Parser(description="Train at the real size; all other flags are those of train.py.")
     add = parser.add_argument
     add("--parallel", choices=("ddp", "fsdp"), default="ddp",
         help="under torchrun: whole copies, or shards of G and of the VLM")

@@ -35,7 +35,7 @@ def test_what_is_measured(model, monkeypatch):
     assert set(result["steps"]) == {"SFT", "exact/expect"} and result["own"] == "exact/expect"
     assert result["goal"]["at_most"] == 1.8
     sft = result["steps"]["SFT"]["tau"][bench.TAU]["ms"]
-    forward, backward = real_bench.dit_flops(model.preset)[:2]
+    forward, backward, _ = real_bench.dit_flops(real_bench.on_meta(model.preset))
     assert result["mfu_of_sft"] == pytest.approx((forward + backward) / (sft / 1000) / 1e9)
     assert "exact/expect" in bench.report(result)
     assert real_bench.measure(model, 1, 1, peak=None)["mfu_of_sft"] is None
