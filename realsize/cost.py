@@ -73,7 +73,8 @@ def main(argv=None) -> None:
     parser = Parser(description="What the real run costs.")
     add = parser.add_argument
     add("--preset", choices=PRESETS, default="wan1.3b", help="whose costs on paper")
-    add("--tau", type=between(0, 1, True), default=bench.TAU, help="the critic is asked where t < tau")
+    add("--tau", type=between(0, 1, True), default=bench.TAU,
+        help="the critic is asked where t < tau")
     add("--mfu", type=between(0, 1, True), default=.45,
         help="share of the GPU's peak that is assumed to be reached")
     args = parser.parse_args(argv)

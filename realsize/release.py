@@ -269,7 +269,7 @@ def read_tokenizers(release: Release) -> None:
                 home, local_files_only=True)
         except BadInput as error:
             release.unreadable[f"{name} tokenizer"] = str(error)
-        except Exception as error:                       # the tokenizers library raises nothing else
+        except Exception as error:                       # the tokenizers library raises no other
             reason = " ".join(str(error).split())[:200]
             release.unreadable[f"{name} tokenizer"] = (
                 f"{home}: its tokenizer cannot be read ({reason}); download it again")

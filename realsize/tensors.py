@@ -3,8 +3,8 @@
 .safetensors holds no code. .pt, .pth and .bin are read with torch's weights_only. A .pkl is read by
 an unpickler that knows tensors, dicts, lists and plain values, and refuses everything else by name.
 
-A checkpoint holds more than weights: the epoch, the optimizer's state. What is no tensor is left out
-and reported; whoever needs a tensor that is not there says so.
+A checkpoint holds more than weights: the epoch, the optimizer's state. What is no tensor is left
+out and reported; whoever needs a tensor that is not there says so.
 """
 
 import io

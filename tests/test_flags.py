@@ -68,6 +68,27 @@ BAD = {
         ("--from . --out .", "--out .: is one of --from"),
         ("--from nowhere --out x", "nowhere: there is no such folder"),
     ],
+    "realsize.check": [
+        ("", "the following arguments are required: --weights"),
+        ("--weights ''", "--weights is empty"),
+        ("--weights nowhere", "nowhere: there is no such directory"),
+        ("--weights broken", "broken: is no released directory: it must hold adapter, ar_model"),
+    ],
+    "realsize.convert": [
+        ("--from nowhere --to x", "nowhere: there is no such directory"),
+        ("--from . --to broken", "--to broken: is there already, and no model folder"),
+    ],
+    "realsize.train": [
+        ("--parallel dp", "--parallel"),
+        ("--gate-together 0", "--gate-together: must be at least 1"),
+        ("--flow-weight ring --steps 3", "--flow-weight"),
+        ("--steps 0", "--steps: must be at least 1"),
+    ],
+    "realsize.cost": [
+        ("--mfu 0", "--mfu: must be in"),
+        ("--tau 1.5", "--tau: must be in"),
+    ],
+    "realsize.bench": [("--repeats 0", "--repeats: must be at least 1")],
 }
 
 

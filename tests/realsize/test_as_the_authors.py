@@ -39,7 +39,8 @@ def seeded():
 
 @pytest.mark.parametrize("side", [4, 27])
 def test_tokens_run_down_the_columns(seeded, side):
-    """Token k is patches (2r, 2c), (2r, 2c + 1), (2r + 1, 2c), (2r + 1, 2c + 1), k = half * c + r; zeros outside."""
+    """Token k = half * c + r is patches (2r, 2c), (2r, 2c + 1), (2r + 1, 2c), (2r + 1, 2c + 1);
+    zeros outside."""
     d, half = 3, (side + 1) // 2
     patches = torch.randn(2, side * side, d)
     padded = torch.zeros(2, 2 * half, 2 * half, d)
@@ -69,7 +70,7 @@ def test_layer_norms_of_the_visual_context_adapter(original, seeded):
     latents = torch.randn(1, *SMALL.latent_shape) * 1e-4
     kernel = (1, SMALL.visual_kernel, SMALL.visual_kernel)
     patches = F.conv3d(latents, adapter.patch_embedding.weight, stride=kernel)
-    small = patches.flatten(2).transpose(1, 2)                       # (1, T, D), of variance about 1e-6
+    small = patches.flatten(2).transpose(1, 2)           # (1, T, D), of variance about 1e-6
 
     def norm(x, eps):
         centred = x - x.mean(-1, keepdim=True)
@@ -101,10 +102,15 @@ def test_source_beside_noise(original, seeded, monkeypatch):
     assert TINY.source_beside_noise and not WAN.source_beside_noise
 
 
-# ------------------------------------------------------------------------------------------- the chat
+# ----------------------------------------------------------------------------------------- the chat
 
-VILA_SENTENCE = ("You are a helpful language and vision assistant. You are able to understand the visual content that "
-                 "the user provides, and assist the user with a variety of tasks using natural language.")
+VILA_SENTENCE = (
+    "You are a helpful language and vision assistant. You are able to understand the visual "
+    "content that the user provides, and assist the user with a variety of tasks using natural "
+    "language.")
+SYSTEM_TURN = "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n"
+USER_TURN = "<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n"
+ANSWER_TURN = "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
 
 
 def heard(model, monkeypatch, source, text):
@@ -123,13 +129,11 @@ def heard(model, monkeypatch, source, text):
 
 
 def test_the_chat_of_the_condition(original, monkeypatch):
-    """Llama-3's chat as VILA writes it: one BOS, the frame, <video> and a new line, the prompt; the answer last."""
+    """Llama-3's chat as VILA writes it: one BOS, the frame, <video> and a new line, the prompt."""
     source = torch.rand(1, SMALL.frames, 3, SMALL.height, SMALL.width) * 2 - 1
     tokenize = lambda text: original.vlm.tokenizer(text, add_special_tokens=False).input_ids
-    want = [*tokenize("<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n" + VILA_SENTENCE +
-                      "<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n"), "frame",
-            *tokenize("<video>\nfrost came<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
-                      "[GEN_VID]<|end_of_text|>")]
+    want = [*tokenize(SYSTEM_TURN + VILA_SENTENCE + USER_TURN), "frame",
+            *tokenize(f"<video>\nfrost came{ANSWER_TURN}[GEN_VID]<|end_of_text|>")]
     got = heard(original, monkeypatch, source, "frost came")
     assert got == want and got.count(tokenize("<|begin_of_text|>")[0]) == 1
 
@@ -138,41 +142,45 @@ def test_the_chat_of_the_tiny_preset_is_as_it_was(tiny, monkeypatch):
     source = torch.rand(1, TINY.frames, 3, TINY.height, TINY.width) * 2 - 1
     tokenize = lambda text: tiny.vlm.tokenizer(text, add_special_tokens=False).input_ids
     got = heard(tiny, monkeypatch, source, "frost came")
-    want = [*tokenize("<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nYou are a helpful assistant that "
-                      "edits videos.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n"),
-            *["frame"] * (TINY.vlm_frames * 16), *tokenize("frost came"),
-            *tokenize("<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n[GEN_VID]")]
+    sentence = "You are a helpful assistant that edits videos."
+    want = [*tokenize(SYSTEM_TURN + sentence + USER_TURN), *["frame"] * (TINY.vlm_frames * 16),
+            *tokenize("frost came"), *tokenize(f"{ANSWER_TURN}[GEN_VID]")]
     assert got == want
 
 
-# --------------------------------------------------------------------------- frames, and the VLM's view
+# ------------------------------------------------------------------------- frames, the VLM's view
 
 def test_consecutive_frames_uncropped_for_the_vlm(original, tmp_path, monkeypatch):
-    """sample.py, training's cache, its report and the benchmark's generator: the same 5 of 9 frames, and the same view."""
+    """sample.py, training's cache, its report, the benchmark's generator: the same 5 of 9 frames,
+    and the same view."""
     wide = torch.rand(9, 3, 48, 96, generator=torch.Generator().manual_seed(0)) * 2 - 1
     for k, frame in enumerate(to_bytes(wide)):
         (tmp_path / "clip").mkdir(exist_ok=True)
         Image.fromarray(frame.permute(1, 2, 0).numpy()).save(tmp_path / "clip" / f"{k}.png")
-    line = {"source_video_path": "clip", "target_video_path": "clip", "instruction": "frost", "type": "Temporal Reasoning"}
-    (tmp_path / "triplets.jsonl").write_text(json.dumps({**line, "id": "a"}))
+    line = {"source_video_path": "clip", "target_video_path": "clip", "instruction": "frost",
+            "type": "Temporal Reasoning", "id": "a"}
+    (tmp_path / "triplets.jsonl").write_text(json.dumps(line))
     items, _ = data.manifest_items(tmp_path / "triplets.jsonl", SMALL)
     shown, encoded, read, encode = [], [], original.encode_vlm, original.encode_video
-    monkeypatch.setattr(original, "encode_vlm", lambda source, texts: shown.append(source) or read(source, texts))
-    monkeypatch.setattr(original, "encode_video", lambda video: encoded.append(video) or encode(video))
+    monkeypatch.setattr(original, "encode_vlm",
+                        lambda source, texts: shown.append(source) or read(source, texts))
+    monkeypatch.setattr(original, "encode_video",
+                        lambda video: encoded.append(video) or encode(video))
     monkeypatch.setattr(sample, "load_model", lambda *args: original)
 
     data.encode(original, items)
-    sample.main(["--preset", "wan1.3b", "--video", str(tmp_path / "clip"), "--instruction", "frost", "--steps", "1",
-                 "--out", str(tmp_path / "edit.gif")])
+    sample.main(["--preset", "wan1.3b", "--video", str(tmp_path / "clip"), "--instruction", "frost",
+                 "--steps", "1", "--out", str(tmp_path / "edit.gif")])
     train.report_on_manifest({"before": original, "after": original}, SimpleNamespace(items=items),
                              SimpleNamespace(seed=0, out=tmp_path))
     generate(original, read_manifest(tmp_path / "triplets.jsonl"), tmp_path / "ours", 1, 0., 0, 1)
     consecutive = from_bytes(to_bytes(wide[:5]))
     view = F.interpolate(consecutive, (28, 28), mode="bicubic", antialias=True)[None]
     assert len(shown) == 5 and all(torch.allclose(x, view, atol=1e-6) for x in shown)
-    cropped = F.interpolate(consecutive[..., 24:72], (64, 64), mode="bilinear", antialias=True)[None]
-    assert len(encoded) == 6 and all((x - cropped).abs().max() < .02 for x in encoded)
-    assert WAN.frame_stride == 1 and WAN.whole_view and TINY.frame_stride is None and not TINY.whole_view
+    cropped = F.interpolate(consecutive[..., 24:72], (64, 64), mode="bilinear", antialias=True)
+    assert len(encoded) == 6 and all((x - cropped[None]).abs().max() < .02 for x in encoded)
+    assert WAN.frame_stride == 1 and TINY.frame_stride is None
+    assert WAN.whole_view and not TINY.whole_view
 
 
 @pytest.mark.parametrize("size, box", [                  # (width, height); left, top, right, bottom
@@ -185,10 +193,10 @@ def test_frames_are_cropped_to_whole_pixels(size, box):
     assert np.array_equal(fit(pixels, 352, 640), np.asarray(want))
 
 
-# ------------------------------------------------------------------------------------------ samplers
+# ----------------------------------------------------------------------------------------- samplers
 
 def exact_flow(mean, scale):
-    """The velocity of the flow from noise to a Gaussian of this mean and scale, E[eps - x_0 | x_t]."""
+    """E[eps - x_0 | x_t]: the flow from noise to a Gaussian of this mean and scale."""
     def velocity(x, t):
         variance = ((1 - t) * scale) ** 2 + t ** 2
         return -mean + (x - (1 - t) * mean) * (t - (1 - t) * scale ** 2) / variance
@@ -196,7 +204,7 @@ def exact_flow(mean, scale):
 
 
 def test_unipc_ends_where_the_flow_does(seeded):
-    """The flow carries eps to mean + scale eps; as many steps of UniPC are nearer to it than of Euler."""
+    """The flow carries eps to mean + scale eps; UniPC is nearer to it than Euler is."""
     noise, mean = torch.randn(1, 4, 2, 6, 6), torch.randn(1, 4, 2, 6, 6)
     end, flow = mean + .3 * noise, exact_flow(mean, .3)
 
@@ -222,16 +230,19 @@ def relative_error(x, want):
 @torch.no_grad()
 def test_unipc_of_a_model_is_many_euler_steps(tiny, monkeypatch):
     """To 1 % of its rms."""
-    source = torch.rand(TINY.frames, 3, TINY.height, TINY.width, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    g = torch.Generator().manual_seed(0)
+    source = torch.rand(TINY.frames, 3, TINY.height, TINY.width, generator=g) * 2 - 1
     velocity, noise = flow_of(tiny, source, "frost", monkeypatch)
-    assert 0 < relative_error(unipc(velocity, noise, 80, 3.), euler(velocity, noise, 200, 3.)) < .01
+    many = euler(velocity, noise, 200, 3.)
+    assert 0 < relative_error(unipc(velocity, noise, 80, 3.), many) < .01
 
 
 @torch.no_grad()
 def test_forty_steps_of_unipc_follow_the_flow_to_the_last_noise_level(monkeypatch):
-    """To 1 % of 200 Euler steps, on the trained weights. From there, t = 0.11, the schedule goes to 0 at once."""
+    """To 1 % of 200 Euler steps, on the trained weights. From t = 0.11 it goes to 0 at once."""
     triplet = world.make_triplet(0, "rave", "val")
-    velocity, noise = flow_of(UnifiedModel.from_preset("tiny"), triplet.source, triplet.instruction, monkeypatch)
+    trained = UnifiedModel.from_preset("tiny")
+    velocity, noise = flow_of(trained, triplet.source, triplet.instruction, monkeypatch)
     states = []
     unipc(lambda x, t: states.append((t, x)) or velocity(x, t), noise, 40, 5.)
     told, last = states[-1]
@@ -239,7 +250,8 @@ def test_forty_steps_of_unipc_follow_the_flow_to_the_last_noise_level(monkeypatc
     x = noise
     for t, t_next in zip(levels[:-1], levels[1:]):
         x = x + (t_next - t) * velocity(x, t)
-    assert len(states) == 40 and levels[-1] == pytest.approx(.1135, abs=1e-4) and told == pytest.approx(.1135, abs=1e-3)
+    assert len(states) == 40 and levels[-1] == pytest.approx(.1135, abs=1e-4)
+    assert told == pytest.approx(.1135, abs=1e-3)
     assert 0 < relative_error(last, x) < .01
 
 
@@ -250,14 +262,15 @@ def test_noise_levels_of_unipc(seeded):
     s = [.999 * (1 - k / 8) for k in range(8)]
     want = [int(1000 * 5 * x / (1 + 4 * x)) / 1000 for x in s]
     assert levels == pytest.approx(want, abs=1.5e-3) and len(levels) == 8
-    assert WAN.sampler == "unipc" and WAN.sample_steps == 40 and WAN.shift == 5 and WAN.guidance == 3
+    assert (WAN.sampler, WAN.sample_steps, WAN.shift, WAN.guidance) == ("unipc", 40, 5, 3)
     assert TINY.sampler == "euler" and TINY.sample_steps == 12
 
 
-# ---------------------------------------------------------------------------------------------- text
+# --------------------------------------------------------------------------------------------- text
 
 @pytest.mark.parametrize("text", [
-    "plain words", "  two  spaces\n and lines\t", "Tom &amp;amp; Jerry &lt;3", "a â€œquoteâ€\x9d and cafÃ©", "&nbsp;x", ""])
+    "plain words", "  two  spaces\n and lines\t", "Tom &amp;amp; Jerry &lt;3",
+    "a â€œquoteâ€\x9d and cafÃ©", "&nbsp;x", ""])
 def test_prompts_are_cleaned_as_diffusers_cleans_them(text):
     from diffusers.pipelines.wan.pipeline_wan import prompt_clean
     assert clean_text(text) == prompt_clean(text)
@@ -272,7 +285,8 @@ def test_t5_reads_clean_text_and_the_vlm_the_text_itself(original):
 
 
 def test_cleaning_changes_nothing_that_the_tiny_world_says():
-    phrases = [phrase for rules in world.RULES.values() for rule in rules for phrase in rule.phrases]
+    rules = [rule for of_type in world.RULES.values() for rule in of_type]
+    phrases = [phrase for rule in rules for phrase in rule.phrases]
     assert len(phrases) > 50 and all(clean_text(phrase) == phrase for phrase in phrases)
 
 
@@ -285,29 +299,29 @@ def half(converted, monkeypatch):
 
 
 def test_only_products_are_in_bfloat16(half):
-    """Dtypes by module: DiT's stream, time embedding and head, and the VAE, in float32; the products inside blocks in half."""
+    """Dtypes by module: DiT's stream, time embedding and head, and the VAE, are float32; products
+    inside blocks half."""
     dit, dtypes = half.transformer, {}
+    embedder = dit.condition_embedder
 
     def keep(name):
         def hook(module, inputs, output):
             dtypes.setdefault(name, set()).add(output.dtype)
         return hook
-    modules = {"patches": dit.patch_embedding, "time": dit.condition_embedder.time_embedder,
-               "time projection": dit.condition_embedder.time_proj, "block": dit.blocks[1], "head": dit.proj_out,
-               "query": dit.blocks[0].attn1.to_q, "feed forward": dit.blocks[0].ffn.net[2],
-               "text": dit.condition_embedder.text_embedder.linear_1, "VAE in": half.vae.encoder.conv_in,
-               "VAE out": half.vae.decoder.conv_out, "llm": half.vlm.llm.model.layers[0].mlp,
-               "siglip": half.vlm.vision_tower.encoder.layers[0].mlp, "t5": half.text_encoder.encoder.block[0]}
-    handles = [module.register_forward_hook(keep(name)) for name, module in modules.items() if name != "t5"]
+    exact = {"patches": dit.patch_embedding, "time": embedder.time_embedder,
+             "time projection": embedder.time_proj, "block": dit.blocks[1], "head": dit.proj_out,
+             "VAE in": half.vae.encoder.conv_in, "VAE out": half.vae.decoder.conv_out}
+    rough = {"query": dit.blocks[0].attn1.to_q, "feed forward": dit.blocks[0].ffn.net[2],
+             "text": embedder.text_embedder.linear_1, "llm": half.vlm.llm.model.layers[0].mlp,
+             "siglip": half.vlm.vision_tower.encoder.layers[0].mlp}
+    handles = [module.register_forward_hook(keep(name)) for name, module in (exact | rough).items()]
     source = torch.rand(1, SMALL.frames, 3, SMALL.height, SMALL.width) * 2 - 1
     edited = half.sample(source, ["frost"], steps=1)
     for handle in handles:
         handle.remove()
-    full, bf16 = {torch.float32}, {torch.bfloat16}
     assert edited.dtype == torch.float32
-    assert {name: dtype for name, dtype in dtypes.items() if dtype != bf16} == {
-        name: full for name in ("patches", "time", "time projection", "block", "head", "VAE in", "VAE out")}
-    assert dtypes["query"] == dtypes["feed forward"] == dtypes["text"] == dtypes["llm"] == dtypes["siglip"] == bf16
+    assert {name: dtypes[name] for name in exact} == dict.fromkeys(exact, {torch.float32})
+    assert {name: dtypes[name] for name in rough} == dict.fromkeys(rough, {torch.bfloat16})
 
 
 def test_products_in_bfloat16_are_nearer_than_all_in_bfloat16(half, original, seeded):
@@ -317,23 +331,22 @@ def test_products_in_bfloat16_are_nearer_than_all_in_bfloat16(half, original, se
 
     def error(velocity):
         with half.precision():
-            return ((velocity(x, t * 1000, c).sample - exact).pow(2).mean() / exact.pow(2).mean()).sqrt().item()
+            return relative_error(velocity(x, t * 1000, c).sample, exact)
     ours = error(half.transformer)
-    everything = error(original.transformer)             # the same weights, autocast around all of it
+    everything = error(original.transformer)             # autocast around all of it
     assert 0 < ours < .6 * everything
 
 
 # ----------------------------------------------------------------------------- the critic's chat
 
 def test_the_critic_speaks_in_the_chat_of_the_condition(original, tiny, monkeypatch):
-    """VILA's own system sentence; what is to be judged is said by the user. Tiny was taught otherwise."""
+    """VILA's own system sentence; the user says what is to be judged. Tiny was taught otherwise."""
     rows, join = [], original.vlm.join
     monkeypatch.setattr(original.vlm, "join", lambda these: rows.extend(these) or join(these))
     clip = torch.rand(1, SMALL.vlm_frames, 3, SMALL.height, SMALL.width) * 2 - 1
     Critic(original).margin(clip, clip, ["frost came"], ["a thought"])
     before, after = rows
-    head = f"<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n{VILA_SENTENCE}<|eot_id|>"
-    assert before[0] == head + "<|start_header_id|>user<|end_header_id|>\n\n"
+    assert before[0] == SYSTEM_TURN + VILA_SENTENCE + USER_TURN
     assert before[1] == f"{SYSTEM}\nfrost came\nSource :"
     assert after[1].endswith("assistant<|end_header_id|>\n\nVerdict : ")
     assert Critic(tiny).system == SYSTEM

@@ -33,7 +33,8 @@ def test_flops_are_those_of_the_step(tiny_dir, monkeypatch):
     parts = flops.step_flops(TINY, *lengths)
     vlm = [part for name, part in parts.items() if name.split()[0] in ("SigLIP,", "Llama,")]
     assert len(vlm) == 4
-    for theirs, ours in ((asked, vlm), (decoded, [parts["VAE decoder"]]), (denoised, [parts["DiT"]])):
+    for theirs, ours in ((asked, vlm), (decoded, [parts["VAE decoder"]]),
+                         (denoised, [parts["DiT"]])):
         assert sum(part.forward for part in ours) == pytest.approx(theirs.forward, rel=.02)
         assert sum(part.backward for part in ours) == pytest.approx(theirs.backward, rel=.02)
 

@@ -299,7 +299,7 @@ def test_shards_on_two_ranks_are_one_run_and_go_on_from_each_other(common, one, 
     state = torch.load(half / "state.pt")
     assert state["step"] == 2 and all(type(x) is torch.Tensor for x in state["params"].values())
     whole = torch.load(one / "state.pt")["params"]
-    assert {k: v.shape for k, v in state["params"].items()} == {k: v.shape for k, v in whole.items()}
+    assert all(whole[k].shape == v.shape for k, v in state["params"].items())
     same_run(one, run(common, half))                     # on one rank from step 2
 
 
@@ -333,7 +333,7 @@ def test_every_flipped_byte_is_seen(tmp_path):
 MOMENTS = [
     "step 0",                                            # nothing is there yet
     "half of state.pt",
-    "renamed to state.pt",                               # what was left over is not cleared away yet
+    "renamed to state.pt",                               # what was left is not cleared away yet
     "renamed to state.pt.old",                           # and no state.pt
     "renamed to log.csv",
     "half of the model",
