@@ -165,7 +165,7 @@ def clip_path(clip: dict) -> str:
     return f"clips/{short_hash(clip['id'], clip['clip'])}.mp4"
 
 
-def cut_out(args: Namespace, pairs: list[dict]) -> BadInput | None:
+def cut_out(args: Namespace, pairs: list[dict]) -> Exception | None:
     """Write the clips of these pairs of one movie, as far as they are not there, in one pass.
 
     Returns the error if the movie cannot be read.
@@ -178,7 +178,7 @@ def cut_out(args: Namespace, pairs: list[dict]) -> BadInput | None:
     try:
         write_clips(args.movies / missing[0]["movie"], [clip["clip"] for clip in missing],
                     missing[0]["fps"], [args.out / clip_path(clip) for clip in missing])
-    except BadInput as error:
+    except (BadInput, OSError) as error:
         return error
     return None
 

@@ -29,7 +29,8 @@ def still_there(out: Path, records: Iterable[dict]) -> list[dict]:
     """The records whose videos can be found from `out`; says how many are left out."""
     records = list(records)
     found = [record for record in records
-             if all((out / record[field]).exists() for field in VIDEO_FIELDS if field in record)]
+             if all(os.path.exists(out / record[field])
+                    for field in VIDEO_FIELDS if field in record)]
     if len(found) < len(records):
         print(f"{len(records) - len(found)} left out: their videos are gone")
     return found

@@ -6,6 +6,7 @@ scripts and style lie beside this file. Both play the videos where they are, by 
 
 import base64
 import json
+import os
 import re
 from collections import Counter
 from itertools import islice
@@ -36,12 +37,12 @@ SIDE = 192                                               # pixels of a picture
 
 def report(folder: Path, movies: Path | None = None) -> None:
     """Write report.html about a folder of rave, icvg or split. movies: where its films are."""
-    folder = Path(folder)
+    name = os.fsencode(folder.name).decode("utf-8", "replace")       # whatever the locale
     stages, bad = count_stages(folder)
     manifests = {name: list(read_accepted(folder / f"{name}.jsonl"))
                  for name in ("triplets", "train", "test")}
     data = {
-        "title": folder.name,
+        "title": name,
         "stages": stages,
         "manifests": [statistics(name, some) for name, some in manifests.items() if some],
         "threshold": threshold(folder),
@@ -54,8 +55,7 @@ def report(folder: Path, movies: Path | None = None) -> None:
                      if all(field in record for field in VIDEO_FIELDS)],
         "bad": [[stage, record["id"], kind, reason] for record, stage, kind, reason in bad],
     }
-    write_page(folder / "report.html", HERE / "report.html", f"RVE-Dataset: {folder.name}",
-               data=data)
+    write_page(folder / "report.html", HERE / "report.html", f"RVE-Dataset: {name}", data=data)
 
 
 def count_stages(folder: Path) -> tuple[list[list], list[tuple]]:
@@ -63,30 +63,21 @@ def count_stages(folder: Path) -> tuple[list[list], list[tuple]]:
 
     The newest line of an item counts: what failed may have been done later.
     """
-    counts, bad = [], []
-    for stage in STAGES:
-        if not (folder / f"{stage}.jsonl").exists():
+    rows, bad = [], []
+    for path in [folder / f"{stage}.jsonl" for stage in STAGES]:
+        if not path.exists():
             continue
-        newest, found = {}, {}
-        for _, record in read_records(folder / f"{stage}.jsonl"):
-            kind = _kind(record)
-            newest[record["id"]] = kind
-            if kind != "done" and len(bad) + len(found) < SHOWN_BAD:
-                found[record["id"]] = record
-        count = Counter(newest.values())
-        counts.append([stage, count["done"], count["rejected"], count["failed"]])
-        for name, record in found.items():
-            kind = newest[name]
-            if kind != "done":
-                bad.append((record, stage, kind, str(record.get(kind, ""))))
-    return counts, bad
-
-
-def _kind(record: dict) -> str:
-    for kind in ("rejected", "failed"):
-        if kind in record:
-            return kind
-    return "done"
+        kinds, others = {}, {}
+        for _, record in read_records(path):
+            kind = next((kind for kind in ("rejected", "failed") if kind in record), "done")
+            kinds[record["id"]] = kind
+            if kind != "done" and len(bad) + len(others) < SHOWN_BAD:
+                others[record["id"]] = record
+        count = Counter(kinds.values())
+        rows.append([path.stem, count["done"], count["rejected"], count["failed"]])
+        bad += [(record, path.stem, kinds[name], str(record.get(kinds[name], "")))
+                for name, record in others.items() if kinds[name] != "done"]
+    return rows, bad
 
 
 def statistics(name: str, triplets: list[dict]) -> dict:

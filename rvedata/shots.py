@@ -80,7 +80,7 @@ def clips_of(movie: dict, seconds: float, least: int) -> Iterator[dict]:
                    "clip": [begin, begin + frames], "fps": movie["fps"]}
 
 
-def with_frames(args: Namespace, clips: list[dict]) -> Iterator[tuple[dict, list | BadInput]]:
+def with_frames(args: Namespace, clips: list[dict]) -> Iterator[tuple[dict, list | Exception]]:
     """(clip, its frames) of clips of one movie, in temporal order, in one pass through the movie.
 
     Where the movie cannot be read: the error, for the item that needs the frames to raise.
@@ -92,13 +92,13 @@ def with_frames(args: Namespace, clips: list[dict]) -> Iterator[tuple[dict, list
             for frames in read_clips(movie, [clip["clip"] for clip in clips]):
                 yield clips[done], frames
                 done += 1
-    except BadInput as error:
+    except (BadInput, OSError) as error:
         for clip in clips[done:]:
             yield clip, error
 
 
-def raise_if_error(frames: list | BadInput) -> list:
+def raise_if_error(frames: list | Exception) -> list:
     """The frames, unless they are the error that reading them ended with."""
-    if isinstance(frames, BadInput):
+    if isinstance(frames, Exception):
         raise frames
     return frames

@@ -30,7 +30,7 @@ from rvedata.embed import embed_clips, load_embedder
 from rvedata.film import read_frames
 from rvedata.flags import add_siglip_flag, add_work_flags, existing_folder, ratio
 from rvedata.holdout import find_leaks, make_split, quota_of_types
-from rvedata.manifest import VIDEO_FIELDS, rebase_paths
+from rvedata.manifest import VIDEO_FIELDS, rebase_paths, still_there
 from rvedata.stages import read_accepted, run_stage, short_hash, write_stage
 
 
@@ -38,11 +38,12 @@ def read_triplets(folders: list[Path], out: Path) -> dict[str, dict]:
     """{id: triplet} of the manifests of these folders, with paths relative to `out`."""
     triplets = {}
     for folder in folders:
-        for record in read_accepted(folder / "triplets.jsonl", **dict.fromkeys(FIELDS, str)):
+        records = read_accepted(folder / "triplets.jsonl", **dict.fromkeys(FIELDS, str))
+        for record in still_there(folder, records):
             triplets[record["id"]] = rebase_paths(record, folder, out)
     if not triplets:
-        raise BadInput(f"--from {' '.join(map(str, folders))}: no triplets.jsonl there; "
-                       f"run rave or icvg first")
+        raise BadInput(f"--from {' '.join(map(str, folders))}: no triplets.jsonl whose videos are "
+                       f"there; run rave or icvg first")
     return triplets
 
 
@@ -89,6 +90,9 @@ def hold_out(args: Namespace, embed_images: Callable) -> None:
     videos = index_videos(args, sorted(paths), embed_images)
     readable = [triplet for triplet in triplets.values()
                 if all(triplet[field] in videos for field in VIDEO_FIELDS)]
+    if not readable:
+        raise BadInput(f"none of the {len(triplets)} triplets has videos that can be read; what "
+                       f"failed, and why, is in {out}/videos.jsonl")
     quota = quota_of_types(readable, args.n, args.share)
     rejected = {name for name, said in decisions.items() if said["decision"] == "reject"}
     found = make_split(readable, quota, videos, args.same, rejected)

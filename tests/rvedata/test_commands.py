@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 def test_what_a_folder_must_hold(tmp_path):
     flags = ["--from", str(tmp_path), "--out", str(tmp_path / "out")]
-    with pytest.raises(BadInput, match="--from .*: no triplets.jsonl there; run rave or icvg"):
+    with pytest.raises(BadInput, match="--from .*: no triplets.jsonl whose videos are there"):
         split.main([*flags, "--siglip", "pixels"])
     with pytest.raises(BadInput, match=r"--from .*: holds no \*.jsonl of rave or icvg"):
         merge.main(flags)

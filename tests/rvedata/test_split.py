@@ -61,7 +61,16 @@ def test_the_split_holds_out_without_leaks(rave, icvg, tmp_path, capsys):
     assert (read(out / "test.jsonl"), read(out / "candidates.jsonl")) == (accepted, filled)
 
 
-def test_what_is_no_manifest(tmp_path):
-    (tmp_path / "triplets.jsonl").write_text('{"type": "Temporal Reasoning"}\n')
+def test_what_is_no_manifest(tmp_path, capsys):
+    path, flags = tmp_path / "triplets.jsonl", ["--from", tmp_path, "--skip-bad"]
+    path.write_text('{"type": "Temporal Reasoning"}\n')
     with pytest.raises(BadInput, match="triplets.jsonl:1: is no record of ours"):
-        go("split", tmp_path / "other", "--from", tmp_path)
+        go("split", tmp_path / "out", *flags)
+    (tmp_path / "empty.mp4").touch()
+    rows = [{"id": video, "source_video_path": video, "target_video_path": "empty.mp4",
+             "instruction": "dusk", "type": "Temporal Reasoning"}
+            for video in ("empty.mp4", "gone.mp4", "x" * 300)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(BadInput, match="none of the 1 triplets has videos that can be read"):
+        go("split", tmp_path / "out", *flags)
+    assert "2 left out: their videos are gone" in capsys.readouterr().out
