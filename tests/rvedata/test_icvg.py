@@ -113,9 +113,9 @@ def test_a_service_that_dies(icvg, movies, tmp_path):
 
 def test_shards_are_merged_into_the_same(icvg, movies, tmp_path):
     assert {my_shard(f"m{k}.mp4", (0, 2)) for k in range(3)} == {True, False}
-    flags = ["--movies", movies.folder, "--least", 9, "--shard"]
+    flags = ["--movies", movies.folder, "--least", 9]
     for i in range(2):
-        go("icvg", tmp_path / f"part{i}", *flags, f"{i}/2")
+        go("icvg", tmp_path / f"part{i}", *flags, "--shard", f"{i}/2")
         assert not (tmp_path / f"part{i}/clusters.jsonl").exists()
     (tmp_path / "part1/replies.jsonl").write_text('{"key": "stays with its shard"}\n')
     whole, parts = tmp_path / "whole", [str(tmp_path / f"part{i}") for i in (1, 0)]
@@ -123,8 +123,7 @@ def test_shards_are_merged_into_the_same(icvg, movies, tmp_path):
 
     def instructs(system, parts, schema):
         return asked() if "caption" in schema["properties"] else knows(system, parts, schema)
-    for i in range(2):                                   # the instructions in shards, too
-        go("icvg", whole, *flags, f"{i}/2", ask=instructs)
+    go("icvg", whole, *flags, ask=instructs)
     for name in ("clusters", "pairs", "triplets"):
         assert (whole / f"{name}.jsonl").read_bytes() == (icvg / f"{name}.jsonl").read_bytes(), name
 
