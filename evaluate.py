@@ -19,18 +19,20 @@ Axis letters: B batch, F frames, H W pixels.
 import json
 import math
 from pathlib import Path
+from typing import Callable, Iterator
 
 import common  # noqa: F401              before what takes seconds to load: Ctrl-C is a line
+import numpy as np
 import torch
 from tqdm import tqdm
 
 from common.distributed import device
 from common.files import (BadInput, Parser, at_least_0, atomic_write, between, check_writable,
-                          is_of, markdown, positive, replacing, run_script, start_afresh)
+                          is_of, markdown, positive, run_script, start_afresh)
 from common.intervals import COLUMNS, format_interval, geometric_mean, interval, overall
+from common.jsonl import Store
 from common.plots import optional_picture
-from critic import Critic
-from data import fingerprint
+from data import fingerprint, vlm_view
 from model import PARTS, load_model
 from tiny import world
 
@@ -38,58 +40,27 @@ STRIPS = 12                                              # how many samples stri
 USUAL = {"steps": 12, "guidance": 1.0, "seed": 0}        # what the name of a folder does not say
 
 
-def generate_and_judge(model, subset: str, split: str, n: int, steps: int = 12,
-                       guidance: float = 1.0, seed: int = 0, batch: int = 20,
-                       label: str | None = None, keep=None, done: dict | None = None,
-                       critics: dict[str, Critic] | None = None) -> list[dict]:
-    """Edit the first `n` triplets of the tiny world and judge each; a row a sample, in order.
+def generate(model, triplets: list, steps: int = 12, guidance: float = 1.0, seed: int = 0,
+             batch: int = 20, label: str = "") -> Iterator[tuple[list, torch.Tensor]]:
+    """Edits of triplets: yields (some triplets, their edits (B, F, 3, H, W)), `batch` at a time.
 
-    A row has id, index, subset, type, rule, instruction, failed (None or why) and the COLUMNS; PC
-    is None on ICVG, and every score is None where the video is not finite: it is counted, never
-    scored. Sample i's noise comes from seed + i, whatever the batch. critics: the margin of each is
-    in the row, under its name, and in none of the scores. keep(row, video (F, 3, H, W)) is called
-    for each new row; `done` holds rows by index that need not be made again.
+    The noise of triplet k comes from seed + k, whatever the batch.
     """
-    rows = dict(done or {})
-    missing = [i for i in range(n) if i not in rows]
-    bar = tqdm(total=n, initial=n - len(missing), desc=f"evaluate {label or subset}", unit="sample")
-    with bar:
-        for now in consecutive(missing, batch):          # row k of a batch has the noise seed + k
-            triplets = [world.make_triplet(i, subset, split) for i in now]
-            words = [triplet.instruction for triplet in triplets]
-            # (B, F, 3, H, W)
-            source = torch.stack([triplet.source for triplet in triplets]).to(model.device)
-            edits = model.sample(source, words, steps, guidance, seed + now[0]).cpu()
-            margins = {}
-            for name, critic in (critics or {}).items():
-                with torch.no_grad():
-                    margins[name] = critic.margin(source, edits.to(model.device), words).tolist()
-            for k, (i, triplet, video) in enumerate(zip(now, triplets, edits)):
-                rows[i] = {"id": f"{subset}-{split}-{i}", "index": i, "subset": subset,
-                           "type": triplet.type, "rule": triplet.rule,
-                           "instruction": triplet.instruction,
-                           **oracle_scores(triplet, video)}
-                for name, margin in margins.items():
-                    rows[i][name] = margin[k] if math.isfinite(margin[k]) else None
-                if keep:
-                    keep(rows[i], video)
+    with tqdm(total=len(triplets), desc=f"evaluate {label}", unit="sample") as bar:
+        for first in range(0, len(triplets), batch):
+            now = triplets[first:first + batch]
+            source = torch.stack([triplet.source for triplet in now])        # (B, F, 3, H, W)
+            edits = model.sample(source.to(model.device), [t.instruction for t in now],
+                                 steps, guidance, seed + first)
+            yield now, edits.cpu()
             bar.update(len(now))
-    return [rows[i] for i in range(n)]
 
 
-def consecutive(numbers: list[int], most: int) -> list[list[int]]:
-    """Increasing numbers in runs of neighbours, each of at most `most`."""
-    runs = []
-    for i in numbers:
-        if runs and len(runs[-1]) < most and runs[-1][-1] == i - 1:
-            runs[-1].append(i)
-        else:
-            runs.append([i])
-    return runs
+def judge(triplet, video: torch.Tensor) -> dict:
+    """The oracle's scores of a video (F, 3, H, W): COLUMNS, 0 to 10, and `failed`, None or why.
 
-
-def oracle_scores(triplet, video: torch.Tensor) -> dict:
-    """The oracle's scores of a video (F, 3, H, W), 0 to 10, with Overall; or why there are none."""
+    PC is None on ICVG, and every score where the video is not finite: that is counted, not scored.
+    """
     if not video.isfinite().all():
         return {"failed": "the video is not finite", **dict.fromkeys(COLUMNS)}
     scores = world.judge(triplet, video)
@@ -107,8 +78,7 @@ def table(rows: list[dict]) -> str:
         cells = []
         for column in COLUMNS:
             values = [row[column] for row in scored if row[column] is not None]
-            mean, low, high = interval(values)
-            cells.append(format_interval((mean, max(low, 0), min(high, 10))))  # no score is beyond
+            cells.append(format_interval(interval(values, scale=(0, 10))))
         lines.append([name, str(len(scored)), str(len(group) - len(scored)), *cells])
     return markdown(lines)
 
@@ -133,33 +103,29 @@ def results_folder(args, name: str) -> Path:
     return args.out / folder
 
 
-def resume(folder: Path, settings: dict) -> dict[int, dict]:
-    """The rows, by index, that an earlier run with the same settings left.
+def kept_scores(folder: Path, settings: dict) -> Store:
+    """scores.jsonl, with the rows that an earlier run with the same settings left.
 
-    Raises BadInput where there are scores of other weights, or a file that cannot be read.
+    Raises BadInput where the scores are of other weights, or rows are missing.
     """
     file = folder / "scores.jsonl"
     if not file.exists():
         start_afresh(folder, settings, "table.md", "strips.png")
-        return {}
-    if not is_of(folder, settings):
-        raise BadInput(f"{folder} holds the scores of other weights, or made with --margin or "
-                       f"without: choose another --out, or delete it")
-    try:
-        lines = file.read_text("utf-8").splitlines()
-        return {row["index"]: row for row in map(json.loads, lines)}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BadInput(f"{file}: is broken ({error!r:.80}); delete it to score anew") from error
+    elif not is_of(folder, settings):
+        raise BadInput(f"{folder} holds the scores of other weights, or other columns: "
+                       f"choose another --out, or delete it")
+    store = Store(file, "id", "score", ("index", "type", *COLUMNS))
+    if [row["index"] for row in store] != list(range(len(store))):
+        raise BadInput(f"{file}: lacks rows; delete it to score anew")
+    return store
 
 
-def draw_strips(path: Path, clips: dict[int, torch.Tensor], subset: str, split: str) -> None:
+def draw_strips(path: Path, triplets: list, edits: list[torch.Tensor]) -> None:
     """Source, edit and target of the first samples."""
-    triplets = [world.make_triplet(i, subset, split) for i in sorted(clips)]
-    rows = {"source": [triplet.source for triplet in triplets],
-            "edit": [clips[i] for i in sorted(clips)],
+    rows = {"source": [triplet.source for triplet in triplets], "edit": edits,
             "target": [triplet.target for triplet in triplets]}
-    with replacing(path) as temporary:
-        world.contact_sheet(triplets, rows, temporary)
+    with optional_picture(path):
+        world.contact_sheet(triplets, rows, path)
 
 
 def parse(argv=None):
@@ -171,7 +137,6 @@ def parse(argv=None):
     add("--subset", choices=world.SUBSETS, default="rave", help="of the tiny world")
     add("--split", choices=world.SPLITS, default="test", help="train, val or test")
     add("--checkpoint", "--weights", help="a run's or model's folder (without it: weights/tiny)")
-    add("--margin", action="store_true", help="keep the critic's margin in scores.jsonl, too")
     add("--n", type=positive, default=200, help="how many samples")
     add("--steps", type=positive, default=USUAL["steps"], help="Euler steps from noise to clip")
     add("--guidance", type=between(0, 1000), default=USUAL["guidance"],
@@ -187,55 +152,122 @@ def parse(argv=None):
     return args
 
 
-def main(argv=None, critics=None, settings=None) -> None:
-    """Evaluate, and say how good the model is.
-
-    critics(model) -> {name: Critic}: whose margins are kept, instead of --margin's. settings: what
-    tells scores with these margins apart.
-    """
+def main(argv=None) -> None:
     args = parse(argv)
-    model = load_model(args.checkpoint).to(device())
+    score(load_model(args.checkpoint).to(device()), args)
+
+
+def score(model, args, columns: str | bool = False, more: Callable | None = None) -> None:
+    """Score the model on `args.n` samples, and say how good it is.
+
+    more(triplets, edits) -> a dict a sample, what else is kept in its row; `columns` names it.
+    """
     name = run_name(args.checkpoint) if args.checkpoint else model.preset.name
     folder = results_folder(args, name)
-    how = {name: getattr(args, name) for name in ("subset", "split", "steps", "guidance", "seed")}
-    settings = {**how, "checkpoint": fingerprint(model, PARTS),
-                "world": world.VERSION, "margin": args.margin, **(settings or {})}
-    rows, clips = resume(folder, settings), {}
+    how = {setting: getattr(args, setting) for setting in USUAL}
+    settings = {"subset": args.subset, "split": args.split, **how,
+                "checkpoint": fingerprint(model, PARTS),
+                "world": world.VERSION, "margin": columns}
+    store = kept_scores(folder, settings)
+    triplets = [world.make_triplet(i, args.subset, args.split) for i in range(args.n)]
+    first, clips = len(store), []
+    with store:
+        for now, edits in generate(model, triplets[first:], args.steps, args.guidance,
+                                   args.seed + first, args.batch, args.subset):
+            others = more(now, edits) if more else [{}] * len(now)
+            for triplet, video, other in zip(now, edits, others):
+                index = len(store)
+                store.append({"id": f"{args.subset}-{args.split}-{index}", "index": index,
+                              "subset": args.subset, "type": triplet.type, "rule": triplet.rule,
+                              "instruction": triplet.instruction, **judge(triplet, video),
+                              **other})
+            clips += edits[:STRIPS - len(clips)]
+    shown = triplets[:STRIPS]
+    if first < len(shown) or not (folder / "strips.png").exists():
+        if first > 0:  # before a stop only scores were kept: the clips once more
+            clips = [video for _, edits in generate(model, shown, **how, label="strips")
+                     for video in edits]
+        draw_strips(folder / "strips.png", shown, clips)
+    tell(list(store)[:args.n], folder, args, args.checkpoint or f"weights/{model.preset.name}")
 
-    def keep(row, video):
-        rows[row["index"]] = row
-        lines = [json.dumps(rows[i]) + "\n" for i in sorted(rows)]
-        atomic_write(folder / "scores.jsonl", "".join(lines))
-        if row["index"] < STRIPS:
-            clips[row["index"]] = video
-    if critics:
-        critics = critics(model)
-    elif args.margin:
-        critics = {"margin": Critic(model)}
-    result = generate_and_judge(model, n=args.n, **how, batch=args.batch, keep=keep, done=rows,
-                                critics=critics)
 
-    strips, first = folder / "strips.png", min(args.n, STRIPS)
-    if clips or not strips.exists():
-        if len(clips) < first:  # before a stop only scores were kept: the clips once more
-            generate_and_judge(model, n=first, **how, batch=args.batch, label="strips",
-                               keep=lambda row, video: clips.update({row["index"]: video}))
-        with optional_picture(strips):
-            draw_strips(strips, clips, args.subset, args.split)
-    weights = args.checkpoint or f"weights/{model.preset.name}"
+def tell(rows: list[dict], folder: Path, args, weights: str) -> None:
+    """Write and print table.md. Raises BadInput where not one sample has a score."""
     head = (f"{weights} on {args.subset}, {args.split} split: mean of 0..10 "
             f"[95 % interval], {args.steps} steps, guidance {args.guidance:g}, "
             f"seed {args.seed}.")
-    text = f"{head}\n\n{table(result)}"
+    text = f"{head}\n\n{table(rows)}"
     atomic_write(folder / "table.md", text)
     print(text)
-    failed = sum(row["failed"] is not None for row in result)
+    failed = sum(row["failed"] is not None for row in rows)
     if failed == args.n:
         raise BadInput(f"{weights}: not one of its {failed} videos is finite; check the weights, "
                        f"or lower --guidance")
     if failed:
         print(f"{failed} of {args.n} samples failed: not finite, not scored")
     print(f"wrote scores.jsonl, table.md and strips.png into {folder}")
+
+
+# ---------------------------------------------------------------------- the report after a training
+
+def report(log: list[dict], items: list, args, settings: dict) -> None:
+    """Compare the base with a run of train.py: by the oracle in the tiny world, by PSNR on own
+    videos. Writes summary.json and samples.png, and prints a line."""
+    print(f"wrote model/, log.csv and curves.png into {args.out}")
+    if not (args.data or args.eval_items):
+        return
+    base, tuned = load_model(args.weights, args.preset), load_model(args.out, args.preset)
+    base.set_vlm_frames(args.vlm_frames)
+    models = {"base's edit": base, "this run's edit": tuned}
+    compare = report_on_manifest if args.data else report_on_world
+    what, before, after = compare(models, items, args)
+    rate = float(np.mean([row["trigger_rate"] for row in log]))
+    record = {"before": before, "after": after, "steps": len(log), "trigger_rate": rate, **settings}
+    atomic_write(args.out / "summary.json", json.dumps(record, indent=1))
+    changes = [f"{name} {before[name]:.2f} -> {after[name]:.2f}" for name in before]
+    print(f"{what}: {' '.join(changes)} | trigger rate {rate:.1%} | {args.out}")
+
+
+def report_on_world(models: dict, items: list, args) -> tuple[str, dict, dict]:
+    """The oracle's scores before and after, on val (never on the test split)."""
+    triplets = [world.make_triplet(i, "rave", "val") for i in range(args.eval_items)]
+    shown, scores = {"source": [triplet.source for triplet in triplets[:8]]}, []
+    for name, model in models.items():
+        model.to(device())  # one at a time: there may be no room for two
+        rows, clips = [], []
+        for now, edits in generate(model, triplets, seed=args.seed, label=name):
+            rows += map(judge, now, edits)
+            clips += edits[:8 - len(clips)]
+        model.cpu()
+        shown[name] = clips
+        scored = [row for row in rows if not row["failed"]]
+        scores.append({column: float(np.mean([row[column] for row in scored] or math.nan))
+                       for column in ("EA", "PC", "GN", "GR", "Overall")})
+    shown["target"] = [triplet.target for triplet in triplets[:8]]
+    with optional_picture(args.out / "samples.png"):
+        world.contact_sheet(triplets[:8], shown, args.out / "samples.png")
+    return f"oracle on {args.eval_items} val samples of RAVE", *scores
+
+
+def report_on_manifest(models: dict, items: list, args) -> tuple[str, dict, dict]:
+    """No oracle for real videos: the distance to the targets of the first six."""
+    items, psnr = items[:6], []
+    clips = [item.load() for item in items]
+    source = torch.stack([source for source, _ in clips])                # (B, F, 3, H, W)
+    target = torch.stack([target for _, target in clips])
+    shown = {"source": source}
+    for name, model in models.items():
+        model.to(device())
+        seen = source.to(model.device)
+        edits = model.sample(seen, [item.instruction for item in items], seed=args.seed,
+                             view=vlm_view(model, items, seen)).cpu()
+        model.cpu()
+        shown[name] = edits
+        psnr.append({"PSNR": 10 * math.log10(4 / (edits - target).pow(2).mean().item())})
+    shown["target"] = target
+    with optional_picture(args.out / "samples.png"):
+        world.contact_sheet(items, shown, args.out / "samples.png")
+    return f"PSNR to the target, in dB, on {len(items)} training clips", *psnr
 
 
 if __name__ == "__main__":

@@ -14,27 +14,26 @@ Axis letters: B batch, G gated samples, C f h w latents.
 
 import argparse
 import hashlib
-import json
-import math
 import sys
 from collections import Counter
 from pathlib import Path
 
 import common  # noqa: F401              before what takes seconds to load: Ctrl-C is a line
-import numpy as np
 import torch
+from torch.nn.utils import clip_grad_norm_
 
-from common.distributed import WORLD_SIZE, device, is_first_rank, start, stop
-from common.files import (BadInput, Parser, at_least_0, atomic_write, between, check_writable,
-                          positive, run_script)
-from common.plots import optional_picture
-from common.run import Run, check_run, claim_folder, read_run
+from common.distributed import (WORLD_SIZE, average_gradients, device, is_first_rank, start, stop)
+from common.files import (BadInput, Parser, at_least_0, between, check_writable, positive,
+                          run_script)
+from common.run import Run, argv_of, check_run, claim_folder, learning_rate, plain_settings
 from critic import DECODE, THINK, Critic, critic_loss
-from data import Batch, Batches, Latents, manifest_items, reflect, vlm_view, world_items
-from evaluate import generate_and_judge
+from data import Batch, Batches, Item, Latents, manifest_items, reflect, world_items
+from evaluate import report
 from model import TRAINED, UnifiedModel, add_noise, flow_loss, load_model, velocity_target
 from presets import PRESETS
-from tiny import world
+
+# Settings that may be others when a run goes on; all the rest must be equal for it to be the same.
+FREE = ("resume", "out", "cache", "save_every", "eval_items", "skip_bad", "accumulate", "argv")
 
 
 def uso_step(model, critic, batch: Batch, lam: float) -> tuple[torch.Tensor, dict]:
@@ -56,29 +55,29 @@ def uso_step(model, critic, batch: Batch, lam: float) -> tuple[torch.Tensor, dic
     return loss, log
 
 
-def train(model, critic, batches, args, step=uso_step, name="uso", gather=lambda model: model):
-    """The loop: `args.steps` of `step`, from the last checkpoint on; returns the log, a dict each.
-
-    gather: the model with its trained parts whole, to be saved; realsize/ has them in shards.
-    """
+def train(model, critic, batches, args, step=uso_step, name: str = "uso") -> Run:
+    """The loop: `args.steps` of `step`, from the last checkpoint on; returns the finished run."""
     params = trained_parameters(model)
     optimizer = torch.optim.AdamW(params.values(), lr=args.lr, betas=(.9, .95),
                                   weight_decay=args.weight_decay)
-    run = Run(args.out, params, [optimizer], clip=args.clip, accumulate=args.accumulate,
-              ema=args.ema, save_every=args.save_every, name=name)
+    run = Run(args.out, params, [optimizer], ema=args.ema, save_every=args.save_every, name=name)
     for number in run.steps(args.steps):                 # resume, progress bar, Ctrl-C, checkpoints
-        if args.keep_every and number % args.keep_every == 0:
-            save(gather(model), args, f"model-{number}")
         # ----------------------------------------------------------------------- one training step
+        for group in optimizer.param_groups:             # warm-up, then a cosine
+            group["lr"] = learning_rate(number, args.steps, args.lr)
         for batch in batches.of(number):                 # this rank's micro-batches
             with model.precision():
                 loss, log = step(model, critic, batch, args.lam)
-            run.backward(loss, log)
-        run.update()                                     # average, clip, skip what is not finite
+            (loss / args.accumulate).backward()
+            run.note(loss, log)
+        average_gradients(params.values())               # over ranks; one that is missing is zero
+        norm = clip_grad_norm_(params.values(), args.clip)
+        if run.finite(norm):                             # on all ranks, or all skip the step
+            optimizer.step()
+            run.update_mean()                            # of the weights: --ema
+        optimizer.zero_grad(set_to_none=True)
         # ------------------------------------------------------------------------------------------
-    save(gather(model), args, "model")
-    run.write_log()
-    return run.log
+    return run
 
 
 def trained_parameters(model) -> dict[str, torch.nn.Parameter]:
@@ -87,50 +86,33 @@ def trained_parameters(model) -> dict[str, torch.nn.Parameter]:
             for part in TRAINED for name, p in getattr(model, part).named_parameters()}
 
 
-def save(model, args, name: str) -> None:
-    """G and the visual context adapter as a model folder that points to the frozen parts."""
-    frozen = args.weights or Path(__file__).parent / "weights" / args.preset
-    if is_first_rank():
-        model.save_pretrained(args.out / name, frozen=frozen)
-
-
-def main(argv=None, step=uso_step, settings=None, prepare=None, change=None,
-         judge=Critic) -> None:
-    """Train, and say what it did.
-
-    step(model, critic, batch, lam) -> loss, log. settings: what tells a run with another step
-    apart, its "objective" first. prepare(model, batches) -> gather, called before the optimizer is
-    made: see `train`. change(model), called once it is loaded: experiments/ switches parts off.
-    judge(model, think, decode) -> the critic.
-    """
+def main(argv=None) -> None:
     args = parse(argv)
-    start()
-    settings = {**settings_of(args), **(settings or {})}
-    may_grow = "steps" if args.resume else None
-    check_run(args.out, settings, may_grow)
-    check_writable(args.out / "run.json")
-    check_writable(args.cache / "latents")
+    settings = settings_of(args)
+    begin(args, settings)
     model = load(args)
-    if change:
-        change(model)
     latents = encode(model, args)
-    critic = reflections = None
-    if args.lam > 0:
-        critic = judge(model, args.think, args.decode)
-        with model.precision():
-            reflections = reflect(critic, latents, args.cache)
-    batches = Batches(latents, model, reflections, batch=args.batch, tau=args.tau,
-                      drop=args.drop, seed=args.seed, accumulate=args.accumulate)
-    set_aside(model, critic)
-    gather = prepare(model, batches) if prepare else lambda model: model
-    claim_folder(args.out, args.argv, settings, may_grow)
-    log = train(model, critic, batches, args, step, settings["objective"], gather)
-    if is_first_rank():
-        report(latents, log, args, settings)
-    stop()
+    critic = Critic(model, args.think, args.decode) if args.lam > 0 else None
+    batches = make_batches(model, critic, latents, args)
+    claim_folder(args.out, args.argv, settings, may_grow(args))
+    run = train(model, critic, batches, args, name=args.objective)
+    end(run, model, latents, args, settings)
 
 
 # ------------------------------------------------------------------------ before and after the loop
+
+def begin(args, settings: dict) -> None:
+    """Join the other ranks; raises BadInput where the run folder or the cache cannot be used."""
+    start()
+    check_run(args.out, settings, may_grow(args))
+    check_writable(args.out / "run.json")
+    check_writable(args.cache / "latents")
+
+
+def may_grow(args) -> str | None:
+    """The setting that may be larger when a run goes on."""
+    return "steps" if args.resume else None
+
 
 def load(args) -> UnifiedModel:
     """The model to start from, on this rank's device; what is not trained is frozen."""
@@ -149,90 +131,57 @@ def load(args) -> UnifiedModel:
 
 def encode(model, args) -> Latents:
     """The training triplets, --data's or the tiny world's, through the frozen encoders; cached."""
-    if not args.data:
+    if args.data:
+        items = read_items(model, args.data, args.skip_bad)
+    else:
         items = world_items(("rave", "icvg"), "train", args.items, args.wrong, args.drift)
-        return Latents(items, model, args.cache, progress=is_first_rank())
-    items, bad = manifest_items(args.data, model.preset, args.skip_bad,
-                                check_text=lambda text: model.encode_text([text]))
-    for line in bad:
-        print(f"skipped: {line}", file=sys.stderr)
-    if bad:
-        print(f"skipped {len(bad)} bad triplets, {len(items)} are left", file=sys.stderr)
-    parts = Counter(item.part for item in items if item.part)
-    if parts and is_first_rank():
-        used = [f"{part} ({n} triplets)" for part, n in parts.most_common(3)]
-        if len(parts) > 3:
-            used.append(f"{len(parts) - 3} other parts")
-        print(f"{parts.total()} of {len(items)} triplets have longer videos than the preset; "
-              f"used are {'; '.join(used)}")
     return Latents(items, model, args.cache, progress=is_first_rank())
 
 
-def set_aside(model, critic) -> None:
-    """Parts whose work is done leave the GPU: everything is encoded, and SFT needs no critic."""
-    parts = ["text_encoder", "ar_head", "adapter"]
-    if critic is None:
-        parts += ["vlm", "vae"]
-    for part in parts:
+def read_items(model, path: str, skip_bad: bool, targets: bool = True) -> list[Item]:
+    """The triplets of a manifest; says what is skipped, and which frames are used. BadInput."""
+    items, bad = manifest_items(path, model.preset, skip_bad, targets=targets,
+                                check_text=lambda text: model.encode_text([text]))
+    what = "triplets" if targets else "pairs"
+    for line in bad:
+        print(f"skipped: {line}", file=sys.stderr)
+    if bad:
+        print(f"skipped {len(bad)} bad {what}, {len(items)} are left", file=sys.stderr)
+    parts = Counter(item.part for item in items if item.part)
+    if parts and is_first_rank():
+        used = [f"{part} ({n} {what})" for part, n in parts.most_common(3)]
+        if len(parts) > 3:
+            used.append(f"{len(parts) - 3} other parts")
+        print(f"{parts.total()} of {len(items)} {what} have longer videos than the preset; "
+              f"used are {'; '.join(used)}")
+    return items
+
+
+def make_batches(model, critic, latents: Latents, args) -> Batches:
+    """The batches, with the critic's thoughts and m_0; parts whose work is done leave the GPU."""
+    reflections = None
+    if critic:
+        with model.precision():
+            reflections = reflect(critic, latents, args.cache)
+    batches = Batches(latents, model, reflections, batch=args.batch, tau=args.tau,
+                      drop=args.drop, seed=args.seed, accumulate=args.accumulate)
+    for part in ("text_encoder", "ar_head", "adapter"):
         getattr(model, part).cpu()
+    if critic is None:
+        model.vlm.cpu()
+        model.vae.cpu()
+    return batches
 
 
-def report(latents, log: list[dict], args, settings: dict) -> None:
-    """Compare the base with this run: by the oracle in the tiny world, by PSNR on own videos."""
-    print(f"wrote model/, log.csv and curves.png into {args.out}")
-    if not (args.data or args.eval_items):
-        return
-    base, tuned = load_model(args.weights, args.preset), load_model(args.out, args.preset)
-    base.set_vlm_frames(args.vlm_frames)
-    models = {"base's edit": base, "this run's edit": tuned}
-    if args.data:
-        what, before, after = report_on_manifest(models, latents.items[:6], args)
-    else:
-        what, before, after = report_on_world(models, args)
-    rate = float(np.mean([row["trigger_rate"] for row in log]))
-    record = {"before": before, "after": after, "steps": len(log), "trigger_rate": rate, **settings}
-    atomic_write(args.out / "summary.json", json.dumps(record, indent=1))
-    changes = [f"{name} {before[name]:.2f} -> {after[name]:.2f}" for name in before]
-    print(f"{what}: {' '.join(changes)} | trigger rate {rate:.1%} | {args.out}")
-
-
-def report_on_world(models: dict, args) -> tuple[str, dict, dict]:
-    """The oracle's scores before and after, on val (never on the test split), and a picture."""
-    videos, scores = {}, []
-    for name, model in models.items():
-        clips = videos[name] = []
-        model.to(device())  # one at a time: there may be no room for two
-        rows = generate_and_judge(model, "rave", "val", args.eval_items, seed=args.seed,
-                                  label=name, keep=lambda row, video: clips.append(video))
-        model.cpu()
-        scores.append({column: float(np.mean([row[column] for row in rows]))
-                       for column in ("EA", "PC", "GN", "GR", "Overall")})
-    triplets = [world.make_triplet(i, "rave", "val") for i in range(min(8, args.eval_items))]
-    edits = {name: clips[:8] for name, clips in videos.items()}
-    rows = {"source": [t.source for t in triplets], **edits, "target": [t.target for t in triplets]}
-    with optional_picture(args.out / "samples.png"):
-        world.contact_sheet(triplets, rows, args.out / "samples.png")
-    return f"oracle on {args.eval_items} val samples of RAVE", *scores
-
-
-def report_on_manifest(models: dict, items: list, args) -> tuple[str, dict, dict]:
-    """No oracle for real videos: a picture, and the distance to the targets."""
-    clips = [item.load() for item in items]
-    source = torch.stack([source for source, _ in clips])               # (B, F, 3, H, W)
-    target = torch.stack([target for _, target in clips])
-    words, edits, psnr = [item.instruction for item in items], {}, []
-    for name, model in models.items():
-        model.to(device())
-        shown = source.to(model.device)
-        edits[name] = model.sample(shown, words, seed=args.seed,
-                                   view=vlm_view(model, items, shown)).cpu()
-        model.cpu()
-        error = (edits[name] - target).pow(2).mean().item()
-        psnr.append({"PSNR": 10 * math.log10(4 / error)})               # dB
-    rows = {"source": source, **edits, "target": target}
-    with optional_picture(args.out / "samples.png"):
-        world.contact_sheet(items, rows, args.out / "samples.png")
-    return f"PSNR to the target, in dB, on {len(items)} training clips", *psnr
+def end(run: Run, model, latents: Latents, args, settings: dict) -> None:
+    """Save the model, which points to its frozen parts; then pictures and scores."""
+    if is_first_rank():
+        frozen = args.weights or Path(__file__).parent / "weights" / args.preset
+        model.save_pretrained(args.out / "model", frozen=frozen)
+    run.write_log()
+    if is_first_rank():
+        report(run.log, latents.items, args, settings)
+    stop()
 
 
 # ---------------------------------------------------------------------------------------- the flags
@@ -269,7 +218,6 @@ def flags() -> Parser:
     add("--resume", type=Path, metavar="RUN", help="run to go on with; --steps may grow")
     add("--cache", type=Path, default=Path("out/cache"), help="latents, encoded once")
     add("--save-every", type=positive, default=100, help="steps between checkpoints")
-    add("--keep-every", type=positive, help="steps between models that are kept (none)")
     add("--eval-items", type=at_least_0, default=42, help="val samples to score; 0: none")
     return parser
 
@@ -282,7 +230,7 @@ def parse(argv=None):
         if args.out and args.out.resolve() != folder.resolve():
             raise BadInput(f"--resume {folder} --out {args.out}: a run goes on in its own folder; "
                            f"drop one of the two")
-        argv = [*read_run(folder)["argv"], *without_resume(argv)]
+        argv = argv_of(folder, argv)
         args = parser.parse_args(argv, argparse.Namespace(resume=True))
         args.out = folder                                # the run may have been moved
     if args.objective == "sft":
@@ -309,25 +257,9 @@ def default_folder(objective: str, data: str | None) -> Path:
     return Path("out") / (f"{objective}-{Path(data).stem}" if data else objective)
 
 
-def without_resume(argv: list[str]) -> list[str]:
-    """The flags beside --resume RUN."""
-    for i, flag in enumerate(argv):
-        if flag == "--resume":
-            return argv[:i] + argv[i + 2:]
-        if flag.startswith("--resume="):
-            return argv[:i] + argv[i + 1:]
-    return argv
-
-
 def settings_of(args) -> dict:
     """What must be equal for a run to be the same run."""
-    free = ("resume", "out", "cache", "save_every", "keep_every", "eval_items", "skip_bad",
-            "accumulate", "argv")
-    settings = {}
-    for name, value in vars(args).items():
-        if name not in free:
-            plain = value is None or isinstance(value, (int, float, str, bool))
-            settings[name] = value if plain else str(value)
+    settings = plain_settings(args, FREE)
     if args.data and Path(args.data).is_file():  # another manifest of this name is another run
         content = hashlib.sha256(Path(args.data).read_bytes())
         settings["data"] += " " + content.hexdigest()[:16]

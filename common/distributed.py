@@ -6,6 +6,7 @@
 import os
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Iterable
 
 import torch
 import torch.distributed as dist
@@ -106,9 +107,10 @@ def wait_for_all() -> None:
 
 # ----------------------------------------------------------------------------------------- agreeing
 
-def average_gradients(params: list[nn.Parameter]) -> None:
+def average_gradients(params: Iterable[nn.Parameter]) -> None:
     """Data parallelism in a few lines: the mean of every gradient over all ranks; a missing one is
     zero."""
+    params = list(params)
     if WORLD_SIZE == 1 or isinstance(params[0], DTensor):            # FSDP has averaged its shards
         return
     grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]

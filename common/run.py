@@ -3,12 +3,14 @@
     optimizer = torch.optim.AdamW(params.values(), lr=1e-3)
     run = Run(out, params, [optimizer])
     for step in run.steps(1000):             # from the last checkpoint on; progress bar
-        for batch in batches.of(step):
-            loss, log = ...                  # of nothing but the step and the parameters
-            run.backward(loss, log)
-        run.update()                         # average over ranks, clip, skip what is not finite
+        loss, log = ...                      # of nothing but the step and the parameters
+        run.backward(loss, log)
+        run.update()                         # learning rate, ranks, clipping, optimizers
     ...                                      # save what was trained, and then:
     run.write_log()
+
+train.py writes out what `backward` and `update` do: `note`, `finite` and `update_mean` are what is
+left of a step for the run to know.
 
 It leaves state.pt (a sealed checkpoint), log.csv and curves.png in the run's folder. In log.csv a
 value is nan where a step did not log it: the critic's, where no sample was below tau. SIGINT
@@ -40,8 +42,9 @@ from common.files import BadInput, atomic_write, remove_leftovers, replacing
 from common.plots import optional_picture, pyplot, save_figure
 
 
-def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
-    """Linear warm-up, then a cosine to a tenth of the peak."""
+def learning_rate(step: int, steps: int, peak: float) -> float:
+    """Linear warm-up (a tenth of the steps, 50 at most), then a cosine to a tenth of the peak."""
+    warmup = min(50, steps // 10 + 1)
     if step < warmup:
         return peak * (step + 1) / warmup
     done = (step - warmup) / max(1, steps - warmup)
@@ -78,17 +81,13 @@ class Run:
     def steps(self, n: int):
         """The steps from the last checkpoint to `n`; saves every `save_every` steps, and at the
         end."""
-        warmup = min(50, n // 10 + 1)
-        first = len(self.log)
+        self.n, first = n, len(self.log)
         self.bar = tqdm(range(first, n), initial=first, total=n, desc=self.name, smoothing=.05,
                         disable=not is_first_rank())
         with stop_requests() as stop:
             for step in self.bar:
-                for optimizer in self.optimizers:
-                    for group in optimizer.param_groups:
-                        group["lr"] = learning_rate(step, n, self.peak, warmup)
-                    optimizer.zero_grad(set_to_none=True)
                 yield step
+                self._log_step()
                 going_on, = all_true(not stop)           # all ranks stop together
                 if not going_on or (step + 1) % self.save_every == 0 or step + 1 == n:
                     self._save()
@@ -96,29 +95,49 @@ class Run:
                     raise KeyboardInterrupt
         self._finish()
 
-    def backward(self, loss: torch.Tensor, log: dict[str, float]) -> None:
-        """Backpropagate one micro-batch. log: its values, averaged over micro-batches and ranks."""
-        (loss / self.accumulate).backward()
+    def note(self, loss: torch.Tensor, log: dict[str, float]) -> None:
+        """Keep a micro-batch's values for the log, which has their mean over all of them."""
         self._parts.append({"loss": loss.item(), **log})
 
+    def finite(self, norm: torch.Tensor) -> bool:
+        """Whether the step's losses and the norm of its gradient are finite on every rank; else
+        the step is counted as skipped."""
+        self._norm = whole(norm).item()
+        losses = [part["loss"] for part in self._parts]
+        finite, = all_true(all(map(math.isfinite, [*losses, self._norm])))
+        self.skipped += not finite
+        return finite
+
+    def update_mean(self) -> None:
+        """e <- ema e + (1 - ema) p, after each update of the parameters."""
+        for k, mean in self.mean.items():
+            mean.mul_(self.ema).add_(self.params[k].detach(), alpha=1 - self.ema)
+
+    def backward(self, loss: torch.Tensor, log: dict[str, float]) -> None:
+        """Backpropagate one of the step's micro-batches."""
+        (loss / self.accumulate).backward()
+        self.note(loss, log)
+
     def update(self) -> None:
-        """End the step: update the parameters, unless loss or gradient are not finite on some
-        rank."""
+        """End the step: update the parameters, unless loss or gradient are not finite."""
         leaves = list(self.params.values())
         average_gradients(leaves)
-        norm = whole(nn.utils.clip_grad_norm_(leaves, self.clip)).item()
-        losses = [part["loss"] for part in self._parts]
-        finite, = all_true(all(map(math.isfinite, [*losses, norm])))
-        if finite:
-            for optimizer in self.optimizers:
+        norm = nn.utils.clip_grad_norm_(leaves, self.clip)
+        finite = self.finite(norm)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(len(self.log), self.n, self.peak)
+            if finite:
                 optimizer.step()
-            for k, mean in self.mean.items():
-                mean.mul_(self.ema).add_(self.params[k].detach(), alpha=1 - self.ema)
-        else:
-            self.skipped += 1
+            optimizer.zero_grad(set_to_none=True)
+        if finite:
+            self.update_mean()
+
+    def _log_step(self) -> None:
         log = mean_log(self._parts)
         self._parts = []
-        self.log.append({"step": len(self.log), "loss": log.pop("loss"), "grad_norm": norm, **log})
+        row = {"step": len(self.log), "loss": log.pop("loss"), "grad_norm": self._norm, **log}
+        self.log.append(row)
         self._show()
 
     def _show(self) -> None:
@@ -275,6 +294,27 @@ def read_run(folder: Path) -> dict:
         raise BadInput(f"{file}: is broken (argv is no list of texts, or settings no object); "
                        f"delete the folder, or choose another")
     return {"argv": argv, "settings": settings}
+
+
+def argv_of(folder: Path, argv: list[str]) -> list[str]:
+    """The flags with which a run goes on: its own, then those beside --resume, which count more."""
+    own = read_run(folder)["argv"]
+    for i, flag in enumerate(argv):
+        if flag == "--resume":
+            return [*own, *argv[:i], *argv[i + 2:]]
+        if flag.startswith("--resume="):
+            return [*own, *argv[:i], *argv[i + 1:]]
+    return own
+
+
+def plain_settings(args, free: tuple[str, ...]) -> dict:
+    """The flags, for run.json, but those named `free`, which may differ when a run goes on."""
+    settings = {}
+    for name, value in vars(args).items():
+        if name not in free:
+            plain = value is None or isinstance(value, (int, float, str, bool))
+            settings[name] = value if plain else str(value)
+    return settings
 
 
 def check_run(folder: Path, settings: dict, may_grow: str | None = None) -> None:

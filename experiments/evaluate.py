@@ -1,25 +1,54 @@
 """Evaluate as evaluate.py does, and keep what two critics say of the finished edits.
 
     python -m experiments.evaluate --subset rave --split val --checkpoint out/uso
+    python -m experiments.evaluate --subset rave --margin            # the model's own critic alone
 
 A row of scores.jsonl gets two margins more, which are in none of the scores: that of the model's
 own VLM and that of the hardened one. A generator that has learnt to please the critic that judged
 it, and not to edit, has the other one and the oracle against it.
 """
 
+import math
+
+import torch
+
 import evaluate
-from common.files import run_script
+from common.distributed import device
+from common.files import Parser, run_script
 from critic import Critic
 from experiments.another_vlm import with_vlm_of
 from experiments.runs import HARDENED
 from experiments.train import hash_of_folder
+from model import load_model
+
+
+def margins(critics: dict[str, Critic], triplets: list, edits: torch.Tensor) -> list[dict]:
+    """What each critic says of the edits (B, F, 3, H, W), by its name; None for what is no number."""
+    source = torch.stack([triplet.source for triplet in triplets])
+    words, rows = [triplet.instruction for triplet in triplets], [{} for _ in triplets]
+    for name, critic in critics.items():
+        at = critic.model.device
+        with torch.no_grad():
+            found = critic.margin(source.to(at), edits.to(at), words).tolist()
+        for row, margin in zip(rows, found):
+            row[name] = margin if math.isfinite(margin) else None
+    return rows
 
 
 def main(argv=None) -> None:
-    def critics(model):
-        return {"margin, own": Critic(model),
-                "margin, hardened": Critic(with_vlm_of(model, HARDENED))}
-    evaluate.main(argv, critics, settings={"margin": hash_of_folder(HARDENED)})
+    parser = Parser(description=__doc__.split("\n\n")[0], epilog="And all flags of evaluate.py.")
+    parser.add_argument("--margin", action="store_true", help="of the model's own critic alone")
+    flags, rest = parser.parse_known_args(argv)
+    args = evaluate.parse(rest)
+    model = load_model(args.checkpoint).to(device())
+    if flags.margin:
+        columns, critics = True, {"margin": Critic(model)}
+    else:
+        columns = hash_of_folder(HARDENED)
+        critics = {"margin, own": Critic(model),
+                   "margin, hardened": Critic(with_vlm_of(model, HARDENED))}
+    evaluate.score(model, args, columns,
+                   lambda triplets, edits: margins(critics, triplets, edits))
 
 
 if __name__ == "__main__":

@@ -72,14 +72,14 @@ def score_job(study: Study, score: Score, seed: int) -> Job:
     script = [str(ROOT / "evaluate.py")]
     if needs_both_margins(score):
         script = ["-m", "experiments.evaluate"]
+    elif needs_margin(score):
+        script = ["-m", "experiments.evaluate", "--margin"]
     command = [sys.executable, *script, "--subset", score.subset, "--split", score.split,
                "--n", str(study.n), "--out", str(study.scores_folder)]
     if score.run != BASE:
         command += ["--checkpoint", str(study.run_folder(score.run, seed))]
     elif study.weights:
         command += ["--checkpoint", study.weights]
-    if needs_margin(score):
-        command.append("--margin")
     name = f"{score.subset} {score.split} {study.full_name(score.run)}, seed {seed}"
     return Job(f"{name}, {study.n} samples", command, score.folder(study, seed) / "table.md")
 

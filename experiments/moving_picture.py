@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 
 from common.files import Parser, atomic_write, check_writable, run_script
 from common.video import to_bytes
-from evaluate import generate_and_judge
+from evaluate import generate, judge
 from model import load_model
 from tiny import world
 
@@ -24,7 +24,7 @@ SCALE, GAP, TEXT = 4, 6, 16      # dots: a pixel's side, between clips, a line o
 
 
 def choose(base: list[dict], run: list[dict]) -> list[int]:
-    """Indices of the rows to show, from the rows of `generate_and_judge` of base and run."""
+    """Indices of the rows to show, from the scores and types of base and run."""
     gains = [after["Overall"] - before["Overall"] for before, after in zip(base, run)]
     best_first = sorted(range(len(run)), key=lambda i: -gains[i])
     first = best_first[0]
@@ -64,14 +64,16 @@ def main(argv=None) -> None:
     args = parser.parse_args(argv)
     check_writable(args.out, ".gif")
     models = {"base": load_model(None), "USO": load_model(args.checkpoint)}
+    triplets = [world.make_triplet(i, "rave", "test") for i in range(40)]
     scores, clips = {}, {}
     for name, model in models.items():
-        clips[name] = []
-        scores[name] = generate_and_judge(model, "rave", "test", 40, label=name,
-                                          keep=lambda row, video: clips[name].append(video))
+        clips[name] = [edit for _, edits in generate(model, triplets, label=name)
+                       for edit in edits]
+        scores[name] = [{"type": triplet.type, **judge(triplet, edit)}
+                        for triplet, edit in zip(triplets, clips[name])]
     rows = []
     for i in choose(scores["base"], scores["USO"]):
-        triplet = world.make_triplet(i, "rave", "test")
+        triplet = triplets[i]
         edits = [clips[name][i] for name in models]
         rows.append((triplet.instruction, [triplet.source, *edits, triplet.target]))
     pages = draw(rows, ["source", *models, "target"])

@@ -17,7 +17,7 @@ import torch
 
 import train
 from common.files import BadInput, Parser, run_script
-from common.run import read_run
+from common.run import claim_folder, read_run
 from critic import Critic
 from experiments.another_vlm import with_vlm_of
 from experiments.steps import grpo_step, no_flow_step, refl_step, rwr_step, with_baseline
@@ -110,14 +110,20 @@ def main(argv=None) -> None:
     if "baseline" in args.without:
         step = with_baseline(step, torch.zeros_like)
 
-    def switch_off(model):
-        model.without(args.without)
-
-    def another(model, think, decode):
-        return Critic(with_vlm_of(model, args.critic), think, decode)
-
-    settings = {"objective": name_of(args), "critic": args.critic}
-    train.main(rest, step, settings, change=switch_off, judge=another if args.critic else Critic)
+    name, of_run = name_of(args), train.parse(rest)
+    settings = {**train.settings_of(of_run), "objective": name, "critic": args.critic}
+    train.begin(of_run, settings)
+    model = train.load(of_run)
+    model.without(args.without)
+    latents = train.encode(model, of_run)
+    critic = None
+    if of_run.lam > 0:
+        judge = with_vlm_of(model, args.critic) if args.critic else model
+        critic = Critic(judge, of_run.think, of_run.decode)
+    batches = train.make_batches(model, critic, latents, of_run)
+    claim_folder(of_run.out, of_run.argv, settings, train.may_grow(of_run))
+    run = train.train(model, critic, batches, of_run, step, name)
+    train.end(run, model, latents, of_run, settings)
 
 
 if __name__ == "__main__":

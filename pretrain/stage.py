@@ -13,7 +13,7 @@ from diffusers import AutoencoderKLWan
 
 from common.distributed import WORLD_SIZE, is_first_rank, start, stop
 from common.files import BadInput, Parser, at_least_0, between, check_writable, positive
-from common.run import check_run, claim_folder
+from common.run import check_run, claim_folder, plain_settings
 from model import UnifiedModel
 from presets import PRESETS
 from pretrain.chats import world_tokenizer
@@ -48,7 +48,7 @@ def begin(parser: Parser, argv: list[str] | None, samples_apart: int = 1):
     if args.batch % parts:
         raise BadInput(f"--batch {args.batch} does not divide among {WORLD_SIZE} ranks: "
                        f"pass a multiple of {parts}")
-    check_run(args.out, settings_of(args))
+    check_run(args.out, plain_settings(args, FREE))
     check_writable(args.out / "run.json")
     start()
     return args
@@ -56,16 +56,7 @@ def begin(parser: Parser, argv: list[str] | None, samples_apart: int = 1):
 
 def claim(args) -> None:
     """From here on the run folder is this run's. For when all is loaded and rendered."""
-    claim_folder(args.out, args.argv, settings_of(args))
-
-
-def settings_of(args) -> dict:
-    """What must be equal for a run to be the same run."""
-    settings = {}
-    for name, value in vars(args).items():
-        if name not in FREE:
-            settings[name] = str(value) if isinstance(value, Path) else value
-    return settings
+    claim_folder(args.out, args.argv, plain_settings(args, FREE))
 
 
 def end(model: UnifiedModel, args, run, parts: tuple[str, ...] | None = None) -> None:

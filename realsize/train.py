@@ -27,7 +27,8 @@ from torch.utils.checkpoint import checkpoint
 import train
 from common.distributed import WORLD_SIZE, whole
 from common.files import BadInput, Parser, positive, run_script
-from critic import critic_loss
+from common.run import claim_folder
+from critic import Critic, critic_loss
 from model import TRAINED, UnifiedModel, add_noise, flow_loss, shifted, velocity_target
 from presets import PRESETS
 
@@ -196,8 +197,8 @@ def parse(argv=None) -> tuple[argparse.Namespace, list[str]]:
     return args, rest
 
 
-def prepare(args, model, batches):
-    """What `train.main` calls before it makes the optimizer; returns how to make G whole."""
+def prepare(args, model, batches) -> bool:
+    """Change the model as the flags say, before it gets an optimizer; whether it is in shards."""
     if args.gate_together:
         batches.timesteps = partial(sample_timesteps_together, ranks=args.gate_together,
                                     tau=batches.tau)
@@ -205,15 +206,25 @@ def prepare(args, model, batches):
         recompute_activations(model)
     if args.parallel == "fsdp" and WORLD_SIZE > 1:
         shard(model)
-        return gathered
-    return lambda model: model
+        return True
+    return False
 
 
 def main(argv=None) -> None:
     args, rest = parse(argv)
     step = bell_step if args.flow_weight == "bell" else train.uso_step
-    settings = {"gate_together": args.gate_together, "flow_weight": args.flow_weight}
-    train.main(rest, step, settings, partial(prepare, args))
+    of_run = train.parse(rest)
+    settings = {**train.settings_of(of_run), "gate_together": args.gate_together,
+                "flow_weight": args.flow_weight}
+    train.begin(of_run, settings)
+    model = train.load(of_run)
+    latents = train.encode(model, of_run)
+    critic = Critic(model, of_run.think, of_run.decode) if of_run.lam > 0 else None
+    batches = train.make_batches(model, critic, latents, of_run)
+    sharded = prepare(args, model, batches)
+    claim_folder(of_run.out, of_run.argv, settings, train.may_grow(of_run))
+    run = train.train(model, critic, batches, of_run, step, of_run.objective)
+    train.end(run, gathered(model) if sharded else model, latents, of_run, settings)
 
 
 if __name__ == "__main__":
