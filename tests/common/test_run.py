@@ -41,11 +41,14 @@ def toy(out, steps=8, loss_at=None, **settings):
 
 
 def test_learning_rate_endpoints():
-    rates = [learning_rate(step, 100, 2., 10) for step in range(101)]
-    assert rates[0] == .2 and rates[9] == 2 and rates[10] == 2                             # warm-up: 1/10, 2/10, ... 1
-    assert rates[55] == pytest.approx(2 * .55) and rates[100] == pytest.approx(.2)
-    assert all(a < b for a, b in zip(rates[:9], rates[1:10])) and all(a > b for a, b in zip(rates[10:], rates[11:]))
-    assert learning_rate(0, 1, 2., 1) == 2 and math.isfinite(learning_rate(1, 1, 2., 1))
+    rates = [learning_rate(step, 100, 2.) for step in range(101)]
+    # warm-up: 1/11, 2/11, ... 1
+    assert rates[0] == 2 / 11 and rates[10] == rates[11] == 2 and rates[100] == pytest.approx(.2)
+    half = 11 + 89 / 2                                   # of the way down, between two steps
+    assert (rates[int(half)] + rates[int(half) + 1]) / 2 == pytest.approx(2 * .55)
+    assert sorted(rates[:11]) == rates[:11] and sorted(rates[11:], reverse=True) == rates[11:]
+    assert learning_rate(0, 1, 2.) == 2 and math.isfinite(learning_rate(1, 1, 2.))
+    assert learning_rate(49, 1000, 2.) == 2 > learning_rate(48, 1000, 2.)
 
 
 def test_run_against_a_loop(tmp_path):
@@ -89,7 +92,7 @@ def test_two_optimizers_share_the_parameters_and_resume(tmp_path):
     m, b, optimizers = fresh()
     for step in range(8):
         for optimizer in optimizers:
-            optimizer.param_groups[0]["lr"] = learning_rate(step, 8, .1, 1)
+            optimizer.param_groups[0]["lr"] = learning_rate(step, 8, .1)
             optimizer.zero_grad()
         (m + b - goal(step)).pow(2).mean().backward()
         for optimizer in optimizers:

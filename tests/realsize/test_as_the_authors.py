@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from PIL import Image
 
 import data
+import evaluate
 import model
 import sample
-import train
 from common.unipc import unipc
 from common.video import fit, from_bytes, to_bytes
 from critic import SYSTEM, Critic
@@ -171,8 +171,8 @@ def test_consecutive_frames_uncropped_for_the_vlm(original, tmp_path, monkeypatc
     data.encode(original, items)
     sample.main(["--preset", "wan1.3b", "--video", str(tmp_path / "clip"), "--instruction", "frost",
                  "--steps", "1", "--out", str(tmp_path / "edit.gif")])
-    train.report_on_manifest({"before": original, "after": original}, SimpleNamespace(items=items),
-                             SimpleNamespace(seed=0, out=tmp_path))
+    evaluate.report_on_manifest({"before": original, "after": original}, items,
+                                SimpleNamespace(seed=0, out=tmp_path))
     generate(original, read_manifest(tmp_path / "triplets.jsonl"), tmp_path / "ours", 1, 0., 0, 1)
     consecutive = from_bytes(to_bytes(wide[:5]))
     view = F.interpolate(consecutive, (28, 28), mode="bicubic", antialias=True)[None]
