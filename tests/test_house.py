@@ -1,19 +1,17 @@
-"""The house: which folder may import which, and that every line fits on a page."""
+"""The house: imports go one way, lines fit on a page, the README has the step."""
 
 import ast
-import subprocess
-import sys
+import inspect
+import textwrap
 from pathlib import Path
 
-import pytest
+import train
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ("presets", "vlm", "model", "critic", "train", "data", "evaluate", "bench", "sample")
 FOLDERS = ("common", "tiny", "pretrain", "rvebench", "rvedata", "realsize", "experiments")
-AROUND = {"pretrain", "rvebench", "rvedata", "realsize", "experiments"}
-FILES = sorted(path for name in ("*.py", *(f"{folder}/**/*.py" for folder in FOLDERS)) for path in ROOT.glob(name))
 
-# what each root script, and each folder, may import of ours
+# What each root script, and each folder, may import of ours: no script needs what is around it.
 METHOD = {"common", "presets", "vlm", "model", "data", "critic", "tiny"}
 MAY_IMPORT = {
     "common": {"common"},
@@ -34,44 +32,38 @@ MAY_IMPORT = {
     "experiments": {*SCRIPTS, "common", "tiny", "rvebench", "experiments"}}
 
 
+def python_files(*folders: str) -> list[Path]:
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    return sorted([*ROOT.glob("*.py"), *files])
+
+
 def imports_of(path: Path) -> set[str]:
-    """The modules that a file imports anywhere in it, with their dots."""
+    """The root scripts and folders of ours that a file imports anywhere in it."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            found |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+            found.add("." if node.level else node.module.partition(".")[0])
+    return found & {".", *SCRIPTS, *FOLDERS}
 
 
-def tops(path: Path) -> set[str]:
-    """Of `imports_of`, the root scripts and folders of ours."""
-    ours = {*SCRIPTS, *FOLDERS}
-    return {name.partition(".")[0] for name in imports_of(path)} & ours
+def test_arrows_go_one_way():
+    wrong = []
+    for path in python_files(*FOLDERS):
+        place = path.relative_to(ROOT).parts[0].removesuffix(".py")
+        beyond = imports_of(path) - MAY_IMPORT[place]
+        wrong += [f"{path.relative_to(ROOT)} imports {name}" for name in sorted(beyond)]
+    assert not wrong
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_arrows_go_one_way(path):
-    place = path.relative_to(ROOT).parts[0].removesuffix(".py")
-    beyond = tops(path) - MAY_IMPORT[place]
-    assert not beyond, f"{path.relative_to(ROOT)} imports {', '.join(sorted(beyond))}"
+def test_lines_fit():
+    wide = [f"{path.relative_to(ROOT)}:{number}" for path in python_files(*FOLDERS)
+            for number, line in enumerate(path.read_text("utf-8").splitlines(), 1)
+            if len(line) > 100]
+    assert not wide
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_no_root_script_needs_what_is_around_it(name):
-    assert not tops(ROOT / f"{name}.py") & AROUND
-
-
-def test_train_loads_no_library_of_the_folders_around_it():
-    code = "import sys, train; print([n for n in ('openai', 'scenedetect', 'cv2', 'selenium') if n in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout == "[]\n"
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_lines_fit(path):
-    long = [number for number, line in enumerate(path.read_text().splitlines(), 1) if len(line) > 100]
-    assert not long, f"{path.relative_to(ROOT)}: lines {long} are longer than 100 columns"
+def test_the_readme_has_the_step_whole():
+    step = textwrap.indent(inspect.getsource(train.uso_step), "    ")
+    assert step in (ROOT / "README.md").read_text("utf-8")
