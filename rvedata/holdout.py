@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rvedata.manifest import VIDEO_FIELDS
+from rvedata.manifest import paths_of
 from rvedata.stages import short_hash
 from rvedata.text import Texts
 
@@ -125,7 +125,7 @@ def find_leaks(test: list[dict], train: list[dict], videos: dict[str, dict], sam
     """Which triplets of `train` are too near to the test, and why: {id: reason}.
 
     A video is the same file, or its embedding has a cosine of at least `same`; or the instructions
-    say nearly the same (see text.Texts). videos: {path: video}.
+    say nearly the same (see text.Texts). Those of `train` may lack a target. videos: {path: video}.
     """
     known, texts = KnownVideos(test, videos), Texts(near)
     for triplet in test:
@@ -152,7 +152,7 @@ class KnownVideos:
         self.paths, ids, groups, vectors = [], [], [], []
         self.rows_of_file = {}                           # hash of a file -> rows
         for triplet in triplets:
-            for path in [triplet[field] for field in VIDEO_FIELDS]:
+            for path in paths_of(triplet):
                 video = videos[path]
                 self.rows_of_file.setdefault(video["sha"], []).append(len(self.paths))
                 self.paths += [path, f"{path} mirrored"]
@@ -167,7 +167,7 @@ class KnownVideos:
 
         rows: which of the rows to compare with, (4 N,) booleans; all if None.
         """
-        paths = [triplet[field] for field in VIDEO_FIELDS]
+        paths = paths_of(triplet)
         for path in paths:
             for row in self.rows_of_file.get(self.videos[path]["sha"], []):
                 if rows is None or rows[row]:

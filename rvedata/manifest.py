@@ -29,11 +29,15 @@ def still_there(out: Path, records: Iterable[dict]) -> list[dict]:
     """The records whose videos can be found from `out`; says how many are left out."""
     records = list(records)
     found = [record for record in records
-             if all(os.path.exists(out / record[field])
-                    for field in VIDEO_FIELDS if field in record)]
+             if all(os.path.exists(out / path) for path in paths_of(record))]
     if len(found) < len(records):
         print(f"{len(records) - len(found)} left out: their videos are gone")
     return found
+
+
+def paths_of(record: dict) -> list[str]:
+    """The paths of its videos: source and target, or the source alone."""
+    return [record[field] for field in VIDEO_FIELDS if field in record]
 
 
 def write_triplets(out: Path, records: Iterable[dict], share: float) -> None:

@@ -8,7 +8,7 @@ correct or reject each triplet of the test, and report.html. The second takes wh
 saved, a file a person, and tells how far they agree: then only what was accepted, and nobody
 rejected, is in test.jsonl, as they corrected it, and verify.html has another triplet of the same
 type for each that was rejected, as long as there are some. removed.jsonl says what was kept out,
-and why.
+and why. pairs.jsonl has rave's sources and instructions without targets that leak nothing.
 """
 
 import base64
@@ -30,7 +30,7 @@ from rvedata.embed import embed_clips, load_embedder
 from rvedata.film import read_frames
 from rvedata.flags import add_siglip_flag, add_work_flags, existing_folder, ratio
 from rvedata.holdout import find_leaks, make_split, quota_of_types
-from rvedata.manifest import VIDEO_FIELDS, rebase_paths, still_there
+from rvedata.manifest import VIDEO_FIELDS, paths_of, rebase_paths, still_there
 from rvedata.stages import read_accepted, run_stage, short_hash, write_stage
 
 
@@ -45,6 +45,17 @@ def read_triplets(folders: list[Path], out: Path) -> dict[str, dict]:
         raise BadInput(f"--from {' '.join(map(str, folders))}: no triplets.jsonl whose videos are "
                        f"there; run rave or icvg first")
     return triplets
+
+
+def read_pairs(folders: list[Path], out: Path) -> list[dict]:
+    """The pairs of rave, without targets, of these folders, with paths relative to `out`."""
+    pairs = {}
+    for folder in folders:
+        records = [record for record in read_accepted(folder / "pairs.jsonl")
+                   if "instruction" in record]           # the pairs of icvg are another thing
+        for record in still_there(folder, records):
+            pairs[record["id"]] = rebase_paths(record, folder, out)
+    return list(pairs.values())
 
 
 def index_videos(args: Namespace, paths: list[str], embed_images: Callable) -> dict[str, dict]:
@@ -78,7 +89,7 @@ def decode(text: str) -> np.ndarray:
 def hold_out(args: Namespace, embed_images: Callable) -> None:
     """Write the split, what was kept out of it, verify.html and report.html in args.out."""
     out = args.out
-    triplets = read_triplets(args.source, out)
+    triplets, pairs = read_triplets(args.source, out), read_pairs(args.source, out)
     people = read_kept(out, triplets)
     for file in args.decisions:
         name, found = read_decisions(file, triplets)
@@ -86,10 +97,10 @@ def hold_out(args: Namespace, embed_images: Callable) -> None:
     decisions = settle(people)
     triplets = {name: changed(triplet, decisions.get(name), ("instruction",))
                 for name, triplet in triplets.items()}
-    paths = {triplet[field] for triplet in triplets.values() for field in VIDEO_FIELDS}
+    paths = {path for record in [*triplets.values(), *pairs] for path in paths_of(record)}
     videos = index_videos(args, sorted(paths), embed_images)
-    readable = [triplet for triplet in triplets.values()
-                if all(triplet[field] in videos for field in VIDEO_FIELDS)]
+    readable = [triplet for triplet in triplets.values() if videos.keys() >= set(paths_of(triplet))]
+    pairs = [pair for pair in pairs if videos.keys() >= set(paths_of(pair))]
     if not readable:
         raise BadInput(f"none of the {len(triplets)} triplets has videos that can be read; what "
                        f"failed, and why, is in {out}/videos.jsonl")
@@ -97,10 +108,14 @@ def hold_out(args: Namespace, embed_images: Callable) -> None:
     rejected = {name for name, said in decisions.items() if said["decision"] == "reject"}
     found = make_split(readable, quota, videos, args.same, rejected)
     leaks = find_leaks(found.candidates, found.train, videos, args.same, args.near)
-    removed = found.duplicates | leaks
+    held_out = found.candidates + found.reserve
+    leaking_pairs = find_leaks(held_out, pairs, videos, args.same, args.near)
+    removed = found.duplicates | leaks | leaking_pairs
+    shown = triplets | {pair["id"]: pair for pair in pairs}
     write_stage(out / "removed.jsonl", [
-        {"id": name, "rejected": reason, **{field: triplets[name][field] for field in VIDEO_FIELDS}}
+        {"id": name, "rejected": reason, **dict(zip(VIDEO_FIELDS, paths_of(shown[name])))}
         for name, reason in sorted(removed.items())])
+    write_stage(out / "pairs.jsonl", [pair for pair in pairs if pair["id"] not in leaking_pairs])
     write_stage(out / "reserve.jsonl", found.reserve)
     write_stage(out / "train.jsonl", [triplet for triplet in found.train
                                         if triplet["id"] not in leaks])

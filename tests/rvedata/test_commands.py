@@ -1,5 +1,6 @@
 """The demo runs from end to end; what a folder must hold; a missing package is one line."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from common.files import BadInput
 from curation import no_leak, read
 from data import manifest_items
 from presets import PRESETS
-from rvedata import demo, merge, split
+from rvedata import demo, merge, pages, split
 
 ROOT = Path(__file__).parents[2]
 
@@ -23,6 +24,13 @@ def test_what_a_folder_must_hold(tmp_path):
         split.main([*flags, "--siglip", "pixels"])
     with pytest.raises(BadInput, match=r"--from .*: holds no \*.jsonl of rave or icvg"):
         merge.main(flags)
+
+
+def test_a_report_about_a_folder_in_another_encoding(tmp_path):
+    folder = tmp_path / os.fsdecode(b"caf\xe9")          # Latin-1; or a name under LC_ALL=C
+    folder.mkdir()
+    pages.report(folder)
+    assert "RVE-Dataset: caf\ufffd" in (folder / "report.html").read_text("utf-8")
 
 
 def test_a_missing_package_is_one_line():

@@ -1,6 +1,7 @@
 """The test split from end to end, without leaks, with people's decisions."""
 
 import json
+import os
 from collections import Counter
 
 import pytest
@@ -55,7 +56,17 @@ def test_the_split_holds_out_without_leaks(rave, icvg, tmp_path, capsys):
     page = (out / "verify.html").read_text()
     assert all(name in page for name in ids(new)) and not any(name in page for name in decisions)
     assert not {*ids(read(out / "train.jsonl"))} & {*ids(filled)}
-    go("split", out, *flags)                             # decisions are kept
+    extra = tmp_path / "extra"                           # pairs without a target, of both sides
+    extra.mkdir()
+    pairs = [{"id": f"of {r['id']}", "type": r["type"], "instruction": f"as {r['id']} may have it",
+              "source_video_path": os.path.relpath(out / r["source_video_path"], extra)}
+             for r in [test[0], *train]]
+    (extra / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    go("split", out, *flags, "--from", rave.out, icvg, extra)    # decisions are kept
+    kept = ids(read(out / "pairs.jsonl"))
+    assert kept and set(kept) <= {f"of {name}" for name in ids(train)}
+    leak, = [r for r in read(out / "removed.jsonl") if r["id"] == f"of {test[0]['id']}"]
+    assert "is a file of" in leak["rejected"] and "target_video_path" not in leak
     told = f"{len(accepted)} accepted, {len(rejected)} rejected, {1 + len(new)} not decided"
     assert told in capsys.readouterr().out
     assert (read(out / "test.jsonl"), read(out / "candidates.jsonl")) == (accepted, filled)
