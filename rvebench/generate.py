@@ -21,8 +21,8 @@ def generate(model, samples: list[Sample], folder: Path, steps: int | None,
     """Edit the samples into folder/<id>.mp4, those that are not there; {id: why} where that fails.
 
     steps, guidance: None is the preset's. The noise of a sample comes from seed + its place in the
-    manifest. Other settings or weights start afresh. Raises BadInput for an instruction that the model cannot take; a source that
-    cannot be read fails alone.
+    manifest. Other settings or weights start afresh. Raises BadInput for an instruction that the
+    model cannot take; a source that cannot be read fails alone.
     """
     steps = steps or model.preset.sample_steps
     if guidance is None:

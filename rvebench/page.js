@@ -92,6 +92,18 @@ function playInStep(videos, stretch = true) {
   };
 }
 
+// A figure for each of {name: path}, played in step.
+function addVideos(files, description, parent, stretch) {
+  const videos = Object.entries(files).map(([name, path]) => {
+    const figure = make('figure', null, parent);
+    make('figcaption', name, figure);
+    const video = makeVideo(path, `${name}: ${description}`, figure);
+    video.onloadedmetadata = () => figure.classList.toggle('small', video.videoWidth < 200);
+    return video;
+  });
+  return playInStep(videos, stretch);
+}
+
 // fill(node) when a node comes near the screen, empty(node) when it is far away: memory stays flat
 // however many there are. One observer for all nodes.
 function lazily(fill, empty) {

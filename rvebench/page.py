@@ -1,11 +1,12 @@
-"""A page is one file: a template with its styles, scripts and data. For report, study and curation.
+"""A page is one file: a template with its styles, scripts and data. Here and in curation.
 
     write_page("out/report.html", Path("rvebench/report.html"), "RVE-Bench", data=data)
 
-A template names what goes into it: {{title}}, values such as {{data}}, or a file beside it or
-beside this script, such as {{page.css}}. The page then works from the file system, without network.
-Whatever comes from elsewhere (instructions, reasons, names) reaches it as the JSON of a value,
-escaped here and nowhere else; the scripts show it as text, never as HTML.
+A template names what goes into it: {{title}}, values such as {{data}} (a path: what is in that
+file), or a file beside it or beside this script, such as {{page.css}}. The page then works from the
+file system, without network. Whatever comes from elsewhere (instructions, reasons, names) reaches
+it as the JSON of a value, escaped here and nowhere else; the scripts show it as text, never as
+HTML.
 """
 
 import html
@@ -43,6 +44,8 @@ def write_page(path: str | Path, template: Path, title: str, **values) -> None:
         name = slot[1]
         if name == "title":
             return html.escape(title)
+        if isinstance(values.get(name), Path):
+            return values[name].read_text("utf-8")
         if name in values:
             return embed(values[name])
         beside = template.parent / name

@@ -21,7 +21,7 @@ NO_INTERVAL = (math.nan, math.nan, math.nan)
 Interval = tuple[float, float, float]                    # mean, low, high; NaN where there is none
 
 
-# -------------------------------------------------------------------------------- means, differences
+# ------------------------------------------------------------------------------ means, differences
 
 def value(row: dict, column: str) -> float | None:
     """A row's score or measure; None where it has none, or has failed."""
@@ -120,9 +120,8 @@ def judge_and_people(rows: list[dict], human: dict) -> list[dict]:
     return found
 
 
-def win_rates(rankings: list[dict[str, float]],
-              clusters: list[tuple[str, str]] | None = None,
-              ) -> dict[tuple[str, str], tuple[float, float, float]]:
+def win_rates(rankings: list[dict[str, float]], clusters: list[tuple[str, str]] | None = None,
+              ) -> dict[tuple[str, str], Interval]:
     """{(a, b): (rate, low, high)}: how often a is ranked before b, with its 95 % interval (Fig. 7).
 
     rankings: one {method: rank} for each judgement, 1 the best; equal ranks are half a win, and a
@@ -164,7 +163,7 @@ def clustered_interval(values: list[float],
         times_rater = np.bincount(drawn_raters, minlength=len(raters))
         times_sample = np.bincount(drawn_samples, minlength=len(samples))
         weights = times_rater[rater_of] * times_sample[sample_of]
-        if not weights.any():                            # who was drawn may have ranked nothing drawn
+        if not weights.any():                            # a sparse study: none is left
             return math.nan
         return np.average(x, weights=weights)
     return bootstrap_interval(mean, len(raters), len(samples))

@@ -1,25 +1,16 @@
-// One sample at a time: videos that start together, and a ranking of them for each question.
-// What is chosen is kept at once: ranks[sample][criterion] = {letter: place}, 1 is the best.
+// A ranking of a sample's edits for each question.
+// state.ranks[sample][criterion] = {letter: place}, 1 is the best.
 
-const kept = `study ${data.study}`;
-const state = JSON.parse(localStorage.getItem(kept) ?? '{}');
-state.rater ??= crypto.getRandomValues(new Uint32Array(2)).join('-');    // names nobody
+state.rater ??= someone();
 state.ranks ??= {};
 
-let at = 0;                                          // the sample
 let active = 0;                                      // the criterion that keys go to
 let shareNext = false;                               // "=" was pressed
-let player = null;
 
-const lettersOf = k => Object.keys(data.samples[k].edits);
+const lettersOf = k => Object.keys(items[k].videos).filter(name => name != 'source');
 const ranksOf = (k, criterion) => ((state.ranks[k] ??= {})[criterion] ??= {});
 const isDone = (k, criterion) =>
   lettersOf(k).every(letter => state.ranks[k]?.[criterion]?.[letter]);
-const isRanked = k => data.criteria.every(({ name }) => isDone(k, name));
-
-function keep() {
-  localStorage.setItem(kept, JSON.stringify(state));
-}
 
 // ------------------------------------------------------------------------------ ranking
 
@@ -29,6 +20,7 @@ function setRank(criterion, letter, place) {
   if (place) ranks[letter] = place;
   keep();
   drawCriteria();
+  drawBar();
 }
 
 // The next place after what is ranked: 1, 2, 3, or after a tie 1, 1, 3. Or the last place, shared.
@@ -64,6 +56,7 @@ function copyBefore() {
   keep();
   active = Math.min(active + 1, data.criteria.length - 1);
   drawCriteria();
+  drawBar();
 }
 
 // ------------------------------------------------------------------------------ showing
@@ -112,36 +105,20 @@ function drawCriteria() {
     }
     return box;
   }));
-  const n = data.samples.filter((sample, k) => isRanked(k)).length;
-  byId('count').textContent = `${n} of ${data.samples.length} samples ranked`;
 }
 
-function showSample(k) {
-  at = Math.min(data.samples.length - 1, Math.max(0, k));
+function drawSample(sample) {
   active = Math.max(0, data.criteria.findIndex(({ name }) => !isDone(at, name)));
   shareNext = false;
-  const sample = data.samples[at];
-  byId('where').textContent = `sample ${at + 1} of ${data.samples.length}`;
   byId('instruction').textContent = sample.instruction;
-  player?.end();
-  byId('videos').replaceChildren();
-  const files = { source: sample.source, ...sample.edits };
-  const videos = Object.entries(files).map(([name, path]) => {
-    const figure = make('figure', null, byId('videos'));
-    make('figcaption', name, figure);
-    const video = makeVideo(path, name == 'source' ? 'source' : `edit ${name}`, figure);
-    video.onloadedmetadata = () => figure.classList.toggle('small', video.videoWidth < 200);
-    return video;
-  });
-  player = playInStep(videos, false);                // none is slowed, which would look smoother
   drawCriteria();
 }
 
-// ------------------------------------------------------------------------- saving and going on
+// ------------------------------------------------------------------------------ file and keys
 
 function ratings() {
   const rankings = [];
-  data.samples.forEach((sample, k) => {
+  items.forEach((sample, k) => {
     for (const { name } of data.criteria) {
       if (!isDone(k, name)) continue;
       rankings.push({ sample: k, criterion: name, ranks: state.ranks[k][name] });
@@ -150,53 +127,37 @@ function ratings() {
   return { study: data.study, rater: state.rater, rankings };
 }
 
-async function load(file) {
-  byId('message').textContent = '';
-  try {
-    const found = JSON.parse(await file.text());
-    if (found.study != data.study) throw new Error('it is of another study');
-    for (const { sample, criterion, ranks } of found.rankings) {
-      if (data.samples[sample]) (state.ranks[sample] ??= {})[criterion] = ranks;
-    }
-    state.rater = found.rater ?? state.rater;
-    keep();
-    goOn();
-  } catch (error) {
-    byId('message').textContent = `${file.name} cannot be loaded: ${error.message}`;
+function loadRatings(found) {
+  if (found.study != data.study) throw new Error('it is of another study');
+  for (const { sample, criterion, ranks } of found.rankings) {
+    if (items[sample]) (state.ranks[sample] ??= {})[criterion] = ranks;
   }
+  state.rater = found.rater ?? state.rater;
 }
 
-function goOn() {
-  showSample(Math.max(0, data.samples.findIndex((sample, k) => !isRanked(k))));
-}
-
-function pressed(event) {
-  if (event.ctrlKey || event.metaKey || event.altKey) return;
+function actions(event) {
   const criterion = data.criteria[active].name;
   const letter = event.key.toUpperCase();
   const move = by => {
     active = Math.min(data.criteria.length - 1, Math.max(0, active + by));
     drawCriteria();
   };
-  const actions = {
+  const found = {
     '=': () => { shareNext = true; }, Backspace: takeBack,
     ArrowUp: () => move(-1), ArrowDown: () => move(1),
-    ArrowRight: () => showSample(at + 1), ArrowLeft: () => showSample(at - 1),
-    Enter: () => showSample(at + 1), ' ': () => player.restart(),
+    ArrowRight: () => showItem(at + 1), ArrowLeft: () => showItem(at - 1),
+    Enter: () => showItem(at + 1), ' ': () => player.restart(),
   };
-  if (event.shiftKey && letter == 'C') actions[event.key] = copyBefore;  // C alone is an edit
-  else if (lettersOf(at).includes(letter)) actions[event.key] = () => rankNext(criterion, letter);
-  const onButton = event.target.tagName == 'BUTTON' && (event.key == 'Enter' || event.key == ' ');
-  if (!actions[event.key] || onButton) return;
-  event.preventDefault();
-  actions[event.key]();
+  if (event.shiftKey && letter == 'C') found[event.key] = copyBefore;    // C alone is an edit
+  else if (lettersOf(at).includes(letter)) found[event.key] = () => rankNext(criterion, letter);
+  return found;
 }
 
-byId('back').onclick = () => showSample(at - 1);
-byId('next').onclick = () => showSample(at + 1);
-byId('again').onclick = () => player.restart();
-byId('save').onclick =
-  () => download('ratings.json', JSON.stringify(ratings()), 'application/json');
-byId('load').onchange = event => load(event.target.files[0]);
-addEventListener('keydown', pressed);
-goOn();
+startForm({
+  label: sample => sample.instruction,
+  isDone: (sample, k) => data.criteria.every(({ name }) => isDone(k, name)),
+  draw: drawSample,
+  stretch: false,                                    // none is slowed, which would look smoother
+  actions,
+  file: 'ratings.json', toFile: ratings, fromFile: loadRatings,
+});

@@ -28,6 +28,16 @@ CRITERIA = {
     "Edit Accuracy": "How well does it do what the instruction means?",
     "Content Preservation": "How well is everything else as it was?",
     "Visual Quality": "How good does the video look?"}
+HELP = (
+    "Each sample shows a source, an instruction that hints at an edit, and edits of it: A, B, ... "
+    "Rank them three times, by the three questions. Drag a letter to its place, or click the "
+    "letters from the best to the worst, or press their keys. Two letters may share a place: press "
+    "= and the second, or drag it there. Click a ranked letter to take it back.",
+    "Keys: letters rank, = shares the last place, Backspace takes the last one back, Shift + C "
+    "copies the ranking of the question before, up and down choose the question, Enter or right "
+    "and left go to the next and previous sample, space starts all videos anew.",
+    "What you chose is kept in this browser as you go. At the end, or in between, save it; the "
+    "saved file can be loaded again, here or on another machine, to go on.")
 
 
 # ------------------------------------------------------------------------------------- the page
@@ -57,15 +67,17 @@ def write_study(out: Path, rows: list[dict], names: list[str], n: int, seed: int
         copies[source] = sample["source"]
         for letter, name in letters.items():
             copies[files[letter]] = sample["methods"][name]["video"]
-        shown.append({"instruction": sample["instruction"], "source": source, "edits": files})
+        shown.append({"instruction": sample["instruction"], "videos": {"source": source, **files}})
         key["samples"].append({"id": sample["id"], **letters})
     key["study"] = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
     folder = keep_key(out, key)
     for name, path in copies.items():
         copy_or_encode(out / path, folder / name)
     criteria = [{"name": name, "question": question} for name, question in CRITERIA.items()]
-    data = {"study": key["study"], "criteria": criteria, "samples": shown}
-    write_page(folder / "study.html", HERE / "study.html", "Which edit is best?", data=data)
+    data = {"key": f"study {key['study']}", "study": key["study"], "help": HELP,
+            "criteria": criteria, "items": shown}
+    write_page(folder / "study.html", HERE / "form.html", "Which edit is best?", data=data,
+               style=HERE / "study.css", fields=HERE / "study.html", script=HERE / "study.js")
     return folder / "study.html"
 
 
@@ -181,7 +193,8 @@ def results(folder: Path) -> dict | None:
         return None
     ratings = read_ratings(folder, files)
     rankings, clusters = by_criterion(ratings), clusters_of(ratings)
-    rates = {criterion: win_rates(some, clusters[criterion]) for criterion, some in rankings.items()}
+    rates = {criterion: win_rates(some, clusters[criterion])
+             for criterion, some in rankings.items()}
     shown = [{"criterion": criterion, "a": a, "b": b, "rate": rate}
              for criterion, found in rates.items() for (a, b), rate in found.items()
              if a < b]                                   # b over a is the rest of it

@@ -18,13 +18,14 @@ import numpy as np
 
 from common.files import BadInput
 from common.manifest import SUBSET_OF
+from rvebench.page import HERE as RVEBENCH
 from rvebench.page import write_page
 from rvedata.film import read_clips
 from rvedata.manifest import VIDEO_FIELDS
 from rvedata.stages import read_accepted, read_records
 from rvedata.text import STOP_WORDS
 
-HERE = Path(__file__).parent
+HERE, FORM = Path(__file__).parent, RVEBENCH / "form.html"
 STAGES = ("shots", "captions", "embeddings", "clusters", "pairs", "instructions", "rewrites",
           "duplicates", "triplets", "videos", "removed", "reserve", "candidates", "train", "test")
 SHOWN = 40                                               # clusters, triplets, at most
@@ -167,16 +168,33 @@ def shown_triplet(triplet: dict) -> dict:
 
 
 def card(record: dict, *texts: tuple[str, str]) -> dict:
-    """The paths of both videos, and texts with their style."""
-    source, target = [record[field] for field in VIDEO_FIELDS]
-    return {"source": source, "target": target, "texts": texts}
+    """Both videos, and texts with their style."""
+    return {"videos": videos_of(record), "texts": texts}
+
+
+def videos_of(record: dict) -> dict[str, str]:
+    """{"source": path, "target": path}"""
+    return dict(zip(("source", "target"), [record[field] for field in VIDEO_FIELDS]))
 
 
 # ---------------------------------------------------------------------------------- verify.html
+
+HELP = (
+    "Accept a triplet if its instruction is physically plausible, does not say the edit outright, "
+    "and one can reason from source and instruction to the target. Correct the instruction or the "
+    "type where that is enough. Reject what cannot be mended, and say why.",
+    "Keys: a accept, 1 to 4 reject for that reason, r write another reason (Enter rejects), e edit "
+    "the instruction (Esc leaves it), left and right previous and next, o overview, space from the "
+    "start, d save.",
+    "All is kept in this browser as you go. Save it at the end, and give it to python -m "
+    "rvedata.split ... --decisions yours.json theirs.json: it tells how far two people agree.")
+
 
 def verify(folder: Path, triplets: list[dict], key: str) -> None:
     """Write verify.html for these triplets. key: their name, so that decisions stay apart."""
     types = {kind: [other for other in SUBSET_OF if SUBSET_OF[other] == SUBSET_OF[kind]]
              for kind in SUBSET_OF}                      # what a type may be corrected to
-    data = {"key": key, "triplets": triplets, "types": types}
-    write_page(folder / "verify.html", HERE / "verify.html", "Verify RVE-Bench", data=data)
+    items = [triplet | {"videos": videos_of(triplet)} for triplet in triplets]
+    data = {"key": f"verify {key}", "help": HELP, "items": items, "types": types}
+    write_page(folder / "verify.html", FORM, "Verify RVE-Bench", data=data,
+               style=HERE / "pages.css", fields=HERE / "verify.html", script=HERE / "verify.js")

@@ -89,15 +89,8 @@ function addTriplets(title, items) {
 }
 
 function fillCard(card) {
-  const { source, target, texts } = card.item;
-  const videos = Object.entries({ source, target }).map(([name, path]) => {
-    const figure = make('figure', null, card.querySelector('.pair'));
-    make('figcaption', name, figure);
-    const video = makeVideo(path, `${name}: ${texts[0][0]}`, figure);
-    video.onloadedmetadata = () => figure.classList.toggle('small', video.videoWidth < 200);
-    return video;
-  });
-  card.player = playInStep(videos);
+  const { videos, texts } = card.item;
+  card.player = addVideos(videos, texts[0][0], card.querySelector('.pair'));
 }
 
 function emptyCard(card) {

@@ -46,6 +46,28 @@ BAD = {
         ("--out file", "file/table.md: cannot be written"),
         ("--frobnicate", "unrecognized arguments: --frobnicate"),
     ],
+    "rvebench.score": [
+        ("--judge openai", "required: --manifest"),
+        ("--manifest m.jsonl", "--manifest: needs a method"),
+        ("--manifest m.jsonl --references --judge gpt", "--judge: invalid choice"),
+        ("--manifest m.jsonl --references --judge oracle --repeat 2", "always says the same"),
+        ("--manifest m.jsonl --references --repeat 0", "--repeat: must be at least 1"),
+        ("--manifest m.jsonl --references --price-in -1", r"--price-in: must be in \[0"),
+        ("--manifest m.jsonl --references --dry-run", "--dry-run: counts what --judge openai"),
+        ("--manifest '' --references", "--manifest is empty"),
+    ],
+    "rvebench.export_world": [
+        ("--n 0", "--n: must be at least 1"),
+        ("--out file", "file/bench.jsonl: cannot be written"),
+    ],
+    "rvebench.report": [
+        ("broken", "broken: holds no results of this version"),
+        ("broken --human none.csv", "--human none.csv: cannot be read"),
+    ],
+    "rvebench.study": [
+        ("broken --n 0", "--n: must be at least 1"),
+        ("broken --ratings file", "broken/study_key.json: cannot be read"),
+    ],
     "rvedata.rave": [
         ("", "the following arguments are required: --ditto, --videos"),
         ("--ditto x.json --videos nowhere", "nowhere: there is no such folder"),

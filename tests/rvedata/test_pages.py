@@ -39,7 +39,9 @@ def test_pages_are_escaped_and_whole(browser, rave, tmp_path):
     pages.report(tmp_path)
     pages.verify(tmp_path, [row], "key")
     assert data_of(tmp_path / "report.html")["bad"] == [["rewrites", BAD, "rejected", BAD]]
-    assert data_of(tmp_path / "verify.html")["triplets"] == [row]
+    item, = data_of(tmp_path / "verify.html")["items"]
+    videos = item.pop("videos")
+    assert item == row and list(videos.values()) == [row[field] for field in VIDEO_FIELDS]
     for name in "report", "verify":
         browser.get((tmp_path / f"{name}.html").as_uri())
         until(browser, "document.body.innerText.includes('onerror=window.hacked')")
@@ -80,7 +82,7 @@ def test_verify_in_a_browser(browser, rave, tmp_path):
     assert "Rationale" in shown("about") and rows[0]["rationale"] in shown("about")
     until(browser, PLAYING.format("#videos", 2))
     press(browser, "e", " and it snows", "\ue00c")       # the instruction is corrected; Esc leaves
-    changed = browser.execute_script("return state.changes[triplets[0].id].instruction")
+    changed = browser.execute_script("return state.changes[items[0].id].instruction")
     assert "and it snows" in changed and rows[0]["instruction"] in shown("before")
     types = data_of(tmp_path / "verify.html")["types"][rows[0]["type"]]
     other = next(x for x in types if x != rows[0]["type"])
@@ -92,7 +94,7 @@ def test_verify_in_a_browser(browser, rave, tmp_path):
     press(browser, "r")
     press(browser, "too dark", "\ue007")                 # another reason, and Enter
     browser.refresh()                                    # it goes on with the first undecided
-    assert instruction() == rows[3]["instruction"] and shown("count") == "3 of 4 decided"
+    assert instruction() == rows[3]["instruction"] and shown("count") == "3 of 4 done"
     press(browser, "\ue012")                             # the left arrow
     assert shown("decision") == "rejected: too dark"
     browser.find_element("id", "annotator").send_keys("anna")
@@ -115,9 +117,9 @@ def test_verify_in_a_browser(browser, rave, tmp_path):
     assert read_decisions(file, {r["id"]: r for r in rows}) == ("anna", said)
     browser.execute_script("localStorage.clear()")
     browser.refresh()
-    assert shown("count") == "0 of 4 decided"
+    assert shown("count") == "0 of 4 done"
     browser.find_element("id", "load").send_keys(str(file))                    # on another machine
-    until(browser, "byId('count').textContent == '3 of 4 decided'")
+    until(browser, "byId('count').textContent == '3 of 4 done'")
     kept = browser.execute_script("return decisions()")
     assert kept == {"annotator": "anna", "decisions": said} and not errors(browser)
 
