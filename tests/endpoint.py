@@ -1,4 +1,4 @@
-"""An OpenAI-compatible endpoint on the loopback, for tests: it answers as a test's function says, and counts."""
+"""An OpenAI-compatible endpoint on the loopback, for tests: it answers as a function says."""
 
 import json
 import threading
@@ -6,15 +6,40 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Endpoint:
-    """`with Endpoint(answer) as server`: server.url is its base url, server.requests the bodies that came, in order.
+    """`with Endpoint(answer) as server`: server.url is its base url, server.requests the bodies
+    that came, in order, server.headers their headers.
 
-    answer(body, n): body is the request, n how many with the same messages came before it. It returns a text (a good
-    reply), a dict (merged into a good completion's choice: message, finish_reason), bytes (the whole body, status 200)
-    or (status, dict), an error.
+    answer(body, n): body is the request, n how many with the same messages came before it. It
+    returns a text (a good reply), a dict (merged into a good completion's choice: message,
+    finish_reason), bytes (the whole body, status 200) or (status, dict), an error.
     """
 
     def __init__(self, answer):
-        self.answer, self.requests, self.headers, self._lock = answer, [], [], threading.Lock()
+        self.answer, self.requests, self.headers = answer, [], []
+        self._lock = threading.Lock()
+
+    def respond(self, body, headers):
+        """(status, body) for a request."""
+        with self._lock:
+            n = sum(request["messages"] == body["messages"] for request in self.requests)
+            self.requests.append(body)
+            self.headers.append(headers)
+        said = self.answer(body, n)
+        if isinstance(said, tuple):
+            status, error = said
+            return status, json.dumps(error).encode()
+        if isinstance(said, bytes):
+            return 200, said
+        choice = {"index": 0, "finish_reason": "stop",
+                  "message": {"role": "assistant", "content": None}}
+        if isinstance(said, str):
+            choice["message"]["content"] = said
+        else:
+            choice |= said
+        usage = {"prompt_tokens": 1000, "completion_tokens": 100, "total_tokens": 1100}
+        completion = {"id": "x", "object": "chat.completion", "created": 0,
+                      "model": body["model"], "choices": [choice], "usage": usage}
+        return 200, json.dumps(completion).encode()
 
     def __enter__(self):
         outer = self
@@ -24,25 +49,12 @@ class Endpoint:
 
             def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                with outer._lock:
-                    n = sum(r["messages"] == body["messages"] for r in outer.requests)
-                    outer.requests.append(body)
-                    outer.headers.append(self.headers)
-                said, status = outer.answer(body, n), 200
-                if isinstance(said, tuple):
-                    status, said = said
-                elif isinstance(said, (str, dict)):
-                    choice = {"index": 0, "finish_reason": "stop",
-                              "message": {"role": "assistant", "content": said if isinstance(said, str) else None}}
-                    said = {"id": "x", "object": "chat.completion", "created": 0, "model": body["model"],
-                            "choices": [choice | (said if isinstance(said, dict) else {})],
-                            "usage": {"prompt_tokens": 1000, "completion_tokens": 100, "total_tokens": 1100}}
-                content = said if isinstance(said, bytes) else json.dumps(said).encode()
+                status, content = outer.respond(body, self.headers)
                 try:
                     self.send_response(status)
-                    for name, value in (("Content-Type", "application/json"), ("Content-Length", str(len(content))),
-                                        ("retry-after-ms", "1")):                          # so that no test waits long
-                        self.send_header(name, value)
+                    self.send_header("Content-Type", "application/json")
+                    self.send_header("Content-Length", str(len(content)))
+                    self.send_header("retry-after-ms", "1")              # no test waits long
                     self.end_headers()
                     self.wfile.write(content)
                 except OSError:                          # the client has given up

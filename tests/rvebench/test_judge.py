@@ -133,7 +133,7 @@ def test_what_is_a_score():
 
 
 def test_verdicts(bench):
-    """Good, unreadable and half refused, in the order of the jobs; the same question is one call."""
+    """Good, unreadable, half refused, in the order of the jobs; the same question is one call."""
     one, two = read_manifest(bench / "bench.jsonl")
     (bench / "ours/broken.mp4").write_bytes(b"no video")
     ours = bench / "ours/one.mp4"
