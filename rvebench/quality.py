@@ -136,10 +136,14 @@ def _load(flag: str, name: str, **more):
     return model.eval().to(device())
 
 
-def _in_batches(extract: Callable, pixels: torch.Tensor, where: torch.device) -> torch.Tensor:
-    with torch.no_grad():
-        features = [extract(part.to(where)).float().cpu() for part in pixels.split(BATCH)]
-    return torch.cat(features)
+def _in_batches(extract: Callable, device: torch.device) -> Callable:
+    """features(pixels (F, 3, H, W)) -> (F, D), on the CPU, of BATCH frames at a time."""
+
+    def features(pixels):
+        with torch.no_grad():
+            found = [extract(part.to(device)).float().cpu() for part in pixels.split(BATCH)]
+        return torch.cat(found)
+    return features
 
 
 def dino(name: str) -> Callable:
@@ -155,10 +159,7 @@ def dino(name: str) -> Callable:
     def extract(pixels):
         x = prepare(pixels, side, "bilinear", False, IMAGENET)
         return model(x, interpolate_pos_encoding=True).last_hidden_state[:, 0]
-
-    def features(pixels):
-        return _in_batches(extract, pixels, model.device)
-    return features
+    return _in_batches(extract, model.device)
 
 
 def clip(name: str) -> Callable:
@@ -171,10 +172,7 @@ def clip(name: str) -> Callable:
     def extract(pixels):
         x = prepare(pixels, side, "bicubic", True, CLIP)
         return model.get_image_features(pixel_values=x).pooler_output
-
-    def features(pixels):
-        return _in_batches(extract, pixels, model.device)
-    return features
+    return _in_batches(extract, model.device)
 
 
 def own_tower(model) -> Callable:
@@ -183,10 +181,7 @@ def own_tower(model) -> Callable:
     def extract(pixels):
         with model.precision():
             return model.vlm.patches(pixels.float() / 127.5 - 1).mean(1)
-
-    def features(pixels):
-        return _in_batches(extract, pixels, model.device)
-    return features
+    return _in_batches(extract, model.device)
 
 
 def viclip(name: str, trust_remote_code: bool) -> Callable:

@@ -25,9 +25,9 @@ def read_results(folder: Path) -> tuple[list[dict], dict]:
         if not rows or not about.keys() >= set(ABOUT):
             raise ValueError("fields are missing")
     except (OSError, ValueError, AttributeError) as error:
-        raise BadInput(f"{folder}: holds no results of this version ({error}); score again with "
-                       f"python -m rvebench.score: what a judge was paid for is asked no second "
-                       f"time") from error
+        raise BadInput(f"{folder}: holds no results of this version ({error}); take its "
+                       f"scores.jsonl away and score again: what a judge was paid for is in "
+                       f"replies.jsonl, and asked no second time") from error
     scored_on = date.fromtimestamp((folder / "scores.jsonl").stat().st_mtime)
     return rows, {"date": scored_on.isoformat(), **about}
 

@@ -30,7 +30,7 @@ from common.distributed import device
 from common.files import (BadInput, Parser, at_least_0, atomic_write, between, check_writable,
                           positive, run_script)
 from common.intervals import COLUMNS, geometric_mean, overall
-from common.jsonl import Store, from_json, read_rows, to_json, write_rows
+from common.jsonl import Store, to_json, write_rows
 from common.video import read_pixels
 from common.video import hash_video
 from data import fingerprint
@@ -40,6 +40,7 @@ from rvebench import judge, quality, report
 from rvebench.ask import Client, Missing
 from rvebench.benchmark import SCORES, Edit, Sample, all_edits, read_manifest, read_methods
 from rvebench.generate import generate
+from rvebench.results import read_results
 from rvebench.tables import check_human, read_human
 from tiny import world
 
@@ -201,33 +202,26 @@ def keep_other_methods(out: Path, about: dict) -> list[dict]:
 
     Raises BadInput where their scores cannot stand in one table with the new ones: nothing is lost.
     """
-    fields = "id", "method", "quality"
-    try:
-        rows = [row for _, row in read_rows(out / "scores.jsonl", "score", fields)]
-        before = from_json((out / "about.json").read_text("utf-8")) if rows else {"methods": []}
-        others = [row for row in rows if row["method"] not in about["methods"]]
-        if not others:
-            return []
-        names = ", ".join(dict.fromkeys(row["method"] for row in others))[:80]
-        if before["head"].partition(": means")[0] != about["head"].partition(": means")[0]:
-            raise BadInput(f"{out}: holds scores of {names} by another command "
-                           f"({before['head']}); give those methods too, or another --out")
-        for column in {column for row in others for column in row["quality"]}:
-            old, new = before["labels"][column], about["labels"][column]
-            if column in about["why"]:                   # not measured now
-                about["labels"][column] = old
-                del about["why"][column]
-            elif old != new:
-                raise BadInput(f"{out}: holds {old} of {names}, and this would be {new}; give "
-                               f"those methods too, or another --out")
-        order = [*before["methods"], *about["methods"]]
-        about["methods"] = list(dict.fromkeys(order))
-        return others
-    except BadInput:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BadInput(f"{out}: holds no results of ours ({error!r:.80}); take scores.jsonl and "
-                       f"about.json away, or choose another --out") from error
+    if not (out / "scores.jsonl").exists():
+        return []
+    rows, before = read_results(out)
+    others = [row for row in rows if row["method"] not in about["methods"]]
+    if not others:
+        return []
+    names = ", ".join(dict.fromkeys(row["method"] for row in others))[:80]
+    if before["head"].partition(": means")[0] != about["head"].partition(": means")[0]:
+        raise BadInput(f"{out}: holds scores of {names} by another command ({before['head']}); "
+                       f"give those methods too, or another --out")
+    for column in {column for row in others for column in row["quality"]}:
+        old, new = before["labels"].get(column), about["labels"][column]
+        if column in about["why"]:                       # not measured now
+            about["labels"][column] = old
+            del about["why"][column]
+        elif old != new:
+            raise BadInput(f"{out}: holds {old} of {names}, and this would be {new}; give those "
+                           f"methods too, or another --out")
+    about["methods"] = list(dict.fromkeys([*before["methods"], *about["methods"]]))
+    return others
 
 
 def in_order(rows: list[dict], methods: list[str], samples: list[Sample]) -> list[dict]:

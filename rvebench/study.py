@@ -1,12 +1,12 @@
 """Which method do people prefer? A page to rank on, blindly, and what they said (Sec. 5.3, Fig. 7).
 
-    python -m rvebench.study results --n 50             # results/study/: a folder to hand out
-    python -m rvebench.study results --ratings *.json   # what came back; report.html then shows it
+    python -m rvebench.study out/scores --n 20            # out/scores/study/: a folder to hand out
+    python -m rvebench.study out/scores --ratings *.json  # what came back; the report then shows it
 
 A person sees a source, an instruction and the edits of all methods, under letters whose order is
 another on each sample. All start at the same moment, each at its own pace: a slow one slows no
-other. results/study_key.json says which letter is which method; it is not handed out. Who sends a
-file twice counts once. The source and the reference are not ranked.
+other. study_key.json, beside the folder, says which letter is which method; it is not handed out.
+Who sends a file twice counts once. The source and the reference are not ranked.
 """
 
 import hashlib
@@ -150,18 +150,8 @@ def keep_ratings(folder: Path, files: list[Path]) -> None:
 
 def by_criterion(ratings: list[dict]) -> dict[str, list[dict[str, int]]]:
     """{criterion: [{method: rank}, ...]}"""
-    found = {name: [] for name in CRITERIA}
-    for row in ratings:
-        found[row["criterion"]].append(row["ranks"])
-    return found
-
-
-def clusters_of(ratings: list[dict]) -> dict[str, list[tuple[str, str]]]:
-    """{criterion: [(rater, sample), ...]}, in the order of `by_criterion`."""
-    found = {name: [] for name in CRITERIA}
-    for row in ratings:
-        found[row["criterion"]].append((row["rater"], row["sample"]))
-    return found
+    return {name: [row["ranks"] for row in ratings if row["criterion"] == name]
+            for name in CRITERIA}
 
 
 def agreement(ratings: list[dict]) -> tuple[float, int]:
@@ -192,20 +182,21 @@ def results(folder: Path) -> dict | None:
     if not files:
         return None
     ratings = read_ratings(folder, files)
-    rankings, clusters = by_criterion(ratings), clusters_of(ratings)
-    rates = {criterion: win_rates(some, clusters[criterion])
-             for criterion, some in rankings.items()}
-    shown = [{"criterion": criterion, "a": a, "b": b, "rate": rate}
-             for criterion, found in rates.items() for (a, b), rate in found.items()
-             if a < b]                                   # b over a is the rest of it
+    rankings, rates, shown = by_criterion(ratings), {}, []
+    for criterion, some in rankings.items():
+        clusters = [(row["rater"], row["sample"]) for row in ratings
+                    if row["criterion"] == criterion]
+        rates[criterion] = win_rates(some, clusters)
+        for (a, b), rate in rates[criterion].items():
+            if a < b:                                    # b over a is the rest of it
+                shown.append({"criterion": criterion, "a": a, "b": b, "rate": rate})
     raters = len({row["rater"] for row in ratings})
     ranked = len({row["sample"] for row in ratings})
     share, n = agreement(ratings)
     words = f"People who ranked: {raters}. Samples: {ranked}. Rankings: {len(ratings)}."
     if n:
         words += f" Two people order two edits alike in {share:.0%} of {n} cases; 50 % is chance."
-    return {"raters": raters, "agreement": share, "rankings": rankings, "rates": shown,
-            "words": words, "table": study_table(rankings, rates)}
+    return {"rates": shown, "words": words, "table": study_table(rankings, rates)}
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -110,7 +110,8 @@ def test_what_people_said_is_kept_and_counted(folder, rows, tmp_path, capsys):
         return str(file)
     study.main([str(folder), "--ratings", said("x", 1, 2), said("y", 1, 2), said("z", 2, 1)])
     found = study.results(folder)
-    assert found["raters"] == 3 and found["agreement"] == pytest.approx(1 / 3)
+    assert found["words"] == ("People who ranked: 3. Samples: 1. Rankings: 9. Two people order two "
+                              "edits alike in 33% of 9 cases; 50 % is chance.")
     assert [(r["a"], r["b"]) for r in found["rates"]] == [("ours", "theirs")] * 3
     assert [r["rate"][0] for r in found["rates"]] == pytest.approx([2 / 3] * 3)
     assert found["table"][1][:2] == ["ours over theirs", "3"]
