@@ -338,7 +338,8 @@ def test_after_a_stop_the_same_command_goes_on(bench, tmp_path, signal_sent, cod
                  tmp_path]
         process = subprocess.Popen(
             [sys.executable, "-m", "rvebench.score", "--manifest", *flags], cwd=ROOT, text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE)
+            env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
         replies = tmp_path / "replies.jsonl"
         while process.poll() is None and not (replies.exists()
                                               and replies.read_bytes().count(b"\n") > 8):
