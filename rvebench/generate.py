@@ -11,7 +11,6 @@ from tqdm import tqdm
 from common.files import BadInput, is_of, start_afresh
 from common.video import clip_numbers, crop, pick_frames, to_video, write_video
 from data import fingerprint
-from evaluate import consecutive
 from model import PARTS
 from rvebench.benchmark import Sample
 
@@ -58,6 +57,17 @@ def generate(model, samples: list[Sample], folder: Path, steps: int | None,
                     failed[sample.id] = "the model's video is not finite"
             bar.update(len(now))
     return failed
+
+
+def consecutive(numbers: list[int], most: int) -> list[list[int]]:
+    """Increasing numbers in runs of neighbours, each of at most `most`."""
+    runs = []
+    for i in numbers:
+        if runs and len(runs[-1]) < most and runs[-1][-1] == i - 1:
+            runs[-1].append(i)
+        else:
+            runs.append([i])
+    return runs
 
 
 def _read_sources(samples: list[Sample], model) -> tuple:
