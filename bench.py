@@ -1,14 +1,14 @@
 """What does a training step cost, and what of it is self-reflection? (Sec. 5.1, Table 6)
 
-    python bench.py                                  # the released weights; some minutes
-    python bench.py --random --batch 2 --repeats 1   # quick, without weights: does it run at all?
+    python bench.py                                  # some minutes
+    python bench.py --batch 2 --repeats 1            # quick: does it run at all?
 
 Milliseconds a step of SFT and of USO at five tau, their ratio, where the time goes, FLOPs and peak
 memory, for each --decode and --think of train.py, on random data of the preset's shapes: printed,
 and bench.json and bench.png in --out.
 
-The step is `train.uso_step` itself, with train.py's clipping and optimizer; hooks on the modules
-and tensors in it say when a part of it is done. The learning rate is 0, which is as much work.
+It is train.py's own loop that runs, with a learning rate of 0, which is as much work: `Plan` gives
+it batches and hears when a step begins and ends; hooks hear when a part of it is done.
 
 How many of a batch of B are below tau is random, and with it what a step costs. So a step is timed
 for each number g = 0..B of gated samples, and averaged with the weights that g has by chance:
@@ -17,51 +17,40 @@ seconds, so that a drift of the machine cancels; medians over --repeats, and bes
 lowest and highest repeat.
 
 m_0 and the thoughts of "expect" are made once a training sample and kept: timed apart. Left out:
-reading a batch from the cache, logging, several ranks. The real size: realsize/. Other ways to use
-a reward: experiments/.
+reading a batch from the cache, several ranks. The real size: realsize/. Other ways to use a reward:
+experiments/.
 
 Axis letters: B batch, K frames seen by the critic, C f h w latents, T tokens, D width.
 """
 
 import json
 import math
-import os
-import platform
-import re
-import sys
 import tempfile
-import time
-from importlib.metadata import version
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from statistics import median
 
-# the profiler is talkative
-os.environ |= {"TORCH_CPP_LOG_LEVEL": "ERROR", "KINETO_LOG_LEVEL": "99"}
-
-import common  # noqa: F401              before what takes seconds to load: Ctrl-C is a line
+import common.measure  # noqa: F401      before torch is loaded: its profiler is talkative
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
-from tqdm import tqdm
+from torch.optim.optimizer import (register_optimizer_step_post_hook,
+                                   register_optimizer_step_pre_hook)
 
+import train
 from common.distributed import device as this_device
-from common.files import (BadInput, Parser, atomic_write, check_writable, markdown, positive,
-                          run_script)
+from common.files import Parser, atomic_write, check_writable, markdown, positive, run_script
+from common.measure import Clock, about, count_flops, peak_memory
 from common.plots import pyplot, save_figure
-from critic import DECODE, SYSTEM, THINK, Critic
+from critic import DECODE, THINK, Critic
 from data import Batch
 from model import UnifiedModel, load_model
-from presets import PRESETS
 from tiny import world
-from tiny.tokenizer import make_tokenizer
-from train import uso_step
 
 TAUS = (.1, .3, .5, .7, .9)                              # Table 6's columns
 TAU, LAMBDA = .5, .25                                    # the paper's choice
 GOAL = 2.0                                               # USO / SFT at TAU, at most
 WAYS = [(decode, think) for think in THINK for decode in DECODE]        # train.py's default first
 PARTS = ("DiT forward", "decode forward", "VLM forward", "VLM backward", "decode backward",
-         "DiT backward", "optimizer")                    # in the order in which a step does them
+         "DiT backward", "optimizer", "the rest")        # in the order in which a step does them
 
 
 # ----------------------------------------------------------------------------------- the arithmetic
@@ -87,7 +76,7 @@ def expected_cost(cost_by_gated: list[float], tau: float, batch: int) -> float:
     return total
 
 
-# ----------------------------------------------------------------------------------------- the step
+# ----------------------------------------------------------------------------- what a step is of
 
 def all_phrases() -> list[str]:
     """What the tiny world's instructions can say."""
@@ -119,169 +108,163 @@ def set_gated(batch: Batch, n: int) -> None:
 
 
 def set_reflections(batch: Batch, critic: Critic) -> None:
-    """Thoughts and m_0, as `data.reflect` makes them once a training sample."""
-    thoughts = critic.thoughts(batch.frames, batch.instructions, batch.frames)
-    batch.baseline = critic.baseline(batch.frames, batch.instructions, thoughts)
-    batch.thoughts = None if critic.think == "full" else thoughts
+    """Thoughts and m_0, as they are made once a training sample."""
+    thoughts, batch.baseline = critic.about_sources(batch.frames, batch.instructions)
+    batch.thoughts = None if None in thoughts else thoughts
 
 
-def training_step(model, optimizer, batch, critic, lam, mark=lambda part: None) -> None:
-    """A step of train.py. mark(part): called when one of PARTS is done."""
-    optimizer.zero_grad(set_to_none=True)
-    with marked(model, mark), model.precision():
-        loss, _ = uso_step(model, critic, batch, lam)
-        loss.backward()
-    mark("DiT backward")
-    norm = torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 1.0)
-    if torch.isfinite(loss) and torch.isfinite(norm):
-        optimizer.step()
-    mark("optimizer")
+class Way:
+    """A way to train, SFT or USO with a critic: `gated(n)` is what its next step is of."""
+
+    def __init__(self, batch: Batch, critic: Critic | None = None):
+        self.batch, self.critic, self.lam = batch, critic, LAMBDA if critic else 0.
+
+    def gated(self, n: int) -> "Way":
+        set_gated(self.batch, n)
+        return self
 
 
-class marked:
-    """Hooks that call mark(part) when a part of the step is done, forward and in the one backward.
+class Finished(Exception):
+    """Nothing more is planned."""
 
-    Autograd runs the younger nodes first: all of the critic's before any of the DiT's.
+
+class Plan:
+    """Stands in for data.Batches: a generator says what each step is of.
+
+    Between two of its `yield way.gated(n)` lies one step of train.py, whole.
     """
 
-    def __init__(self, model, mark):
-        self.model, self.mark, self.vlm_is_done = model, mark, False
+    def __init__(self, steps):
+        self.steps, self.way = steps, None
 
-    def __enter__(self):
-        decoder = self.model.vae.decoder
-        self.hooks = [
-            self.model.transformer.register_forward_hook(lambda *_: self.mark("DiT forward")),
-            decoder.register_forward_pre_hook(self.before_decoder),
-            decoder.register_forward_hook(self.after_decoder),
-            self.model.vlm.llm.register_forward_hook(lambda *_: self.mark("VLM forward"))]
+    def of(self, number: int):
+        self.way = next(self.steps, None)
+        if self.way is None:
+            raise Finished
+        yield self.way.batch
 
-    def before_decoder(self, module, inputs):
+    def step(self, model, critic, batch, lam):
+        """train.py's step, with the critic and the lambda of the way that is planned."""
+        return train.uso_step(model, self.way.critic, batch, self.way.lam)
+
+
+def run_plan(model: UnifiedModel, steps, n: int) -> None:
+    """Train, in `n` steps that the generator `steps` plans; nothing is kept of it."""
+    plan = Plan(steps)
+    with tempfile.TemporaryDirectory() as folder, suppress(Finished):
+        args = train.parse(["--out", folder, "--lr", "0", "--steps", f"{n + 1}",
+                            "--save-every", f"{n + 2}"])
+        train.train(model, None, plan, args, plan.step, "bench")
+
+
+@contextmanager
+def marked(model: UnifiedModel, mark):
+    """mark(part) is called when a part of a step is done, forward, in the one backward, and after.
+
+    Autograd runs the younger nodes first: all of the critic's before any of the DiT's. Clipping is
+    counted to the DiT's backward pass.
+    """
+    decoder, vlm_is_done = model.vae.decoder, False
+
+    def before_decoder(module, inputs):
         if inputs[0].requires_grad:
-            inputs[0].register_hook(lambda gradient: self.mark("decode backward"))
+            inputs[0].register_hook(lambda gradient: mark("decode backward"))
 
-    def after_decoder(self, module, inputs, output):
-        self.mark("decode forward")
+    def after_decoder(module, inputs, output):
+        mark("decode forward")
         if output.requires_grad:
-            output.register_hook(self.gradient_at_output)
+            output.register_hook(gradient_at_output)
 
-    def gradient_at_output(self, gradient):
+    def gradient_at_output(gradient):
         # the exact decode calls the decoder once a latent frame: between two outputs it is its
         # backward pass
-        self.mark("decode backward" if self.vlm_is_done else "VLM backward")
-        self.vlm_is_done = True
-
-    def __exit__(self, *error):
-        for hook in self.hooks:
+        nonlocal vlm_is_done
+        mark("decode backward" if vlm_is_done else "VLM backward")
+        vlm_is_done = True
+    hooks = [model.transformer.register_forward_hook(lambda *_: mark("DiT forward")),
+             decoder.register_forward_pre_hook(before_decoder),
+             decoder.register_forward_hook(after_decoder),
+             model.vlm.llm.register_forward_hook(lambda *_: mark("VLM forward")),
+             register_optimizer_step_pre_hook(lambda *_: mark("DiT backward")),
+             register_optimizer_step_post_hook(lambda *_: mark("optimizer"))]
+    try:
+        yield
+        mark("the rest")                                 # the log, gradients set to None
+    finally:
+        for hook in hooks:
             hook.remove()
 
 
 # ------------------------------------------------------------------------------------ the measuring
-
-def timed(step, device: torch.device) -> dict[str, float]:
-    """Milliseconds of each part of step(mark=...), in the order in which they were first done."""
-    parts, last = {}, time.perf_counter()
-
-    def mark(part):
-        nonlocal last
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        now = time.perf_counter()
-        parts[part] = parts.get(part, 0.) + 1000 * (now - last)
-        last = now
-    step(mark=mark)
-    return parts
-
-
-def peak_memory(step, device: torch.device) -> float:
-    """The most MiB of tensors alive at once in step(), beyond what was alive before it.
-
-    Not ru_maxrss: a process's high-water mark is reached once, and is then blind to smaller steps.
-    """
-    if device.type == "cuda":
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        step()
-        return (torch.cuda.max_memory_allocated(device) - before) / 2 ** 20
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU],
-                                profile_memory=True) as record:
-        step()
-    with tempfile.TemporaryDirectory() as folder:
-        record.export_chrome_trace(f"{folder}/trace.json")
-        events = json.loads(Path(f"{folder}/trace.json").read_text("utf-8"))["traceEvents"]
-    alive = highest = 0
-    for event in sorted((e for e in events if e["name"] == "[memory]"), key=lambda e: e["ts"]):
-        alive += event["args"]["Bytes"]                  # below zero where they are freed
-        highest = max(highest, alive)
-    return highest / 2 ** 20
-
-
-def count_flops(step) -> int:
-    """Floating-point operations of the matrix products and convolutions in step()."""
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        step()                                           # it counts no fused attention
-    return counter.get_total_flops()
-
 
 def measure(model: UnifiedModel, batch_size: int, repeats: int, ways=WAYS, flops=True) -> dict:
     """Milliseconds, MiB and FLOPs of SFT and of each way of USO, as they go to bench.json.
 
     ways: pairs of train.py's --decode and --think; the first is the one that the goal is about.
     """
-    device = model.device
-    optimizer = torch.optim.AdamW(model.freeze(), lr=0., betas=(.9, .95), weight_decay=1e-4)
-    plain = random_batch(model, batch_size)
-    steps = {"SFT": gated_step(model, optimizer, plain, None, 0.)}
-    once_a_sample = {"SFT": 0.}
+    model.freeze()
+    by_name, once_a_sample = {"SFT": Way(random_batch(model, batch_size))}, {"SFT": 0.}
     for decode, think in ways:
+        name = f"{decode}/{think}"
         critic, batch = Critic(model, think, decode), random_batch(model, batch_size)
+        times = []
+        for _ in range(repeats):
+            clock = Clock(model.device)
+            with model.precision():
+                set_reflections(batch, critic)
+            clock.mark("ask")
+            times.append(clock.parts["ask"])
+        once_a_sample[name] = median(times) / batch_size
+        by_name[name] = Way(batch, critic)
+    sft, own, *_ = by_name
+    peak, runs, counted = {}, {}, {}
 
-        def ask(mark):
-            set_reflections(batch, critic)
-            mark("ask")
-        with model.precision():
-            times = [timed(ask, device)["ask"] for _ in range(repeats)]
-        once_a_sample[f"{decode}/{think}"] = median(times) / batch_size
-        steps[f"{decode}/{think}"] = gated_step(model, optimizer, batch, critic, LAMBDA)
-    steps["SFT"](0)                                      # makes the optimizer's state
-    peak = {name: peak_memory(lambda: step(batch_size), device) for name, step in steps.items()}
-    own = f"{ways[0][0]}/{ways[0][1]}"
-    results = {}
-    for name in list(steps)[1:]:                         # as in a training, one way at a time
-        runs = time_steps({"SFT": steps["SFT"], name: steps[name]}, batch_size, repeats, device)
-        if name == own:
-            results["SFT"] = summary(runs["SFT"], runs["SFT"], batch_size)
-        results[name] = summary(runs[name], runs["SFT"], batch_size)
+    def steps():
+        yield by_name[sft].gated(0)                      # makes the optimizer's state
+        for name, way in by_name.items():
+            with peak_memory(model.device) as memory:
+                yield way.gated(batch_size)
+            peak[name] = memory.mib
+        for name in list(by_name)[1:]:                   # as in a training, one way at a time
+            two = {"SFT": by_name[sft], name: by_name[name]}
+            runs[name] = yield from timed_steps(model, two, batch_size, repeats)
+        if flops:
+            for name, n in (sft, 0), (own, batch_size):
+                with count_flops() as count:
+                    yield by_name[name].gated(n)
+                counted[name] = count.flops
+    rounds = 2 * (batch_size + 1) * (repeats + (repeats > 1))
+    run_plan(model, steps(), 1 + len(by_name) + rounds * len(ways) + 2 * flops)
+
+    results = {sft: summary(runs[own][sft], runs[own][sft], batch_size)}
+    for name, cells in runs.items():
+        results[name] = summary(cells[name], cells[sft], batch_size)
     for name, row in results.items():
         row |= {"peak_mib_all_gated": peak[name], "once_a_sample_ms": once_a_sample[name]}
     ratio = results[own]["tau"][TAU]["ratio"]
     found = {"steps": results, "own": own,
              "goal": {"tau": TAU, "at_most": GOAL, "ratio": ratio, "met": ratio <= GOAL}}
     if flops:
-        found["flops"] = {"SFT": count_flops(lambda: steps["SFT"](0)),
-                          "USO, all gated": count_flops(lambda: steps[own](batch_size))}
+        found["flops"] = {"SFT": counted[sft], "USO, all gated": counted[own]}
     return found
 
 
-def gated_step(model, optimizer, batch, critic, lam):
-    """step(n): a training step in which n samples of the batch are gated."""
+def timed_steps(model: UnifiedModel, ways: dict[str, Way], batch_size: int, repeats: int):
+    """A part of a plan; returns [name][gated][repeat], the milliseconds of a step's parts.
 
-    def step(n, mark=lambda part: None):
-        set_gated(batch, n)
-        training_step(model, optimizer, batch, critic, lam, mark)
-    return step
-
-
-def time_steps(steps: dict, batch_size: int, repeats: int, device) -> dict:
-    """[name][gated][repeat]: milliseconds of the parts. The steps take turns, so that a drift meets
-    all alike; but only two of them, since oneDNN keeps 1,024 prepared convolutions and no more."""
-    runs = {name: [[] for _ in range(batch_size + 1)] for name in steps}
+    The ways take turns, so that a drift meets all alike; but only two of them, since oneDNN keeps
+    1,024 prepared convolutions and no more.
+    """
+    runs = {name: [[] for _ in range(batch_size + 1)] for name in ways}
     warm_up = repeats > 1
-    for repeat in tqdm(range(repeats + warm_up), desc="bench", unit="round"):
+    for repeat in range(repeats + warm_up):
         for gated in range(batch_size + 1):
-            for name, step in steps.items():
-                parts = timed(lambda mark: step(gated, mark), device)
+            for name, way in ways.items():
+                clock = Clock(model.device)
+                with marked(model, clock.mark):
+                    yield way.gated(gated)
                 if not warm_up or repeat > 0:
-                    runs[name][gated].append(parts)
+                    runs[name][gated].append(clock.parts)
     return runs
 
 
@@ -357,62 +340,23 @@ def draw(result: dict, path: Path) -> None:
 
 # -------------------------------------------------------------------------------------- the command
 
-def random_model() -> UnifiedModel:
-    """The tiny preset with random weights, and a tokenizer of the world's phrases."""
-    torch.manual_seed(0)
-    model = UnifiedModel(PRESETS["tiny"]).eval()
-    phrases = all_phrases()
-    tokenizer = make_tokenizer([SYSTEM, *phrases], model.preset.t5["vocab_size"])
-    model.vlm.tokenizer = model.text_tokenizer = tokenizer
-    return model
-
-
-def about(threads: int) -> dict:
-    """What a measurement is of: command, date, device, versions, and who else was at work."""
-    busy = os.getloadavg()[0]
-    names = re.findall(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text("utf-8"))
-    name = names[0] if names else platform.machine()
-    if torch.cuda.is_available():
-        name = torch.cuda.get_device_name()
-    load = f"{busy:.1f} when it began"
-    if busy > .5:
-        load += " (BUSY: others took part of the time)"
-    return {"command": " ".join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
-            "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-            "device": f"{name}, {threads} CPU threads", "python": platform.python_version(),
-            "torch": version("torch"), "transformers": version("transformers"),
-            "diffusers": version("diffusers"), "load": load}
-
-
 def parse(argv=None):
-    cores = len(os.sched_getaffinity(0))
     parser = Parser(description="Measure what a training step costs.")
     add = parser.add_argument
     add("--batch", type=positive, default=8, help="samples a step")
     add("--repeats", type=positive, default=5, help="how often each step is timed")
-    add("--threads", type=positive, default=cores, help="of the CPU, at most one a core")
     add("--out", type=Path, default=Path("out/bench"), help="folder of the results")
     add("--weights", help="model folder (without it: weights/tiny)")
-    add("--random", action="store_true", help="random weights instead, which need no files")
     args = parser.parse_args(argv)
-    if args.threads > cores:
-        raise BadInput(f"--threads {args.threads}: there are {cores} cores; "
-                       f"{cores} threads will do")
-    if args.random and args.weights:
-        raise BadInput(f"--random and --weights {args.weights} exclude each other: "
-                       f"drop one of them")
     check_writable(args.out / "bench.json")
     return args
 
 
 def main(argv=None) -> None:
     args = parse(argv)
-    torch.set_num_threads(args.threads)
-    model = random_model() if args.random else load_model(args.weights, "tiny")
-    model.to(this_device())
-    weights = "random" if args.random else args.weights or "weights/tiny"
-    setting = about(args.threads)
-    setting |= {"weights": weights, "batch": args.batch, "repeats": args.repeats}
+    model = load_model(args.weights, "tiny").to(this_device())
+    setting = about() | {"weights": args.weights or "weights/tiny", "batch": args.batch,
+                         "repeats": args.repeats}
     result = setting | measure(model, args.batch, args.repeats)
     for name, value in setting.items():
         print(f"{name}: {value}")

@@ -12,6 +12,9 @@ The VLM is in vlm.py, the sizes are in presets.py, and one code path serves both
 
 Left out of the paper: the VLM's image *generation* head (ReViSE never calls it).
 
+The paper's letters: U the VLM, G the DiT, E and D the VAE's encoder and decoder, VCA the visual
+context adapter, V_src the source video, I the instruction, h what U makes of both, c the condition.
+
 Axis letters: B batch, F frames, C channels, H W pixels, f h w latent frames and sides, T tokens, D
 width.
 """
@@ -148,6 +151,7 @@ FROZEN = ("vlm.llm", "vlm.vision_tower", "vlm.mm_projector", "text_encoder", "va
           "adapter", "boundary")
 TRAINED = ("transformer", "visual_context_adapter")      # G and its adapter (Sec. 5.1)
 PARTS = (*FROZEN, *TRAINED)
+# the tokens around the parts of c: the source (img), what U makes of it (ipl), T5's states (prp)
 BOUNDARY = ("img_st", "img_ed", "ipl_st", "ipl_ed", "prp_st", "prp_ed")
 
 
@@ -264,7 +268,9 @@ class UnifiedModel(nn.Module):
                 for tokens, text in zip(seen, instructions)]
         embeddings, mask = self.vlm.join(rows)
         h = self.vlm.read(embeddings, mask, hidden=True).hidden_states[-1]   # (B, T, D)
-        return [row[m.bool()] * self.preset.use_vlm for row, m in zip(h, mask)]
+        if not self.preset.use_vlm:
+            h = torch.zeros_like(h)
+        return [row[m.bool()] for row, m in zip(h, mask)]
 
     def encode_text(self, instructions: list[str]) -> list[torch.Tensor]:
         """T5(I): one (T, D) a row, without padding.
@@ -330,10 +336,8 @@ class UnifiedModel(nn.Module):
     def velocity(self, x_t: torch.Tensor, t: torch.Tensor, context: torch.Tensor,
                  source: torch.Tensor) -> torch.Tensor:
         """v_theta(x_t, t, c): (B, C, f, h, w). t: (B,) in (0, 1]; source: latents, if used."""
-        x = x_t
-        if self.preset.source_beside_noise:
-            x = torch.cat([x_t, source], 1)
-        return self.transformer(x, t * 1000, context).sample
+        x = torch.cat([x_t, source], 1) if self.preset.source_beside_noise else x_t
+        return self.transformer(x, t * 1000, context).sample                 # Wan's t: 0 to 1000
 
     # ---- sample
 

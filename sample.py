@@ -23,7 +23,8 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from common.distributed import device
-from common.files import BadInput, Parser, at_least_0, check_writable, positive, run_script
+from common.files import (BadInput, Parser, at_least_0, between, check_writable, positive,
+                          run_script)
 from common.video import check_video_name, clip_numbers, crop, pick_frames, to_video, write_video
 from model import load_model
 from presets import PRESETS
@@ -39,14 +40,10 @@ def parse(argv=None) -> argparse.Namespace:
     add("--preset", choices=PRESETS, default="tiny", help="size of the model")
     add("--stride", type=stride, help="every n-th frame, or spread: over all (the preset's)")
     add("--start", type=at_least_0, default=0, help="the first frame, counted from 0")
-    add("--steps", type=int, help="of the sampler (the preset's)")
-    add("--guidance", type=float, help="g in c + g (c - uncond); 0 is none (the preset's)")
+    add("--steps", type=positive, help="from noise to clip (the preset's)")
+    add("--guidance", type=between(0, 100), help="c + g (c - uncond); 0 is none (the preset's)")
     add("--seed", type=at_least_0, default=0, help="of the noise")
     args = parser.parse_args(argv)
-    if args.steps is not None and not 1 <= args.steps <= 1000:
-        raise BadInput(f"--steps {args.steps}: must be from 1 to 1000; 12 will do")
-    if args.guidance is not None and not 0 <= args.guidance <= 100:
-        raise BadInput(f"--guidance {args.guidance}: must be from 0 to 100; 1 will do")
     if not args.instruction.strip():
         raise BadInput("--instruction: is empty; say what happened, or what to do")
     args.side_by_side = args.out.with_name(f"{args.out.stem}_side_by_side{args.out.suffix}")

@@ -21,6 +21,7 @@ import bench
 from common.distributed import device
 from common.files import (BadInput, Parser, atomic_write, check_writable, markdown, positive,
                           run_script)
+from common.measure import about
 from common.precision import keep_ends_in_float32
 from critic import SYSTEM
 from model import PARTS, UnifiedModel
@@ -95,7 +96,7 @@ def main(argv=None) -> None:
         raise BadInput("there is no GPU here: python bench.py measures the tiny preset on a CPU")
     gpu = torch.cuda.get_device_name()
     peaks = [rate for name, rate in PEAK.items() if name in gpu]
-    setting = bench.about(torch.get_num_threads()) | {"weights": "random", "batch": args.batch}
+    setting = about() | {"weights": "random", "batch": args.batch}
     peak = peaks[0] if peaks else None
     result = setting | measure(random_model(), args.batch, args.repeats, peak)
     print(bench.report(result))

@@ -68,6 +68,43 @@ BAD = {
         ("broken --n 0", "--n: must be at least 1"),
         ("broken --ratings file", "broken/study_key.json: cannot be read"),
     ],
+    "critic": [
+        ("--t 0", "--t: must be in"),
+        ("--subset raven", "--subset"),
+        ("--out r.txt", "r.txt: is written as .png"),
+    ],
+    "bench": [
+        ("--batch 0", "--batch: must be at least 1"),
+        ("--out file/bench", "file/bench/bench.json: cannot be written"),
+    ],
+    "sample": [
+        ("--video a.mp4 --instruction wait --out e.avi", "e.avi: videos are written as .mp4"),
+        ("--video a.mp4 --instruction ' ' --out e.mp4", "--instruction: is empty"),
+        ("--video a.mp4 --instruction wait --out e.mp4 --steps 0", "--steps: must be at least 1"),
+        ("--video a.mp4 --instruction wait --out e.mp4 --guidance nan", "--guidance: must be in"),
+        ("--video a.mp4 --instruction wait --out e.mp4 --stride wide", "--stride"),
+        ("--video file --instruction wait --out file", "file: videos are written as"),
+        ("--video file/a --instruction wait --out file/a.mp4", "--out file/a.mp4: cannot be wri"),
+    ],
+    "tiny.drift": [("--out w.txt", "w.txt: is written as .png")],
+    "tiny.world": [
+        ("--number 0", "--number: must be at least 1"),
+        ("--subset raven", "--subset"),
+        ("--number 1 --out file/w.png", "file: Not a directory"),
+        ("--number 1 --out w.txt", "w.txt: is written as .png"),
+    ],
+    "experiments.moving_picture": [("--checkpoint x --out w.png", "w.png: is written as .gif")],
+    "pretrain.vae": [
+        ("--batch 3", "--batch 3 does not divide among 1 ranks: pass a multiple of 2"),
+        ("--lr nan", "--lr"),
+        ("--out file", "cannot be written"),
+    ],
+    "pretrain.vlm": [
+        ("--weights nowhere", "there is no VAE in nowhere/vae"),
+        ("--draft-items 0", "--draft-items"),
+    ],
+    "pretrain.base": [("--weights nowhere", "cannot load nowhere"), ("--drop 2", "--drop")],
+    "pretrain.harden": [("--weights nowhere", "cannot load nowhere"), ("--seed -1", "--seed")],
     "rvedata.rave": [
         ("", "the following arguments are required: --ditto, --videos"),
         ("--ditto x.json --videos nowhere", "nowhere: there is no such folder"),

@@ -131,28 +131,6 @@ def test_muon_gets_the_matrices_between_embeddings_and_heads(tiny):
     assert len(both) == len(params) and len(muon.param_groups[0]["params"]) == len(matrices)
 
 
-# ---------------------------------------------------------------------------------------- bad flags
-
-@pytest.mark.parametrize("name, flags, words", [
-    ("vae", ["--steps", "0"], "--steps"),
-    ("vae", ["--batch", "3"], "--batch 3 does not divide among 1 ranks: pass a multiple of 2"),
-    ("vae", ["--lr", "nan"], "--lr"), ("vae", ["--weights", "x"], "--weights"),
-    ("vae", ["--out", "file"], "cannot be written"),
-    ("vlm", ["--weights", "nowhere"], "there is no VAE in nowhere/vae"),
-    ("vlm", ["--draft-items", "0"], "--draft-items"),
-    ("base", ["--weights", "nowhere"], "cannot load nowhere"),
-    ("base", ["--drop", "2"], "--drop"),
-    ("harden", ["--weights", "nowhere"], "cannot load nowhere"),
-    ("harden", ["--seed", "-1"], "--seed")])
-def test_bad_flags(small_world, tmp_path, monkeypatch, name, flags, words):
-    monkeypatch.chdir(tmp_path)
-    Path("file").write_text("no folder")
-    with pytest.raises(BadInput) as error:
-        MAIN[name](["--out", "new", *flags])
-    assert words in str(error.value) and "\n" not in str(error.value)
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
-
-
 def test_a_folder_with_another_run_is_refused(small_world, tmp_path):
     run_stage("vae", tmp_path / "run")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}

@@ -1,4 +1,4 @@
-"""The data generator's own hand: always the same, recognised at once, and as far off as Ditto's targets."""
+"""The data generator's own hand: always the same, seen at once, as far off as Ditto's targets."""
 
 import numpy as np
 import pytest

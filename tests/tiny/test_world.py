@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from common.files import BadInput
 from common.video import to_bytes
 from tiny import world
 from tiny.contact_sheet import contact_sheet, drawable, shorten
@@ -298,17 +297,6 @@ def test_a_contact_sheet(tmp_path):
     assert abs(frame.astype(int) - want.numpy()).max() <= 1
     assert (picture[44:44 + 96, 2 * 12 + 3 * 98:] == 255).all()
     assert [p.name for p in tmp_path.iterdir()] == ["sheet.png"]
-
-
-@pytest.mark.parametrize("flags, words", [
-    (["--number", "0"], "--number: must be at least 1"), (["--subset", "raven"], "--subset"),
-    (["--out", "."], "it is a folder"), (["--out", "file/world.png"], "file: Not a directory")])
-def test_bad_flags(tmp_path, monkeypatch, flags, words):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "file").touch()
-    with pytest.raises(BadInput, match=re.escape(words)):
-        world.main(["--number", "1", *flags])
-    assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
 def test_the_command(tmp_path):

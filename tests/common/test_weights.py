@@ -1,0 +1,187 @@
+"""Model folders: what is written is read again, and what does not fit is named."""
+
+import json
+import os
+import shutil
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from common.files import BadInput
+from model import TRAINED, UnifiedModel, load_model
+from tiny import world
+
+
+@pytest.fixture
+def folder(tiny_dir, tmp_path):
+    """A copy of `tiny_dir` that a test may change."""
+    return shutil.copytree(tiny_dir, tmp_path / "model")
+
+
+def same(model, other) -> bool:
+    want, got = model.state_dict(), other.state_dict()
+    return want.keys() == got.keys() and all(torch.equal(want[k], got[k]) for k in want)
+
+
+# --------------------------------------------------------------------------------------- round trip
+
+def test_round_trip_in_float32_is_exact(tiny, tiny_dir):
+    again = UnifiedModel.from_pretrained(tiny_dir)
+    assert same(tiny, again) and again.preset == tiny.preset and not again.training
+    assert again.vae.config.latents_std == tiny.vae.config.latents_std
+    assert again.vlm.tokenizer.get_vocab() == tiny.vlm.tokenizer.get_vocab()
+    clip = world.make_triplet(0, "rave", "val").source[None]
+    assert torch.equal(again.sample(clip, ["wait"], 1), tiny.sample(clip, ["wait"], 1))
+    record = json.loads((tiny_dir / "model.json").read_text())
+    assert record == {"preset": "tiny", "frozen": None, "vlm_frames": 3, "without": []}
+
+
+def test_round_trip_in_float16_is_close_and_leaves_the_model_alone(tiny_dir, tmp_path):
+    model, before = (UnifiedModel.from_pretrained(tiny_dir) for _ in range(2))
+    model.save_pretrained(tmp_path / "half", dtype=torch.float16)
+    got = UnifiedModel.from_pretrained(tmp_path / "half").state_dict()
+    for k, v in model.state_dict().items():
+        assert got[k].dtype == torch.float32 and torch.allclose(got[k], v, rtol=1e-3, atol=1e-6), k
+    sizes = [sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
+             for folder in (tmp_path / "half", tiny_dir)]
+    assert sizes[0] < .51 * sizes[1] and same(model, before)
+
+
+def test_a_run_keeps_only_the_trained_parts(folder, tmp_path):
+    model = UnifiedModel.from_pretrained(folder)
+    for name in TRAINED:
+        for p in model.get_submodule(name).parameters():
+            p.data += .01
+    run = tmp_path / "out" / "run" / "model"
+    model.save_pretrained(run, frozen=folder)
+    names = ["model.json", "transformer", "visual_context_adapter.safetensors"]
+    assert sorted(path.name for path in run.iterdir()) == names
+    assert [path.name for path in run.parent.iterdir()] == ["model"]    # no temporary left
+    assert same(model, UnifiedModel.from_pretrained(run))
+    folder.rename(tmp_path / "elsewhere")
+    with pytest.raises(FileNotFoundError, match="model/.* is missing"):         # what it stands on
+        UnifiedModel.from_pretrained(run)
+
+
+def test_other_frames_and_ablations_are_kept(tiny_dir, tmp_path):
+    """Without the VLM the generator still reads the instruction, through T5."""
+    model, words = UnifiedModel.from_pretrained(tiny_dir), ["now it rains", "the sun is out"]
+    clips = torch.stack([world.make_triplet(i, "rave", "val").source for i in range(2)])
+    zeroed = UnifiedModel.from_pretrained(tiny_dir).visual_context_adapter
+    zeroed.position.data.zero_()
+    latents, whole = model.encode_video(clips), model.encode_vlm(clips, words)
+    model.without(["vlm", "position"])
+    h = model.encode_vlm(clips, words)
+    assert [row.shape for row in h] == [row.shape for row in whole]
+    assert not any(row.any() for row in h)
+    assert torch.equal(model.visual_context_adapter(latents), zeroed(latents))
+    model.set_vlm_frames(5)
+    model.save_pretrained(tmp_path / "m", frozen=tiny_dir)
+    again = UnifiedModel.from_pretrained(tmp_path / "m")
+    assert again.preset == model.preset and again.vlm.pick(clips).shape[1] == 5
+    edits = model.sample(clips, words, 2)
+    assert torch.equal(again.sample(clips, words, 2), edits)
+    assert not torch.equal(model.sample(clips, words[::-1], 2), edits)
+    for wrong in (10, -1):
+        with pytest.raises(ValueError, match="the VLM can look at 1 to 9 frames"):
+            model.set_vlm_frames(wrong)
+
+
+def test_saving_replaces_what_was_there_and_names_no_path(tiny_dir, folder):
+    (folder / "old.txt").write_text("of the last time")
+    UnifiedModel.from_pretrained(tiny_dir).save_pretrained(folder)
+    assert not (folder / "old.txt").exists()
+    assert [path.name for path in folder.parent.iterdir()] == ["model"]
+    texts = [file.read_text() for file in folder.rglob("*.json")]
+    assert texts and not any(str(tiny_dir) in text for text in texts)
+    UnifiedModel.from_pretrained(folder)
+
+
+def test_files_have_the_permissions_of_the_umask(tiny, tmp_path):
+    before = os.umask(0o027)
+    try:
+        tiny.save_pretrained(tmp_path / "model", parts=("ar_head", "vlm.vision_tower"))
+    finally:
+        os.umask(before)
+    files = [file for file in (tmp_path / "model").rglob("*") if file.is_file()]
+    assert len(files) > 3 and {file.stat().st_mode & 0o777 for file in files} == {0o640}
+
+
+# -------------------------------------------------------------------------------- what is not right
+
+def test_load_model(tiny, tiny_dir, tmp_path):
+    tiny.save_pretrained(tmp_path / "run" / "model", frozen=tiny_dir)
+    assert same(load_model(str(tiny_dir)), tiny) and same(load_model(tmp_path / "run"), tiny)
+    with pytest.raises(BadInput, match="cannot load nowhere: nowhere/model.json is missing"):
+        load_model("nowhere")
+    with pytest.raises(BadInput, match="of preset 'tiny', not 'wan1.3b': pass --preset tiny"):
+        load_model(tiny_dir, "wan1.3b")
+    with pytest.raises(ValueError, match="unknown preset 'huge': choose one of tiny, wan1.3b"):
+        UnifiedModel.from_preset("huge")
+    with pytest.raises(ValueError, match="holds preset 'tiny', not 'wan1.3b': pass --preset tiny"):
+        UnifiedModel.from_preset("wan1.3b", tiny_dir)
+
+
+@pytest.mark.parametrize("text, words", [
+    ('{"preset": "huge", "frozen": null}', "names none of the presets tiny, wan1.3b"),
+    ('{"preset": "tiny", "frozen": 3}', "is no record of a model"),
+    ("[]", "is no record of a model"),
+    ('{"preset": "ti', "is no JSON")])
+def test_a_broken_record_is_named(tmp_path, text, words):
+    (tmp_path / "model.json").write_text(text)
+    with pytest.raises(BadInput, match=f"cannot load .*/model.json {words}"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("gone", ["ar_head.safetensors", "vae", "tokenizer",
+                                  "vlm.llm/model.safetensors"])
+def test_a_missing_part_is_named_and_not_looked_for_on_the_hub(folder, monkeypatch, gone):
+    """`model/tokenizer` could be a name on the hub, too."""
+    asked = []
+    monkeypatch.setattr(socket, "getaddrinfo", lambda host, *_, **__: asked.append(host) or [])
+    monkeypatch.chdir(folder.parent)
+    (folder / gone).rename(folder.parent / "gone")
+    no_file = "no file named .* in directory model/vlm.llm"
+    with pytest.raises(BadInput, match=f"model/{gone}|{no_file}"):
+        load_model(Path("model"))
+    assert asked == []
+
+
+@pytest.mark.parametrize("part", ["boundary", "transformer/diffusion_pytorch_model",
+                                  "vlm.llm/model"])
+@pytest.mark.parametrize("wrong", ["lost", "extra", "shape"])
+def test_foreign_weights_are_refused(folder, part, wrong):
+    """Every key and every shape is accounted for; an error names what is not."""
+    file = folder / f"{part}.safetensors"
+    tensors = load_file(file)
+    name = next(iter(tensors))
+    if wrong == "lost":
+        del tensors[name]
+    elif wrong == "extra":
+        tensors[name := "stranger"] = torch.zeros(3)
+    else:
+        tensors[name] = torch.zeros(3, 5, 7)
+    save_file(tensors, file, {"format": "pt"})
+    with pytest.raises(BadInput, match=name.split(".")[-1]):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("pointer", ["ar_head.safetensors", "vlm.llm/model.safetensors",
+                                     "tokenizer/tokenizer.json"])
+def test_a_git_lfs_pointer_is_named(folder, pointer):
+    (folder / pointer).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\n")
+    with pytest.raises(BadInput, match=f"model/{pointer} is a git-lfs pointer.*run git lfs pull"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("part", ["ar_head", "transformer/diffusion_pytorch_model",
+                                  "vlm.llm/model"])
+def test_prefixes_of_wrappers_are_stripped(tiny, folder, part):
+    """torch.compile's and DistributedDataParallel's."""
+    file = folder / f"{part}.safetensors"
+    tensors = {f"module._orig_mod.{key}": value for key, value in load_file(file).items()}
+    save_file(tensors, file, {"format": "pt"})
+    assert same(tiny, load_model(folder))

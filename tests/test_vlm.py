@@ -1,0 +1,140 @@
+"""The VLM against independent sums: projector, frames, prompts, states, what is written."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from presets import GENERATE, PRESETS
+from tiny import world
+from tiny.tokenizer import SPECIAL_TOKENS
+from vlm import DownsampleProjector, chat
+
+TINY = PRESETS["tiny"]
+PER_FRAME = (TINY.siglip["image_size"] // TINY.siglip["patch_size"] // 2) ** 2          # tokens
+SHORT, LONG = "wait", "a hard frost came overnight and the whole place is different now"
+
+
+@pytest.fixture(scope="module")
+def clips():
+    """Two sources (2, F, 3, H, W)."""
+    return torch.stack([world.make_triplet(i, "rave", "val").source for i in range(2)])
+
+
+# ---------------------------------------------------------------------------------------------- see
+
+@pytest.mark.parametrize("side, after", [(4, 2), (5, 3), (27, 14)])     # 27: VILA's, padded to 28
+def test_projector_against_a_loop(side, after):
+    torch.manual_seed(0)
+    d = 3
+    projector = DownsampleProjector(d, 7).double()
+    x = torch.randn(2, side * side, d, dtype=torch.float64)
+    out = projector(x)
+    assert out.shape == (2, after * after, 7)
+    grid = torch.zeros(2, 2 * after, 2 * after, d, dtype=torch.float64)
+    grid[:, :side, :side] = x.view(2, side, side, d)
+    for row in range(after):
+        for column in range(after):
+            four = torch.cat([grid[:, 2 * row + i, 2 * column + j]
+                              for i in (0, 1) for j in (0, 1)], -1)
+            token = out[:, row * after + column]
+            assert torch.allclose(token, projector.layers(four), atol=1e-12)
+
+
+@pytest.mark.parametrize("frames, of, want", [
+    (3, 9, [0, 4, 8]), (3, 2, [0, 1]), (3, 1, [0]), (8, 17, [0, 2, 5, 7, 9, 11, 14, 16]),
+    (1, 9, [0])])
+def test_picked_frames(tiny, monkeypatch, frames, of, want):
+    monkeypatch.setattr(tiny.vlm, "frames", frames)
+    clip = torch.arange(of).float().view(1, of, 1, 1, 1)
+    assert tiny.vlm.pick(clip).flatten().tolist() == want
+
+
+def test_frames_of_another_size_are_resized(tiny):
+    big = torch.rand(1, 3, 2 * TINY.vlm_size, 3 * TINY.vlm_size) * 2 - 1
+    small = F.interpolate(big, (TINY.vlm_size,) * 2, mode="bicubic", antialias=True)
+    assert torch.allclose(tiny.vlm.patches(big), tiny.vlm.patches(small), atol=1e-6)
+
+
+# ------------------------------------------------------------------------------------ join and read
+
+def test_join_pads_on_the_left(tiny):
+    width = TINY.llama["hidden_size"]
+    rows = [[torch.ones(2, width)], [torch.ones(3, width), SHORT]]
+    embeddings, mask = tiny.vlm.join(rows)
+    words = tiny.vlm.words(SHORT)
+    n = 3 + len(words)
+    assert mask.tolist() == [[0] * (n - 2) + [1] * 2, [1] * n]
+    assert embeddings[0, :n - 2].eq(0).all() and embeddings[0, n - 2:].eq(1).all()
+    assert torch.equal(embeddings[1, 3:], words)
+    with pytest.raises(ValueError, match="the VLM reads 512: shorten the instruction"):
+        tiny.vlm.join([["wait " * 600]])
+
+
+def test_special_tokens_are_one_token_each(tiny):
+    for word in SPECIAL_TOKENS:
+        assert len(tiny.vlm.tokenizer(word, add_special_tokens=False).input_ids) == 1
+
+
+def test_states_are_those_of_the_plain_chat(tiny, clips):
+    """Eq. 1 by hand: Llama-3's chat; no padding, no mask, the library's own positions."""
+    vlm = tiny.vlm
+    frames = clips[0, [0, (TINY.frames - 1) // 2, TINY.frames - 1]]
+    states = vlm.vision_tower(frames, output_hidden_states=True).hidden_states[-2]
+    seen = vlm.mm_projector(states).flatten(0, 1)
+    head = (f"<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n{GENERATE}<|eot_id|>"
+            f"<|start_header_id|>user<|end_header_id|>\n\n")
+    tail = "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n[GEN_VID]"
+    with torch.no_grad():
+        row = torch.cat([vlm.words(head), seen, vlm.words(SHORT), vlm.words(tail)])
+        want = vlm.llm.model(inputs_embeds=row[None]).last_hidden_state[0]
+    assert torch.allclose(tiny.encode_vlm(clips[:1], [SHORT])[0], want, atol=1e-5)
+
+
+def test_states_do_not_depend_on_the_batch(tiny, clips):
+    alone = [tiny.encode_vlm(clips[i:i + 1], [text])[0] for i, text in enumerate((SHORT, LONG))]
+    both = tiny.encode_vlm(clips, [SHORT, LONG])
+    assert len(alone[0]) < len(alone[1])
+    for a, b in zip(alone, both):
+        assert a.shape == b.shape and torch.allclose(a, b, atol=1e-5)
+    singly = torch.cat([tiny.bridge([h]) for h in alone])
+    assert torch.allclose(tiny.bridge(both), singly, atol=1e-5)
+
+
+def test_states_depend_on_source_and_instruction(tiny, clips):
+    h = tiny.encode_vlm(clips[:1], [SHORT])[0]
+    other = tiny.encode_vlm(clips[1:], [SHORT])[0]
+    said = tiny.encode_vlm(clips[:1], ["stop"])[0]
+    assert (h - other)[-1].abs().max() > 1e-3 and (h[-1] - said[-1]).abs().max() > 1e-3
+    assert (tiny.bridge([h]) - tiny.bridge([other])).abs().max() > 1e-5
+
+
+def test_it_is_causal_and_sees_only_picked_frames(tiny, clips):
+    h = tiny.encode_vlm(clips[:1], [SHORT])[0]
+    said = tiny.encode_vlm(clips[:1], ["stop now"])[0]
+    head, *_ = chat(GENERATE, [])
+    before = len(tiny.vlm.words(head)) + TINY.vlm_frames * PER_FRAME
+    assert torch.allclose(h[:before], said[:before], atol=1e-5)         # what is said later
+    blind, picked = clips[:1].clone(), (0, (TINY.frames - 1) // 2, TINY.frames - 1)
+    blind[:, [k for k in range(TINY.frames) if k not in picked]] = 1.
+    assert torch.equal(tiny.encode_vlm(blind, [SHORT])[0], h)
+
+
+# -------------------------------------------------------------------------------------------- write
+
+def test_what_is_written_is_the_likeliest_next_token_again_and_again(tiny, clips):
+    """Without a cache, one row at a time."""
+    vlm = tiny.vlm
+    rows = [chat(GENERATE, [tokens, text]) for tokens, text in zip(vlm.see(clips), (SHORT, LONG))]
+    stop = vlm.tokenizer.convert_tokens_to_ids("<|eot_id|>")
+    want = []
+    for row in rows:
+        embeddings, ids = torch.cat([vlm.words(part) if isinstance(part, str) else part
+                                     for part in row]), []
+        for _ in range(5):
+            token = vlm.llm(inputs_embeds=embeddings[None]).logits[0, -1].argmax()
+            if token == stop:
+                break
+            ids.append(token.item())
+            embeddings = torch.cat([embeddings, vlm.llm.get_input_embeddings()(token[None])])
+        want.append(vlm.tokenizer.decode(ids))
+    assert vlm.write(rows, 5) == want
