@@ -28,12 +28,17 @@ from tiny.tokenizer import make_tokenizer
 
 @pytest.fixture(scope="session")
 def tiny() -> UnifiedModel:
-    """The tiny preset with random weights (seed 0) and a tokenizer of the world's phrases. Tests must not change it."""
+    """The tiny preset with random weights (seed 0) and a tokenizer of the world's phrases.
+
+    Tests must not change it.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = UnifiedModel(PRESETS["tiny"]).eval()
-    phrases = [phrase for rules in world.RULES.values() for rule in rules for phrase in rule.phrases]
-    model.vlm.tokenizer = model.text_tokenizer = make_tokenizer(phrases, PRESETS["tiny"].t5["vocab_size"])
+    rules = [rule for rules in world.RULES.values() for rule in rules]
+    phrases = [phrase for rule in rules for phrase in rule.phrases]
+    tokenizer = make_tokenizer(phrases, model.preset.t5["vocab_size"])
+    model.vlm.tokenizer = model.text_tokenizer = tokenizer
     return model
 
 
