@@ -23,7 +23,7 @@ from model import load_model
 
 
 def margins(critics: dict[str, Critic], triplets: list, edits: torch.Tensor) -> list[dict]:
-    """What each critic says of the edits (B, F, 3, H, W), by its name; None for what is no number."""
+    """What each critic says of the edits (B, F, 3, H, W), by its name; None: it is no number."""
     source = torch.stack([triplet.source for triplet in triplets])
     words, rows = [triplet.instruction for triplet in triplets], [{} for _ in triplets]
     for name, critic in critics.items():

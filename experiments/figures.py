@@ -4,6 +4,7 @@ A function a figure; each writes a PNG into study.out and returns Markdown with 
 They need the scores of runs.NEEDED_SCORES.
 """
 
+import itertools
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -20,9 +21,9 @@ from experiments.gradient_probe import gradient_at_levels
 from experiments.jobs import read_times, training_name
 from experiments.one_step_probe import NOISED, one_step_margins
 from experiments.runs import (BASE, BASELINES, COMPUTE, CRITICS, GAMED, GAMED_RUNS, HEADLINE, MAP,
-                              MAP_LONGER, OBJECTIVES, PARTS_OFF, SEARCH, TAUS, Cell, Score, Study,
-                              run_on)
-from experiments.scores import (GAINS, Interval, cell, compare, correlation_of, gains,
+                              MAP_LONGER, OBJECTIVES, OWN_EDITS, PARTS_OFF, SEARCH, TAUS, TRIPLETS,
+                              Cell, Score, Study, run_of_triplets, run_on)
+from experiments.scores import (GAINS, SHOWN, Interval, cell, compare, correlation_of, gains,
                                 measured_once, read_scores, seed_and_sample_interval,
                                 smallest_visible)
 from model import load_model
@@ -36,6 +37,7 @@ class Panel:
     """One set of axes: lines with a band, or horizontal bars with an error bar."""
     title: str
     xlabel: str = ""
+    log: bool = False                            # the x axis, of lines
     lines: dict[str, tuple[list[float], list[Interval]]] = field(default_factory=dict)
     bars: dict[str, Interval] = field(default_factory=dict)
 
@@ -59,6 +61,8 @@ def draw_panels(path: Path, panels: list[Panel], height: float = 3.4) -> None:
         if panel.bars:
             axis.axvline(0, color="black", lw=.8)
         axis.set(title=panel.title, xlabel=panel.xlabel)
+        if panel.log:
+            axis.set_xscale("log")
         if panel.lines and panel.lines.keys() != known:
             axis.legend(fontsize=7)
         known = panel.lines.keys()
@@ -297,3 +301,32 @@ def draw_map(study: Study, cells: list[Cell], name: str) -> str:
     draw_panels(study.out / name, panels, height=1.4 + .3 * len(cells))
     steps = study.steps_of(cells[0].runs[0])
     return f"RAVE, {steps} steps, paired by seed and sample.\n\n{markdown(table)}"
+
+
+def figure_own_edits(study: Study) -> str:
+    """How many targets is a frozen VLM worth? Scores over the number of triplets."""
+    panels, parts = [], []
+    for subset, columns in (("rave", GAINS), ("icvg", ("Overall",))):
+        for column in columns:
+            panel = Panel(f"{subset.upper()}: {column}", "triplets, each with its target", log=True)
+            for run in OWN_EDITS:
+                scores = [read_scores(study, Score(run_of_triplets(run, n), subset), column)
+                          for n in TRIPLETS]
+                panel.lines[run] = TRIPLETS, [seed_and_sample_interval(x) for x in scores]
+            goal = panel.lines["sft"][1][-1]
+            panel.lines[f"sft on {TRIPLETS[-1]}"] = TRIPLETS, [goal] * len(TRIPLETS)
+            panels.append(panel)
+        table = [["run", *SHOWN, *(f"{column} - SFT on as many" for column in GAINS)]]
+        for n, run in itertools.product(TRIPLETS, OWN_EDITS):
+            score, sft = (Score(run_of_triplets(name, n), subset) for name in (run, "sft"))
+            table.append([score.run, *(cell(read_scores(study, score, c)) for c in SHOWN),
+                          *(cell(x, sign="+") for x in gains(study, score, sft).values())])
+        parts.append(f"{subset.upper()}\n\n{markdown(table)}")
+    draw_panels(study.out / "own-edits.png", panels)
+    overall = {run: [value for value, _, _ in line[1]] for run, line in panels[0].lines.items()}
+    rising = np.maximum.accumulate(overall["sft"])
+    worth = np.exp(np.interp(overall["own edits"], rising, np.log(TRIPLETS)))
+    head = (f"own edits: beside the triplets, pairs without a target (`{OWN_EDITS['own edits']}`). "
+            f"On {', '.join(map(str, TRIPLETS))} triplets its Overall on RAVE is SFT's on "
+            f"{', '.join(f'{n:.0f}' for n in worth)}, read off SFT's own line, which ends there.")
+    return "\n".join([f"{head}\n", *parts])

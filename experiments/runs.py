@@ -43,6 +43,9 @@ HEADLINE = ["sft", "rwr", "uso", "uso, hardened critic, no m_0"]
 PARTS_OFF = ["uso", "uso, no vlm", "uso, no position"]
 RIVALS = ["refl", "grpo"]
 COMPUTE = ["sft", "uso", *RIVALS, *(rival + EQUAL_TIME for rival in RIVALS)]
+OWN_EDITS = {"sft": "", "uso": "",                # what does a frozen VLM make up for in targets?
+             "own edits": f"--objective own-edits --pairs 4000 --lambda 0.1 --critic {HARDENED}"}
+TRIPLETS, ALL_TRIPLETS = (50, 100, 300, 1200), 1200       # the last is train.py's default
 
 
 def all_runs() -> dict[str, str]:
@@ -60,7 +63,16 @@ def all_runs() -> dict[str, str]:
         runs.setdefault(run, f"--tau {tau}")
     for rate, names in SEARCH.items():
         runs |= {run: f"{runs[run.split(',')[0]]} --lr {rate}" for run in names}
+    for run, flags in OWN_EDITS.items():
+        runs.setdefault(run, flags)
+        for n in TRIPLETS:
+            runs.setdefault(run_of_triplets(run, n), f"{runs[run]} --items {n}")
     return runs
+
+
+def run_of_triplets(run: str, n: int) -> str:
+    """The run on so many triplets."""
+    return run if n == ALL_TRIPLETS else f"{run}, {n} triplets"
 
 
 RUNS = all_runs()
@@ -198,6 +210,8 @@ NEEDED_SCORES = {
     "figure one-step": on_test([BASE, "sft", "uso"], "rave"),
     "figure map": on_test(runs_of(MAP), "rave"),
     "figure map-longer": on_test(runs_of(MAP_LONGER), "rave"),
+    "figure own-edits": on_test([run_of_triplets(run, n) for run in OWN_EDITS for n in TRIPLETS],
+                                "rave", "icvg"),
 }
 
 

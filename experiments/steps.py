@@ -1,7 +1,8 @@
 """What else could a training step be? Other objectives and switches, beside train.uso_step.
 
     rwr_step       reward-weighted flow matching, no gradient through the critic (Table 4)
-    refl_step      the same reward at the end of the generator's own rollout
+    own_edit_step  flow matching on triplets, reflection on own edits of pairs without a target
+    refl_step      the same on the triplets' own sources
     grpo_step      the same reward as a policy gradient
     no_flow_step   USO without L_FM: the reason loss alone
     with_baseline  a step with another m_0
@@ -20,22 +21,36 @@ import torch
 
 from critic import critic_loss
 from data import Batch
+from experiments.pairs import WithPairs
 from experiments.rivals import GROUP, group_loss, rollout
 from model import add_noise, flow_loss, velocity_target
 from train import uso_step
 
 
+def own_edit_step(model, critic, batch: WithPairs, lam: float) -> tuple[torch.Tensor, dict]:
+    """Flow matching on triplets, self-reflection on what the model itself makes of pairs: sources
+    with instructions, and no target. Not in the paper.
+
+    In uso_step, x_t is a noised target, and its one-step estimate shows that target whatever the
+    generator would do. Here x_t is the end of the generator's own rollout. Loss and log as there.
+    """
+    loss, log = uso_step(model, critic, batch, lam=0)                   # Eq. 2, on triplets
+    log["trigger_rate"] = batch.pairs.near.float().mean().item()
+    if lam > 0 and batch.pairs.near.any():
+        pairs = batch.pairs.select(batch.pairs.near)                    # gate    t < tau
+        c = model.context(pairs.source, pairs.bridged, pairs.text)      # Eq. 1   (G, T, D)
+        x_t = rollout(model, pairs.noise, pairs.t, c, pairs.source)     # without gradient
+        v = model.velocity(x_t, pairs.t, c, pairs.source)               # (G, C, f, h, w)
+        reason, margin = critic_loss(critic, x_t, v, pairs)             # Eq. 3, 4   (G,), (G,)
+        loss = loss + lam * reason.sum() / pairs.n_near                 # Eq. 5
+        log["reason_loss"] = reason.sum().item() / pairs.n_near
+        log["p_yes"] = margin.sigmoid().sum().item() / pairs.n_near
+    return loss, log
+
+
 def refl_step(model, critic, batch: Batch, lam: float) -> tuple[torch.Tensor, dict]:
-    """L_FM + lambda * L_reason, as USO, but of the estimate that ends the model's own rollout."""
-    loss, log = uso_step(model, critic, batch, lam=0)                   # flow matching
-    if lam == 0 or not batch.near.any():
-        return loss, log
-    shown = batch.select(batch.near)                                    # gate    t < tau
-    c = model.context(shown.source, shown.bridged, shown.text)          # Eq. 1   (G, T, D)
-    x_t = rollout(model, shown.noise, shown.t, c, shown.source)         # without gradient
-    v = model.velocity(x_t, shown.t, c, shown.source)
-    reason, margin = critic_loss(critic, x_t, v, shown)                 # Eq. 3, 4   (G,), (G,)
-    return add_reason(loss, log, lam, reason, margin, batch.n_near)     # Eq. 5
+    """ReFL: the same reward at the end of a rollout, on the sources of the triplets themselves."""
+    return own_edit_step(model, critic, WithPairs(**vars(batch) | {"pairs": batch}), lam)
 
 
 def grpo_step(model, critic, batch: Batch, lam: float) -> tuple[torch.Tensor, dict]:

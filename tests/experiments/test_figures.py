@@ -8,7 +8,8 @@ import pytest
 from critic import THINK
 from experiments import figures, gradient_probe, one_step_probe
 from experiments.one_step_probe import NOISED
-from experiments.runs import BASE, GAMED_RUNS, HEADLINE, MAP, MAP_LONGER, TAUS, Score
+from experiments.runs import (BASE, GAMED_RUNS, HEADLINE, MAP, MAP_LONGER, OWN_EDITS, TAUS,
+                              TRIPLETS, Score, run_of_triplets)
 
 
 def test_figure_4_is_a_rank_correlation(study, pretend):
@@ -140,3 +141,18 @@ def test_one_step_estimates_of_what_is_noised(study, tiny_dir, monkeypatch):
     for tau in TAUS:                             # three others are seen, and so three other margins
         margins = {tuple(found[f"{name} {tau}"][0]) for name in NOISED}
         assert len(margins) == 3
+
+
+def test_own_edits_over_triplets_and_what_they_are_worth(study, pretend):
+    study = study(n=5, seeds=range(1))
+    for number, n in enumerate(TRIPLETS):                # SFT has 1, 2, 3, 4; own edits 1 more
+        for ahead, run in enumerate(OWN_EDITS):
+            for subset in ("rave", "icvg"):
+                score = Score(run_of_triplets(run, n), subset)
+                pretend(study, score, 0, [1 + number + ahead / 2] * 5)
+    text = figures.figure_own_edits(study)
+    assert "SFT's on 100, 300, 1200, 1200, read off" in text
+    gained = [line.split("|")[7].split()[0] for line in text.splitlines()
+              if line.startswith("| own edits")]
+    assert gained == ["+1.00"] * 2 * len(TRIPLETS)
+    assert (study.out / "own-edits.png").stat().st_size > 10_000

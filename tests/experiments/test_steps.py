@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,24 +11,40 @@ import train
 from critic import Critic
 from data import Batches, Latents, reflect, world_items
 from experiments import rivals, steps
+from experiments.pairs import TripletsAndPairs, batches_of_pairs
 from model import load_model
 
 LAMBDA = .25
 
 
 @pytest.fixture(scope="module")
-def ready(tiny_dir, tmp_path_factory):
-    """(model, critic, batch): four samples, of which two or three are below tau."""
+def made(tiny_dir, tmp_path_factory):
+    """(model, critic, of): of(accumulate) is triplets with pairs, four of both a step."""
     model = load_model(tiny_dir)
     model.freeze()
-    folder = tmp_path_factory.mktemp("cache")
-    latents = Latents(world_items(("rave", "icvg"), "train", 4), model, folder, progress=False)
-    critic = Critic(model)
-    batches = Batches(latents, model, reflect(critic, latents, folder), batch=4, tau=.7, drop=.3,
-                      seed=0)
-    batch = next(batch for step in range(100) for batch in batches.of(step)
-                 if batch.near.sum() in (2, 3))
-    return model, critic, batch
+    folder, critic = tmp_path_factory.mktemp("cache"), Critic(model)
+    latents = Latents(world_items(n=4), model, folder, progress=False)
+    reflections = reflect(critic, latents, folder)
+
+    def of(accumulate):
+        sizes = dict(batch=4, tau=.7, seed=0, accumulate=accumulate)
+        args = SimpleNamespace(cache=folder, **sizes)
+        return TripletsAndPairs(Batches(latents, model, reflections, drop=.3, **sizes),
+                                batches_of_pairs(model, critic, 5, args, folder))
+    return model, critic, of
+
+
+def gated(batch):
+    return batch.near.sum() in (2, 3) and batch.pairs.near.sum() in (1, 2)
+
+
+@pytest.fixture(scope="module")
+def ready(made):
+    """(model, critic, batch): of four triplets two or three are below tau, of the pairs fewer."""
+    model, critic, of = made
+    both = of(1)
+    return model, critic, next(batch for step in range(100) for batch in both.of(step)
+                               if gated(batch))
 
 
 def rows(model, batch):
@@ -101,19 +118,49 @@ def test_rwr_weights():
     assert not w.requires_grad and w.tolist() == pytest.approx([1, .5, 2])
 
 
+def end_of_rollout(model, one):
+    """x0_hat (1, C, f, h, w) of the model's own x_t, differentiable in the last velocity alone."""
+    c = model.context(one.source, one.bridged, one.text)
+    x, levels = one.noise, torch.linspace(1, one.t.item(), rivals.STEPS + 1).tolist()
+    with torch.no_grad():
+        for t, then in zip(levels[:-1], levels[1:]):
+            x = x + (then - t) * model.velocity(x, torch.tensor([t]), c, one.source)
+    return x - one.t.item() * model.velocity(x, one.t, c, one.source)
+
+
 def test_refl(ready):
     model, critic, batch = ready
-
-    def end_of_rollout(one, c, x_t, v):
-        x, levels = one.noise, torch.linspace(1, one.t.item(), rivals.STEPS + 1).tolist()
-        with torch.no_grad():
-            for t, then in zip(levels[:-1], levels[1:]):
-                x = x + (then - t) * model.velocity(x, torch.tensor([t]), c, one.source)
-        return x - one.t.item() * model.velocity(x, one.t, c, one.source)
     loss, log = steps.refl_step(model, critic, batch, LAMBDA)
-    flow, reason = reasons_by_hand(model, critic, batch, end_of_rollout)
+    flow, reason = reasons_by_hand(model, critic, batch,
+                                   lambda one, c, x_t, v: end_of_rollout(model, one))
     assert_same(model, loss, flow + LAMBDA * reason)
     assert log["reason_loss"] == pytest.approx(reason.item(), abs=1e-4)
+
+
+def test_own_edits(ready):
+    """L_FM of the triplets by hand, and -log sigmoid(m) of each gated pair."""
+    model, critic, batch = ready
+    assert batch.pairs.target is None
+    loss, log = steps.own_edit_step(model, critic, batch, LAMBDA)
+    flow, reasons = torch.stack([flow for *_, flow in rows(model, batch)]).mean(), []
+    for i in batch.pairs.near.nonzero()[:, 0]:
+        one = batch.pairs.select(torch.arange(len(batch.pairs.t)) == i)
+        margin = ask(critic, one, end_of_rollout(model, one))
+        reasons.append(torch.log1p(torch.exp(-margin)))
+    reason = torch.stack(reasons).mean()
+    assert_same(model, loss, flow + LAMBDA * reason)
+    assert log["flow_loss"] == pytest.approx(flow.item(), abs=1e-4)
+    assert log["reason_loss"] == pytest.approx(reason.item(), abs=1e-4)
+    assert log["trigger_rate"] == batch.pairs.near.float().mean() != batch.near.float().mean()
+
+
+def test_own_edits_in_two_micro_batches_are_the_same_step(made):
+    model, critic, of = made
+    one, two = of(1), of(2)
+    number = next(step for step in range(100) if gated(next(one.of(step))))
+    whole, _ = steps.own_edit_step(model, critic, next(one.of(number)), LAMBDA)
+    parts = [steps.own_edit_step(model, critic, batch, LAMBDA)[0] for batch in two.of(number)]
+    assert_same(model, sum(parts) / 2, whole)
 
 
 def test_no_flow(ready):
@@ -169,10 +216,11 @@ def test_grpo_moves_the_generator(ready):
 
 
 @pytest.mark.parametrize("step", [steps.rwr_step, steps.refl_step, steps.grpo_step,
-                                  steps.no_flow_step])
+                                  steps.no_flow_step, steps.own_edit_step])
 def test_where_no_sample_is_near_the_critic_is_not_asked(ready, step):
     model, _, batch = ready
     far = replace(batch, near=torch.zeros_like(batch.near), n_near=0.)
+    far.pairs = replace(batch.pairs, near=torch.zeros_like(batch.pairs.near), n_near=0.)
     loss, log = step(model, None, far, LAMBDA)
     assert set(log) == {"flow_loss", "trigger_rate"} and log["trigger_rate"] == 0
     plain, _ = train.uso_step(model, None, far, 0.)

@@ -3,14 +3,18 @@
 import csv
 import json
 import math
+import os
+import signal
 
 import pytest
 import torch
 
 from common.files import BadInput
+from common.video import write_video
 from experiments import train
 from experiments.another_vlm import VLM_PARTS, has_vlm_alone
 from model import load_model
+from tiny import world
 
 
 @pytest.fixture(scope="module")
@@ -68,15 +72,55 @@ def test_what_is_switched_off_is_off(run, uso, tmp_path):
     assert not model.preset.use_vlm and not hasattr(model.visual_context_adapter, "position")
 
 
-def test_a_stopped_run_goes_on_with_its_objective(run, tmp_path):
-    flags = "--objective", "rwr", "--without", "baseline"
-    straight = run(tmp_path / "straight", *flags, steps=3)
-    stopped = run(tmp_path / "stopped", *flags, steps=3)
-    state = torch.load(stopped / "state.pt")
-    run(tmp_path / "half", *flags, steps=1)
-    train.main(["--resume", str(tmp_path / "half"), "--steps", "3"])
-    assert torch.load(tmp_path / "half" / "state.pt")["step"] == state["step"] == 3
-    assert weights(straight) == weights(stopped)
+@pytest.mark.parametrize("flags", [("--objective", "rwr", "--without", "baseline"),
+                                   ("--objective", "own-edits", "--pairs", "3")])
+def test_a_stopped_run_goes_on_bit_for_bit(run, tmp_path, monkeypatch, flags):
+    straight = run(tmp_path / "straight", *flags, steps=2)
+    step = train.STEPS[flags[1]]
+
+    def stopping(*args):
+        os.kill(os.getpid(), signal.SIGINT)              # the step ends, and the run is saved
+        return step(*args)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setitem(train.STEPS, flags[1], stopping)
+        run(tmp_path / "stopped", *flags, steps=2)
+    assert len(torch.load(tmp_path / "stopped" / "state.pt")["log"]) == 1
+    train.main(["--resume", str(tmp_path / "stopped")])
+    assert weights(tmp_path / "stopped") == weights(straight)
+    assert read_log(tmp_path / "stopped") == read_log(straight)
+
+
+@pytest.fixture
+def manifest(tmp_path):
+    """Two pairs of the user's own, and between them a line that has no instruction."""
+    source = world.make_triplet(0, "rave", "val").source
+    write_video(tmp_path / "a.gif", source + torch.linspace(0, .2, len(source)).view(-1, 1, 1, 1))
+    pair = {"source_video_path": "a.gif", "instruction": "at night", "type": "Temporal Reasoning"}
+    bad = pair | {"instruction": " "}
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(f"{json.dumps(line)}\n" for line in (pair, bad, pair)))
+    return file
+
+
+def test_own_edits_of_own_videos(run, manifest, tmp_path, capsys):
+    flags = "--objective", "own-edits", "--pairs", str(manifest)
+    with pytest.raises(BadInput, match="pairs.jsonl:2: the field 'instruction' is .*--skip-bad"):
+        run(tmp_path / "out", *flags)
+    row, = read_log(run(tmp_path / "out", *flags, "--skip-bad"))
+    assert math.isfinite(row["reason_loss"]) and row["trigger_rate"] == 1
+    assert "skipped 1 bad pairs, 2 are left" in capsys.readouterr().err
+    manifest.write_text(manifest.read_text() + "\n")     # another manifest: another run
+    with pytest.raises(BadInput, match="holds a run with another --pairs"):
+        run(tmp_path / "out", *flags, "--skip-bad")
+
+
+def test_own_edits_with_m_0(run, tmp_path):
+    flags = "--objective", "own-edits", "--pairs", "3"
+    with_m_0, without = (read_log(run(tmp_path / f"{len(more)}", *flags, *more))[0]
+                         for more in (["--with-m0"], []))
+    assert with_m_0["p_yes"] == without["p_yes"]
+    assert with_m_0["reason_loss"] != without["reason_loss"]
+    assert without["reason_loss"] >= -math.log(without["p_yes"]) - 1e-5        # Jensen: m_0 = 0
 
 
 def test_another_critic_judges(run, uso, tiny_dir, tmp_path):
@@ -109,6 +153,11 @@ def test_one_folder_holds_one_objective(run, uso):
     (["--bogus"], "unrecognized arguments: --bogus"),
     (["--objective", "rwr", "--batch", "0"], "--batch: must be at least 1"),
     (["--objective", "rwr", "--lambda", "0"], "--lambda 0: would leave rwr without its critic"),
+    (["--objective", "own-edits"], "own-edits: needs --pairs, a number or a manifest"),
+    (["--objective", "own-edits", "--pairs", "0"], "--pairs: must be at least 1"),
+    (["--objective", "own-edits", "--pairs", "no.jsonl"], "--pairs no.jsonl: no such file"),
+    (["--objective", "own-edits", "--pairs", "9", "--without", "baseline"], "has no m_0 of itself"),
+    (["--pairs", "9"], "are for --objective own-edits, not uso"),
     (["--objective", "refl", "--without", "flow"], "--without flow: is for --objective uso"),
     (["--critic", "nowhere"], "--critic nowhere: holds no weights"),
     (["--critic", "weights/tiny", "--lambda", "0"], "is not asked at lambda 0"),
