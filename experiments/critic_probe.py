@@ -26,7 +26,7 @@ import torch
 from scipy.stats import spearmanr
 from tqdm import tqdm
 
-from common.files import (BadInput, Parser, at_least_0, atomic_write, check_writable, positive,
+from common.files import (Parser, at_least_0, atomic_write, check_writable, positive,
                           run_script)
 from common.intervals import overall
 from critic import THINK, Critic, decode_frames
@@ -93,6 +93,14 @@ def wrong_answer(triplet, first: int, rng: np.random.Generator) -> tuple[torch.T
         scores = world.judge(triplet, video)
         if overall(scores["EA"], scores.get("PC"), scores["GN"], scores["GR"]) < WRONG_BELOW:
             return video, kind
+
+
+def add_held_out_flags(parser: Parser) -> None:
+    """Which triplets and wrong answers: what `hold_out` is given."""
+    add = parser.add_argument
+    add("--n", type=positive, default=200, help="how many triplets")
+    add("--split", choices=world.SPLITS, default="test", help="of the tiny world")
+    add("--seed", type=at_least_0, default=0, help="of near misses and generated edits")
 
 
 def hold_out(n: int, split: str = "test", seed: int = 0) -> HeldOut:
@@ -222,14 +230,9 @@ def describe(found: dict) -> str:
 def parse(argv=None):
     parser = Parser(description="Measure a model's frozen critic and VAE on held-out triplets.")
     parser.add_argument("--weights", help="a run's or model's folder (default: weights/tiny)")
-    parser.add_argument("--n", type=positive, default=200, help="how many triplets, at least 2")
-    parser.add_argument("--split", choices=world.SPLITS, default="test", help="of the tiny world")
-    parser.add_argument("--seed", type=at_least_0, default=0,
-                        help="of near misses and generated edits")
+    add_held_out_flags(parser)
     parser.add_argument("--out", type=Path, default=Path("out/critic"), help="folder of the JSON")
     args = parser.parse_args(argv)
-    if args.n < 2:
-        raise BadInput(f"--n {args.n}: must be at least 2; 200 will do")
     check_writable(args.out / "model.json")
     return args
 

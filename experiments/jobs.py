@@ -189,8 +189,5 @@ def how_long(study: Study, chains: list[list[Job]]) -> str:
 
 
 def kind(name: str) -> str:
-    """What jobs have in common that take about as long."""
-    words = name.split()
-    if name.startswith(("train grpo", "train refl")):
-        return " ".join(words[:2])
-    return words[0]
+    """What jobs have in common that take about as long: "train uso", "rave test"."""
+    return " ".join(name.replace(",", "").split()[:2])

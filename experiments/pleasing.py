@@ -20,12 +20,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from common.files import (BadInput, Parser, at_least_0, atomic_write, check_writable, markdown,
-                          positive, replacing, run_script)
+from common.files import (Parser, atomic_write, check_writable, markdown, replacing,
+                          run_script)
 from common.intervals import format_interval, interval, overall
 from critic import Critic, follow
 from experiments.another_vlm import load_with_vlm
-from experiments.critic_probe import HeldOut, batches, hold_out
+from experiments.critic_probe import HeldOut, add_held_out_flags, batches, hold_out
 from tiny import world
 
 SIZES = (.3, .6)               # RMS of the whole way, in deviations of a latent
@@ -100,13 +100,9 @@ def parse(argv=None):
     parser = Parser(description="What does pleasing a critic buy, by the oracle?")
     parser.add_argument("--critic", action="append", metavar="FOLDER",
                         help="a folder with a VLM; repeat it to compare (default: weights/tiny)")
-    parser.add_argument("--n", type=positive, default=200, help="how many triplets, at least 2")
-    parser.add_argument("--split", choices=world.SPLITS, default="test", help="of the tiny world")
-    parser.add_argument("--seed", type=at_least_0, default=0, help="of the wrong answers")
+    add_held_out_flags(parser)
     parser.add_argument("--out", type=Path, default=Path("out/pleasing"), help="results' folder")
     args = parser.parse_args(argv)
-    if args.n < 2:
-        raise BadInput(f"--n {args.n}: must be at least 2; 200 will do")
     check_writable(args.out / "pleasing.json")
     args.critic = args.critic or ["weights/tiny"]
     return args
