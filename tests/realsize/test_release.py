@@ -77,7 +77,8 @@ def test_a_directory_with_all_of_it_gives_a_model_that_samples(untidy, tmp_path,
                  f"{CONTEXT}: the first entry is used: text_emb, of 2",
                  "boundary tokens, rows each: img_st 6, img_ed 6, ipl_st 7, ipl_ed 7, prp_st 7, ",
                  "the VLM's vocabulary has 128,257 rows",
-                 "no place for it: boundary: aud_st, siglip2.fc, stray.a, transformer: blocks.0.gate",
+                 "no place for it: boundary: aud_st, siglip2.fc, stray.a, "
+                 "transformer: blocks.0.gate",
                  "unconditional: pooled and 1 more\n"):
         assert line in printed, line
     model = UnifiedModel.from_preset("wan1.3b", weights=tmp_path / "revise")
