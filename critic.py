@@ -147,6 +147,9 @@ class Critic:
             raise ValueError(f"unknown chain of thought {think!r}: "
                              f"choose one of {', '.join(THINK)}")
         self.model, self.vlm, self.think = model, model.vlm, think
+        if self.vlm.llm.dtype == torch.float16:          # too narrow for the gradients of Eq. 4
+            for p in self.vlm.parameters():
+                p.data = p.data.bfloat16()
         self.how = decode or model.preset.decode
         words = model.preset.chat
         self.system = SYSTEM if words == SHORT_CHAT else words.system

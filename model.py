@@ -33,6 +33,7 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from safetensors import SafetensorError
 from transformers import UMT5Config, UMT5EncoderModel
 
+from common import precision
 from common.fast_vae import fold_first_frame
 from common.files import BadInput, Parser, run_script
 from common.precision import autocast, keep_ends_in_float32
@@ -262,12 +263,13 @@ class UnifiedModel(nn.Module):
         source: (B, F, 3, H, W) in [-1, 1]. Rows differ in length, so they come as a list. Raises
         ValueError where an instruction is too long.
         """
-        seen = self.vlm.see(source[:, :1] if self.preset.first_frame else source)
         words = self.preset.chat
-        rows = [chat(words.system, [tokens, words.prefix + text], words.answer)
-                for tokens, text in zip(seen, instructions)]
-        embeddings, mask = self.vlm.join(rows)
-        h = self.vlm.read(embeddings, mask, hidden=True).hidden_states[-1]   # (B, T, D)
+        with autocast(self.device, self.preset.bf16, self.vlm.llm.dtype):
+            seen = self.vlm.see(source[:, :1] if self.preset.first_frame else source)
+            rows = [chat(words.system, [tokens, words.prefix + text], words.answer)
+                    for tokens, text in zip(seen, instructions)]
+            embeddings, mask = self.vlm.join(rows)
+            h = self.vlm.read(embeddings, mask, hidden=True).hidden_states[-1].float()
         if not self.preset.use_vlm:
             h = torch.zeros_like(h)
         return [row[m.bool()] for row, m in zip(h, mask)]
@@ -295,7 +297,7 @@ class UnifiedModel(nn.Module):
         """(VLM states, T5 states) of a grey clip and no instruction; for dropout and guidance."""
         if self.released_unconditional:
             vlm, text = self.released_unconditional["vlm"], self.released_unconditional["text"]
-            return vlm.to(self.device), text.to(self.device)
+            return vlm.to(self.device).float(), text.to(self.device).float()
         p = self.preset
         grey = torch.zeros(1, p.frames, 3, p.height, p.width, device=self.device)
         return self.encode_vlm(grey, [""])[0], self.encode_text(["<pad>"])[0]
@@ -379,9 +381,10 @@ class UnifiedModel(nn.Module):
     # ---- precision
 
     def dtype_of(self, part: str) -> torch.dtype:
-        """float32; bfloat16 for frozen parts if the preset says so, but not the VAE: it shows."""
-        half = self.preset.bf16 and part not in ("vae", *TRAINED)
-        return torch.bfloat16 if half else torch.float32
+        """float32; half precision for frozen parts if the preset says so, but not the VAE."""
+        if not self.preset.bf16 or part in ("vae", *TRAINED):
+            return torch.float32
+        return precision.VLM_DTYPE if part.startswith("vlm") else torch.bfloat16
 
     def cast(self) -> "UnifiedModel":
         """Each part in its `dtype_of`. Parameters only: buffers of positions are always float32."""

@@ -15,6 +15,7 @@ import data
 import evaluate
 import model
 import sample
+from common import precision
 from common.unipc import unipc
 from common.video import fit, from_bytes, to_bytes
 from critic import SYSTEM, Critic
@@ -335,6 +336,23 @@ def test_products_in_bfloat16_are_nearer_than_all_in_bfloat16(half, original, se
     ours = error(half.transformer)
     everything = error(original.transformer)             # autocast around all of it
     assert 0 < ours < .6 * everything
+
+
+def test_the_condition_is_read_in_float16_and_judged_in_bfloat16(converted, original, monkeypatch):
+    """As on a GPU: the states are nearer to float32's than bfloat16's are."""
+    monkeypatch.setitem(PRESETS, "wan1.3b", replace(SMALL, bf16=True))
+    source = torch.rand(1, SMALL.frames, 3, SMALL.height, SMALL.width) * 2 - 1
+    exact, errors = original.encode_vlm(source, ["frost"])[0], []
+    for dtype in (torch.float16, torch.bfloat16):
+        monkeypatch.setattr(precision, "VLM_DTYPE", dtype)
+        model = UnifiedModel.from_pretrained(converted)
+        assert {p.dtype for p in model.vlm.parameters()} == {dtype}
+        with model.precision():
+            errors.append(relative_error(model.encode_vlm(source, ["frost"])[0].float(), exact))
+        Critic(model)
+        assert {p.dtype for p in model.vlm.parameters()} == {torch.bfloat16}
+        assert model.vlm.llm.model.rotary_emb.inv_freq.dtype == torch.float32
+    assert 0 < errors[0] < errors[1] / 3
 
 
 # ----------------------------------------------------------------------------- the critic's chat

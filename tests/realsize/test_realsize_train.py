@@ -48,8 +48,8 @@ def seeded(seed=0):
 def common(tiny_dir, tmp_path_factory) -> list[str]:
     """The flags of all small runs; they share one cache."""
     return ["--weights", str(tiny_dir), "--cache", str(tmp_path_factory.mktemp("cache")),
-            "--items", "8", "--batch", "4", "--steps", "3", "--lr", "1e-3", "--eval-items", "0",
-            "--tau", ".8", "--gate-together", "2"]
+            "--items", "4", "--batch", "4", "--steps", "2", "--lr", "1e-3", "--eval-items", "0",
+            "--tau", ".8", "--gate-together", "2", "--think", "none"]
 
 
 def run(common, out, *flags):
@@ -295,19 +295,19 @@ def test_shards_on_two_ranks_are_one_run_and_go_on_from_each_other(common, one, 
     """FSDP with all that goes with it; stopped on one rank and resumed on two, and back."""
     first, half = tmp_path / "first", tmp_path / "half"
     with pytest.MonkeyPatch.context() as patch:
-        stop_at(patch, 1)
+        stop_at(patch, 0)
         with pytest.raises(KeyboardInterrupt):
-            run(common, tmp_path / "stopped")            # on one rank to the end of step 1
+            run(common, tmp_path / "stopped")            # on one rank to the end of step 0
     shutil.copytree(tmp_path / "stopped", first)         # of which this process has no lock
     fsdp = ("--parallel", "fsdp", "--recompute", "--accumulate", "2")
-    ranks(tmp_path, ([*common, "--out", first, *fsdp], None),            # on two from step 2
-          ([*common, "--out", half, "--parallel", "fsdp"], 1))
+    ranks(tmp_path, ([*common, "--out", first, *fsdp], None),            # on two from step 1
+          ([*common, "--out", half, "--parallel", "fsdp"], 0))
     same_run(one, first)
     state = torch.load(half / "state.pt")
-    assert state["step"] == 2 and all(type(x) is torch.Tensor for x in state["params"].values())
+    assert state["step"] == 1 and all(type(x) is torch.Tensor for x in state["params"].values())
     whole = torch.load(one / "state.pt")["params"]
     assert all(whole[k].shape == v.shape for k, v in state["params"].items())
-    same_run(one, run(common, half))                     # on one rank from step 2
+    same_run(one, run(common, half))                     # on one rank from step 1
 
 
 def test_ranks_that_share_the_vlm_must_ask_together(common, monkeypatch):
