@@ -51,6 +51,7 @@ class Batch:
     text: list                 # B x (T, D) T5(I)
     frames: torch.Tensor       # (B, K, 3, H, W) what U sees of the source
     instructions: list         # B texts
+    subsets: list              # B names: "rave" edits the source, "icvg" continues it
     thoughts: list | None      # B texts that U wrote about source and instruction; None: not yet
     baseline: torch.Tensor     # (B,) m_0
     t: torch.Tensor            # (B,) noise levels
@@ -124,6 +125,7 @@ class Batches:
         return Batch(stacked["source"], stacked.get("target"), torch.stack(bridged), text,
                      stacked["frames"],
                      instructions=[self.latents.items[i].instruction for i in indices],
+                     subsets=[self.latents.items[i].subset for i in indices],
                      thoughts=None if None in thoughts else list(thoughts),
                      baseline=torch.tensor(baselines, device=self.device), t=t.to(self.device),
                      noise=noise.to(self.device), near=near.to(self.device),

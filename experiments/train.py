@@ -18,18 +18,19 @@ tiny world, or a manifest whose lines need no target_video_path.
 """
 
 import hashlib
+from functools import partial
 from pathlib import Path
 from typing import Callable
 
 import torch
 
 import train
-from common.files import BadInput, Parser, positive, run_script
+from common.files import BadInput, Parser, between, positive, run_script
 from common.run import claim_folder, read_run
 from critic import Critic
 from experiments.another_vlm import with_vlm_of
 from experiments.pairs import TripletsAndPairs, batches_of_pairs
-from experiments.steps import (grpo_step, no_flow_step, own_edit_step, refl_step, rwr_step,
+from experiments.steps import (KEEP, grpo_step, no_flow_step, own_edit_step, refl_step, rwr_step,
                                with_baseline)
 
 STEPS = {"uso": train.uso_step, "sft": train.uso_step, "rwr": rwr_step, "refl": refl_step,
@@ -49,6 +50,8 @@ def parse(argv=None):
         help="with another VLM, which judges (without it: the model's own)")
     add("--pairs", type=number_or_file, metavar="N|FILE",
         help="own-edits: how many pairs of the tiny world, or a manifest without targets")
+    add("--keep", type=between(0, 1000), metavar="W",
+        help=f"own-edits: weight of the loss on what of the source is smeared ({KEEP:g})")
     add("--with-m0", action="store_true", help="own-edits: judge the gain over the source, as USO")
     add("--out", help="run folder (without it: out/<objective>[-<data>])")
     add("--resume", type=Path, metavar="RUN", help="run folder to go on with")
@@ -63,6 +66,8 @@ def parse(argv=None):
         how = train.parse(rest)
         how.out = how.out if args.out else train.default_folder(args.objective, how.data)
     check(args, how)
+    if args.objective == "own-edits" and args.keep is None:
+        args.keep = KEEP
     return args, how
 
 
@@ -93,7 +98,7 @@ def settings_of(args) -> dict:
         name += f" without {' '.join(args.without)}"
     settings = {"objective": name, "critic": args.critic}
     if args.pairs:
-        settings |= {"pairs": str(args.pairs), "with_m0": args.with_m0}
+        settings |= {"pairs": str(args.pairs), "keep": args.keep, "with_m0": args.with_m0}
     if isinstance(args.pairs, str):              # another manifest of this name is another run
         content = hashlib.sha256(Path(args.pairs).read_bytes())
         settings["pairs"] += f" {content.hexdigest()[:16]}"
@@ -102,13 +107,13 @@ def settings_of(args) -> dict:
 
 def read_objective(args) -> None:
     """Take objective and switches from the run that is to go on."""
-    given = args.objective, args.without, args.critic, args.pairs, args.with_m0, args.out
-    if any(given):
+    given = (args.objective, args.without, args.critic, args.pairs, args.with_m0, args.out)
+    if any(given) or args.keep is not None:
         raise BadInput(f"--resume {args.resume}: goes on with the run's own --objective, "
-                       f"--without, --critic, --pairs, --with-m0 and --out; drop them")
+                       f"--without, --critic, --pairs, --keep, --with-m0 and --out; drop them")
     settings = read_run(args.resume)["settings"]
     name, args.critic = settings.get("objective", ""), settings.get("critic")
-    args.with_m0 = settings.get("with_m0", False)
+    args.with_m0, args.keep = settings.get("with_m0", False), settings.get("keep")
     if "pairs" in settings:
         file, _, _ = settings["pairs"].rpartition(" ")
         args.pairs = file or int(settings["pairs"])
@@ -134,8 +139,8 @@ def check(args, how) -> None:
         raise BadInput("--objective own-edits: needs --pairs, a number or a manifest; 4000 will do")
     if own_edits and {"baseline", "negative-baseline"} & set(args.without):
         raise BadInput("--objective own-edits --without baseline: has no m_0 of itself; drop it")
-    if not own_edits and (args.pairs or args.with_m0):
-        raise BadInput(f"--pairs and --with-m0: are for --objective own-edits, not "
+    if not own_edits and (args.pairs or args.with_m0 or args.keep is not None):
+        raise BadInput(f"--pairs, --keep and --with-m0: are for --objective own-edits, not "
                        f"{args.objective}; drop them")
     if isinstance(args.pairs, str) and not Path(args.pairs).is_file():
         raise BadInput(f"--pairs {args.pairs}: no such file; give a manifest, or a number")
@@ -144,6 +149,8 @@ def check(args, how) -> None:
 def step_of(args) -> Callable:
     """The step, with what is switched off in it."""
     step = no_flow_step if "flow" in args.without else STEPS[args.objective]
+    if args.objective == "own-edits":
+        step = partial(own_edit_step, keep=args.keep)
     if "negative-baseline" in args.without:
         step = with_baseline(step, lambda m_0: m_0.clamp_min(0))
     if "baseline" in args.without:

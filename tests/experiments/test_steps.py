@@ -60,8 +60,13 @@ def rows(model, batch):
 
 def ask(critic, one, x0_hat):
     """The margin of one sample's estimate, of which single latent frames are decoded alone."""
+    return critic.margin(one.frames, see(critic, x0_hat), one.instructions, one.thoughts)[0]
+
+
+def see(critic, x0_hat):
+    """The single latent frames of an estimate, each decoded alone: (1, K, 3, H, W)."""
     frames = [critic.model.decode_video(x0_hat[:, :, k:k + 1]) for k in range(x0_hat.shape[2])]
-    return critic.margin(one.frames, torch.cat(frames, 1), one.instructions, one.thoughts)[0]
+    return torch.cat(frames, 1)
 
 
 def rwr_by_hand(model, critic, batch):
@@ -141,17 +146,33 @@ def test_own_edits(ready):
     """L_FM of the triplets by hand, and -log sigmoid(m) of each gated pair."""
     model, critic, batch = ready
     assert batch.pairs.target is None
-    loss, log = steps.own_edit_step(model, critic, batch, LAMBDA)
-    flow, reasons = torch.stack([flow for *_, flow in rows(model, batch)]).mean(), []
+    loss, log = steps.own_edit_step(model, critic, batch, LAMBDA, keep=3)
+    flow, kept, reasons = torch.stack([flow for *_, flow in rows(model, batch)]).mean(), [], []
     for i in batch.pairs.near.nonzero()[:, 0]:
         one = batch.pairs.select(torch.arange(len(batch.pairs.t)) == i)
-        margin = ask(critic, one, end_of_rollout(model, one))
-        reasons.append(torch.log1p(torch.exp(-margin)))
-    reason = torch.stack(reasons).mean()
-    assert_same(model, loss, flow + LAMBDA * reason)
+        x0_hat = end_of_rollout(model, one)
+        reasons.append(torch.log1p(torch.exp(-ask(critic, one, x0_hat))))
+        smear = (see(critic, x0_hat) - one.frames).abs()
+        edits = one.subsets == ["rave"]
+        kept.append(edits * .1 * torch.tanh(smear / .1).mean())
+    reason, keep = torch.stack(reasons).mean(), torch.stack(kept).mean()
+    assert_same(model, loss, flow + LAMBDA * reason + 3 * keep)
+    assert log["keep_loss"] == pytest.approx(keep.item(), abs=1e-5)
     assert log["flow_loss"] == pytest.approx(flow.item(), abs=1e-4)
     assert log["reason_loss"] == pytest.approx(reason.item(), abs=1e-4)
     assert log["trigger_rate"] == batch.pairs.near.float().mean() != batch.near.float().mean()
+
+
+def test_a_smear_is_pulled_back_and_a_clear_change_is_not():
+    source = torch.zeros(2, 1, 3, 4, 4)
+    edited = torch.zeros_like(source)
+    edited[0] += .02
+    edited[1] += 1.5
+    edited.requires_grad_(True)
+    loss = steps.keep_loss(edited, source)
+    assert loss.tolist() == pytest.approx([.1 * math.tanh(.2), .1], rel=1e-4)
+    loss.sum().backward()
+    assert edited.grad[0].mean() > 100 * edited.grad[1].mean()
 
 
 def test_own_edits_in_two_micro_batches_are_the_same_step(made):
