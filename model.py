@@ -87,7 +87,6 @@ def euler(velocity, x: torch.Tensor, steps: int, shift: float, progress=list) ->
     return x
 
 
-
 # ------------------------------------------------------------------------------------ the connector
 
 class ARHead(nn.Module):
