@@ -150,7 +150,7 @@ def step_of(args) -> Callable:
     """The step, with what is switched off in it."""
     step = no_flow_step if "flow" in args.without else STEPS[args.objective]
     if args.objective == "own-edits":
-        step = partial(own_edit_step, keep=args.keep)
+        step = partial(step, keep=args.keep)
     if "negative-baseline" in args.without:
         step = with_baseline(step, lambda m_0: m_0.clamp_min(0))
     if "baseline" in args.without:

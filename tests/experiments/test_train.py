@@ -78,9 +78,9 @@ def test_a_stopped_run_goes_on_bit_for_bit(run, tmp_path, monkeypatch, flags):
     straight = run(tmp_path / "straight", *flags, steps=2)
     step = train.STEPS[flags[1]]
 
-    def stopping(*args):
+    def stopping(*args, **named):
         os.kill(os.getpid(), signal.SIGINT)              # the step ends, and the run is saved
-        return step(*args)
+        return step(*args, **named)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setitem(train.STEPS, flags[1], stopping)
         run(tmp_path / "stopped", *flags, steps=2)
