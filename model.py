@@ -19,13 +19,10 @@ Axis letters: B batch, F frames, C channels, H W pixels, f h w latent frames and
 width.
 """
 
-import html
 import os
-import re
 from dataclasses import replace
 from pathlib import Path
 
-import ftfy
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -37,6 +34,7 @@ from common import precision
 from common.fast_vae import fold_first_frame
 from common.files import BadInput, Parser, run_script
 from common.precision import autocast, keep_ends_in_float32
+from common.text import clean_text
 from common.unipc import unipc
 from common.weights import read_part, read_record, read_tensors, read_tokenizer, write_folder
 from presets import PRESETS, Preset
@@ -278,9 +276,6 @@ class UnifiedModel(nn.Module):
 
         Raises ValueError where a text is too long, or holds half of a character (a surrogate).
         """
-        for text in instructions:
-            if any("\ud800" <= letter <= "\udfff" for letter in text):
-                raise ValueError(f"{ascii(text[:80])} is no Unicode text: write it in UTF-8")
         instructions = [clean_text(text) for text in instructions]
         for text in instructions:
             n = len(self.text_tokenizer(text).input_ids)
@@ -320,13 +315,12 @@ class UnifiedModel(nn.Module):
         fit: it is never cut in silence.
         """
         visual = self.visual_context_adapter(source)                         # (B, T, D)
-        # (1 or more, D)
         edge = {name: token.view(-1, token.shape[-1]) for name, token in self.boundary.items()}
         rows = []
-        for i in range(len(source)):
-            rows.append(torch.cat([edge["img_st"], visual[i], edge["img_ed"],
-                                   edge["ipl_st"], bridged[i], edge["ipl_ed"],
-                                   edge["prp_st"], text[i], edge["prp_ed"]]))      # (T, D)
+        for seen, understood, words in zip(visual, bridged, text):
+            rows.append(torch.cat([edge["img_st"], seen, edge["img_ed"],
+                                   edge["ipl_st"], understood, edge["ipl_ed"],
+                                   edge["prp_st"], words, edge["prp_ed"]]))  # (T, D)
         longest, limit = max(map(len, rows)), self.preset.context_length
         if longest > limit:
             raise ValueError(f"the context is {longest} tokens long, its limit is {limit}: "
@@ -478,21 +472,11 @@ def sampling_noise(latents: torch.Tensor, seed: int) -> torch.Tensor:
     return torch.stack(rows).to(latents)
 
 
-def clean_text(text: str) -> str:
-    """A prompt as Wan's T5 reads it: Unicode mended, HTML entities read, single spaces."""
-    text = html.unescape(html.unescape(ftfy.fix_text(text)))
-    return re.sub(r"\s+", " ", text).strip()
-
-
 def load_model(folder: str | Path | None, preset: str | None = None) -> UnifiedModel:
     """The model in `folder`, of this preset if one is named; None: weights/<preset>.
 
     Raises BadInput with the mend where it cannot be loaded.
     """
-    name = folder or f"weights/{preset or 'tiny'}"
-    if (Path(name) / "ar_model").is_dir():
-        raise BadInput(f"{name} is the released directory as it was downloaded; convert it first: "
-                       f"python -m realsize.convert --from {name} --to weights/revise")
     try:
         if folder is None:
             return UnifiedModel.from_preset(preset or "tiny")
@@ -500,7 +484,7 @@ def load_model(folder: str | Path | None, preset: str | None = None) -> UnifiedM
         model = UnifiedModel.from_pretrained(run if run.is_dir() else folder)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise BadInput(f"cannot load {name}: {reason}") from error
+        raise BadInput(f"cannot load {folder or preset or 'tiny'}: {reason}") from error
     if preset and model.preset.name != preset:
         raise BadInput(f"{folder} is a checkpoint of preset {model.preset.name!r}, not {preset!r}: "
                        f"pass --preset {model.preset.name}")

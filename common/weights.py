@@ -95,6 +95,9 @@ def replace_folder(new: Path, folder: Path) -> None:
 def read_record(folder: Path) -> dict:
     """model.json of a model folder. Raises FileNotFoundError or ValueError with the mend."""
     file = folder / "model.json"
+    if (folder / "ar_model").is_dir():
+        raise ValueError(f"{folder} is the released directory as it was downloaded; convert it "
+                         f"first: python -m realsize.convert --from {folder} --to weights/revise")
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing: {folder} is no model folder")
     try:

@@ -16,10 +16,11 @@ import evaluate
 import model
 import sample
 from common import precision
+from common.text import clean_text
 from common.unipc import unipc
 from common.video import fit, from_bytes, to_bytes
 from critic import SYSTEM, Critic
-from model import UnifiedModel, clean_text, euler
+from model import UnifiedModel, euler
 from presets import PRESETS
 from rvebench.benchmark import read_manifest
 from rvebench.generate import generate
