@@ -28,7 +28,7 @@ from common.reflection import draw_reflection
 from data import Batch, gate  # noqa: F401               critic.gate is data.gate
 from model import UnifiedModel, add_noise, load_model
 from presets import SHORT_CHAT
-from vlm import ASSISTANT_TURN, USER_TURN, Prefix, chat
+from vlm import ASSISTANT_TURN, USER_TURN, VILA, Prefix, chat
 
 SYSTEM = ("Judge the edit : accuracy , it does what the instruction implies ; "
           "preservation , the rest is kept ; naturalness , it moves smoothly ; "
@@ -139,14 +139,16 @@ def pairs(source: torch.Tensor, edited: torch.Tensor) -> torch.Tensor:
 class Critic:
     """Asks the model's own frozen VLM: does this edit satisfy the instruction?
 
-    think: see `prompt`. decode: see `decode_frames`; None is the preset's.
+    think: see `prompt`. decode: see `decode_frames`; None is the preset's. vlm: another VLM that
+    judges, from `UnifiedModel.read_vlm`.
     """
 
-    def __init__(self, model: UnifiedModel, think: str = "expect", decode: str | None = None):
+    def __init__(self, model: UnifiedModel, think: str = "expect", decode: str | None = None,
+                 vlm: VILA | None = None):
         if think not in THINK:
             raise ValueError(f"unknown chain of thought {think!r}: "
                              f"choose one of {', '.join(THINK)}")
-        self.model, self.vlm, self.think = model, model.vlm, think
+        self.model, self.vlm, self.think = model, vlm or model.vlm, think
         if self.vlm.llm.dtype == torch.float16:          # too narrow for the gradients of Eq. 4
             for p in self.vlm.parameters():
                 p.data = p.data.bfloat16()

@@ -19,7 +19,8 @@ width, K frames that U sees. A video is (F, 3, H, W), float32 in [-1, 1].
 import hashlib
 import json
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from itertools import repeat
 from pathlib import Path
 from typing import Callable, Iterable
 
@@ -59,6 +60,7 @@ class Batch:
     near: torch.Tensor         # (B,) bool: t < tau, the critic is asked about these
     n_near: float              # their number, on average over this step's micro-batches and ranks
     seed: int                  # for what else a step draws
+    pairs: "Batch | None" = None        # without targets, for own edits
 
     def select(self, rows: torch.Tensor) -> "Batch":
         """The rows where `rows` (B,) is true."""
@@ -84,15 +86,17 @@ class Batches:
 
     latents: the encoded triplets. reflections: (thought, m_0) of each, from `reflect`; None for
     SFT. batch: samples a step, over all ranks and micro-batches. drop: the share of samples whose
-    VLM and T5 states are replaced by those of an empty instruction; the source latents stay.
+    VLM and T5 states are replaced by those of an empty instruction; the source latents stay. pairs:
+    of as many sources without a target, in step with these.
     """
 
     def __init__(self, latents: "Latents", model, reflections: list[tuple[str, float]] | None, *,
-                 batch: int, tau: float, drop: float, seed: int, accumulate: int = 1):
+                 batch: int, tau: float, drop: float, seed: int, accumulate: int = 1,
+                 pairs: "Batches | None" = None):
         self.latents, self.device, self.shape = latents, model.device, model.preset.latent_shape
         self.reflections = reflections or [("", 0.)] * len(latents)
         self.batch, self.accumulate, self.seed = batch, accumulate, seed
-        self.tau, self.drop = tau, drop
+        self.tau, self.drop, self.pairs = tau, drop, pairs
         self.timesteps = sample_timesteps
         with torch.no_grad(), model.precision():
             h, text = model.unconditional()
@@ -105,13 +109,14 @@ class Batches:
         near = gate(t, self.tau)
         parts = WORLD_SIZE * self.accumulate
         n_near = near.sum().item() / parts
-        for part in range(self.accumulate):
+        pairs = self.pairs.of(step) if self.pairs else repeat(None)
+        for part, with_pairs in zip(range(self.accumulate), pairs):
             rows = slice(RANK + part * WORLD_SIZE, None, parts)
             seed = self.seed * 1_000_003 + (step * self.accumulate + part) * WORLD_SIZE + RANK
             yield self._batch(indices[rows], t[rows], noise[rows], u[rows], near[rows],
-                              n_near, seed)
+                              n_near, seed, with_pairs)
 
-    def _batch(self, indices, t, noise, u, near, n_near, seed) -> Batch:
+    def _batch(self, indices, t, noise, u, near, n_near, seed, pairs) -> Batch:
         encoded = [{name: x.to(self.device) for name, x in self.latents[i].items()}
                    for i in indices]
         empty_bridged, empty_text = self.unconditional
@@ -129,7 +134,7 @@ class Batches:
                      thoughts=None if None in thoughts else list(thoughts),
                      baseline=torch.tensor(baselines, device=self.device), t=t.to(self.device),
                      noise=noise.to(self.device), near=near.to(self.device),
-                     n_near=n_near, seed=seed)
+                     n_near=n_near, seed=seed, pairs=pairs)
 
 
 def batch_indices(n: int, batch: int, step: int, seed: int) -> list[int]:
@@ -180,6 +185,7 @@ def hash_of(*parts) -> str:
 
 
 NEW_CLIPS = 1_000_000    # the training split's triplets before it were lessons of VAE, VLM or base
+NEW_PAIRS = 2_000_000    # what is there from here on is in no triplet that is trained on, either
 MISS_STREAM, DRIFT_STREAM = 11, 13          # of random numbers that do not depend on each other
 
 
@@ -194,6 +200,13 @@ def world_items(subsets: tuple[str, ...] = ("rave", "icvg"), split: str = "train
     """
     return [_world_item(first + k // len(subsets), subsets[k % len(subsets)], split, wrong, drift)
             for k in range(n)]
+
+
+def world_pairs(n: int) -> list[Item]:
+    """`n` sources of the tiny world with instructions; nobody looks at their targets."""
+    def without_target(item):
+        return replace(item, key=hash_of(item.key, "no target"), load=lambda: (item.load()[0], None))
+    return [without_target(item) for item in world_items(n=n, first=NEW_PAIRS)]
 
 
 def _world_item(index: int, subset: str, split: str, wrong: float, drift: float) -> Item:

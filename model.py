@@ -19,6 +19,7 @@ Axis letters: B batch, F frames, C channels, H W pixels, f h w latent frames and
 width.
 """
 
+import copy
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -85,6 +86,21 @@ def euler(velocity, x: torch.Tensor, steps: int, shift: float, progress=list) ->
     return x
 
 
+@torch.no_grad()
+def rollout(model, noise: torch.Tensor, t: torch.Tensor, c: torch.Tensor, source: torch.Tensor,
+            steps: int = 6) -> torch.Tensor:
+    """The model's own x_t at noise levels t (B,), from pure noise by Euler steps: (B, C, f, h, w).
+
+    noise, source: (B, C, f, h, w); c: (B, T, D).
+    """
+    x, now = noise, torch.ones_like(t)
+    for k in range(steps):
+        then = 1 + (t - 1) * (k + 1) / steps                                 # (B,)
+        x = x + (then - now).view(-1, 1, 1, 1, 1) * model.velocity(x, now, c, source)
+        now = then
+    return x
+
+
 # ------------------------------------------------------------------------------------ the connector
 
 class ARHead(nn.Module):
@@ -145,8 +161,8 @@ class VisualContextAdapter(nn.Module):
 
 # -------------------------------------------------------------------------------- the unified model
 
-FROZEN = ("vlm.llm", "vlm.vision_tower", "vlm.mm_projector", "text_encoder", "vae", "ar_head",
-          "adapter", "boundary")
+VLM_PARTS = ("vlm.llm", "vlm.vision_tower", "vlm.mm_projector")
+FROZEN = (*VLM_PARTS, "text_encoder", "vae", "ar_head", "adapter", "boundary")
 TRAINED = ("transformer", "visual_context_adapter")      # G and its adapter (Sec. 5.1)
 PARTS = (*FROZEN, *TRAINED)
 # the tokens around the parts of c: the source (img), what U makes of it (ipl), T5's states (prp)
@@ -437,6 +453,15 @@ class UnifiedModel(nn.Module):
         if name == "vae":
             part.decoder.apply(fold_first_frame)
         self.set_submodule(name, part)
+
+    def read_vlm(self, folder: str | Path) -> VILA:
+        """Another frozen VLM of the same sizes, beside this model's own, from a model's folder or
+        one of VLM_PARTS alone (weights/hardened). Raises as `from_pretrained` does."""
+        vlm, dtype = copy.deepcopy(self.vlm), self.dtype_of("vlm")
+        for name in VLM_PARTS:
+            part = name.removeprefix("vlm.")
+            vlm.set_submodule(part, read_part(Path(folder) / name, vlm.get_submodule(part), dtype))
+        return vlm.requires_grad_(False).to(self.device, dtype)
 
     def save_pretrained(self, folder: str | Path, frozen: str | Path | None = None,
                         dtype=torch.float32, parts: tuple[str, ...] | None = None) -> None:

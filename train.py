@@ -3,6 +3,7 @@
     python train.py --lambda 0.25 --tau 0.5            # USO on the tiny world, from weights/tiny
     python train.py --objective sft                    # plain flow matching: the same with lambda 0
     python train.py --data triplets.jsonl              # your own videos
+    python train.py --items 100 --pairs 4000           # own edits: few triplets, and sources alone
     python train.py --resume out/uso                   # go on after Ctrl-C or a crash, bit for bit
     torchrun --nproc_per_node 2 train.py               # the same on two ranks
 
@@ -13,7 +14,6 @@ Axis letters: B batch, G gated samples, C f h w latents.
 """
 
 import argparse
-import hashlib
 import sys
 from collections import Counter
 from pathlib import Path
@@ -23,14 +23,18 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 
 from common.distributed import (WORLD_SIZE, average_gradients, device, is_first_rank, start, stop)
-from common.files import (BadInput, Parser, at_least_0, between, check_writable, positive,
-                          run_script)
+from common.files import (BadInput, Parser, at_least_0, between, check_writable, hash_of_file,
+                          positive, run_script)
 from common.run import Run, argv_of, check_run, claim_folder, learning_rate, plain_settings
+from common.weights import hash_of_weights
 from critic import DECODE, THINK, Critic, critic_loss
-from data import Batch, Batches, Item, Latents, manifest_items, reflect, world_items
+from data import Batch, Batches, Item, Latents, manifest_items, reflect, world_items, world_pairs
 from evaluate import report
-from model import TRAINED, UnifiedModel, add_noise, flow_loss, load_model, velocity_target
+from model import (TRAINED, UnifiedModel, add_noise, flow_loss, load_model, rollout,
+                   velocity_target)
 from presets import PRESETS
+
+SEED_OF_PAIRS = 7                # beyond the triplets': other noise, another order
 
 # Settings that may be others when a run goes on; all the rest must be equal for it to be the same.
 FREE = ("resume", "out", "cache", "save_every", "eval_items", "skip_bad", "accumulate", "argv")
@@ -52,6 +56,27 @@ def uso_step(model, critic, batch: Batch, lam: float) -> tuple[torch.Tensor, dic
         loss = loss + lam * reason.sum() / batch.n_near                 # Eq. 5
         log["reason_loss"] = reason.sum().item() / batch.n_near
         log["p_yes"] = margin.sigmoid().sum().item() / batch.n_near
+    return loss, log
+
+
+def own_edit_step(model, critic, batch: Batch, lam: float) -> tuple[torch.Tensor, dict]:
+    """Flow matching on triplets, self-reflection on what the model itself makes of pairs: sources
+    with instructions, and no target. Not in the paper. Loss and log as in uso_step.
+
+    In uso_step x_t is a noised target, and the one-step estimate shows that target, whatever the
+    generator would do by itself. Here x_t is where the generator has come to from pure noise.
+    """
+    loss, log = uso_step(model, critic, batch, lam=0)                   # Eq. 2, on triplets
+    log["trigger_rate"] = batch.pairs.near.float().mean().item()
+    if batch.pairs.near.any():
+        pairs = batch.pairs.select(batch.pairs.near)                    # those with t < tau
+        c = model.context(pairs.source, pairs.bridged, pairs.text)      # Eq. 1   (G, T, D)
+        x_t = rollout(model, pairs.noise, pairs.t, c, pairs.source)     # without gradient
+        v = model.velocity(x_t, pairs.t, c, pairs.source)               # (G, C, f, h, w)
+        reason, margin = critic_loss(critic, x_t, v, pairs)             # (G,), (G,)
+        loss = loss + lam * reason.sum() / pairs.n_near                 # Eq. 5
+        log["reason_loss"] = reason.sum().item() / pairs.n_near
+        log["p_yes"] = margin.sigmoid().sum().item() / pairs.n_near
     return loss, log
 
 
@@ -92,10 +117,11 @@ def main(argv=None) -> None:
     begin(args, settings)
     model = load(args)
     latents = encode(model, args)
-    critic = Critic(model, args.think, args.decode) if args.lam > 0 else None
+    critic = make_critic(model, args)
     batches = make_batches(model, critic, latents, args)
     claim_folder(args.out, args.argv, settings, may_grow(args))
-    run = train(model, critic, batches, args, name=args.objective)
+    step = own_edit_step if args.pairs else uso_step
+    run = train(model, critic, batches, args, step, args.objective)
     end(run, model, latents, args, settings)
 
 
@@ -157,20 +183,53 @@ def read_items(model, path: str, skip_bad: bool, targets: bool = True) -> list[I
     return items
 
 
+def make_critic(model, args) -> Critic | None:
+    """The model's own VLM as its critic, or --critic's; None at lambda 0."""
+    if args.lam == 0:
+        return None
+    try:
+        vlm = model.read_vlm(args.critic) if args.critic else None
+    except (OSError, ValueError, RuntimeError) as error:
+        raise BadInput(f"--critic {args.critic}: {error}") from error
+    return Critic(model, args.think, args.decode, vlm)
+
+
 def make_batches(model, critic, latents: Latents, args) -> Batches:
     """The batches, with the critic's thoughts and m_0; parts whose work is done leave the GPU."""
     reflections = None
-    if critic:
-        with model.precision():
-            reflections = reflect(critic, latents, args.cache)
+    if critic and not args.pairs:
+        reflections = ask_about_sources(model, critic, latents, args)
     batches = Batches(latents, model, reflections, batch=args.batch, tau=args.tau,
-                      drop=args.drop, seed=args.seed, accumulate=args.accumulate)
+                      drop=args.drop, seed=args.seed, accumulate=args.accumulate,
+                      pairs=make_pairs(model, critic, args) if args.pairs else None)
     for part in ("text_encoder", "ar_head", "adapter"):
         getattr(model, part).cpu()
     if critic is None:
         model.vlm.cpu()
         model.vae.cpu()
     return batches
+
+
+def make_pairs(model, critic, args, with_m_0: bool = False) -> Batches:
+    """The batches of --pairs. m_0 is 0: a critic says such a clear No to an unedited source that
+    any edit is far ahead of it."""
+    if isinstance(args.pairs, int):
+        items = world_pairs(args.pairs)
+    else:
+        items = read_items(model, args.pairs, args.skip_bad, targets=False)
+    latents = Latents(items, model, args.cache, progress=is_first_rank())
+    reflections = ask_about_sources(model, critic, latents, args)
+    if not with_m_0:
+        reflections = [(thought, 0.) for thought, m_0 in reflections]
+    return Batches(latents, model, reflections, batch=args.batch, tau=args.tau, drop=0.,
+                   seed=args.seed + SEED_OF_PAIRS, accumulate=args.accumulate)
+
+
+def ask_about_sources(model, critic, latents: Latents, args) -> list[tuple[str | None, float]]:
+    """`data.reflect`; what another critic says is kept apart."""
+    folder = args.cache / hash_of_weights(args.critic) if args.critic else args.cache
+    with model.precision():
+        return reflect(critic, latents, folder)
 
 
 def end(run: Run, model, latents: Latents, args, settings: dict) -> None:
@@ -190,6 +249,9 @@ def flags() -> Parser:
     parser = Parser(description=__doc__.split("\n\n")[0])
     add = parser.add_argument_group("what to train").add_argument
     add("--objective", choices=("uso", "sft"), default="uso", help="Eq. 5, or lambda 0")
+    add("--pairs", type=number_or_file, metavar="N|FILE",
+        help="own edits, not in the paper: of how many sources of the tiny world without targets, "
+             "or of a manifest that has none")
     add("--preset", choices=PRESETS, default="tiny", help="size of the model")
     add("--weights", help="model folder to start from (without it: weights/<preset>)")
     add("--data", help="manifest of your own triplets, JSON lines (without it: the tiny world)")
@@ -200,6 +262,7 @@ def flags() -> Parser:
     add = parser.add_argument_group("ReViSE").add_argument
     add("--lambda", dest="lam", type=between(0, 1e6), default=0.25, help="of the reason loss")
     add("--tau", type=between(0, 1, True), default=0.5, help="the critic is asked where t < tau")
+    add("--critic", metavar="FOLDER", help="another VLM that judges (without it: the model's own)")
     add("--think", choices=THINK, default="expect", help="before the edit is seen, after, or not")
     add("--decode", choices=DECODE, help="latent frames alone, or whole (the preset's)")
     add("--vlm-frames", type=positive, help="K, frames that the VLM sees (the preset's)")
@@ -235,6 +298,8 @@ def parse(argv=None):
         args.out = folder                                # the run may have been moved
     if args.objective == "sft":
         args.lam = 0.
+    if args.pairs:
+        args.objective = "own-edits"
     args.argv = argv
     args.out = args.out or default_folder(args.objective, args.data)
     args.decode = args.decode or PRESETS[args.preset].decode
@@ -243,6 +308,7 @@ def parse(argv=None):
     if args.wrong + args.drift > 1:
         raise BadInput(f"--wrong {args.wrong:g} --drift {args.drift:g}: are more than all targets; "
                        f"lower one of them")
+    check_critic(args)
     parts = WORLD_SIZE * args.accumulate
     if args.batch % parts:
         among = f"among {WORLD_SIZE} ranks"
@@ -250,6 +316,22 @@ def parse(argv=None):
             among += f" in {args.accumulate} parts"
         raise BadInput(f"--batch {args.batch} does not divide {among}: pass a multiple of {parts}")
     return args
+
+
+def number_or_file(text: str) -> int | str:
+    """How many, or the name of a manifest, as a flag's `type`."""
+    return positive(text) if text.lstrip("-").isdigit() else text
+
+
+def check_critic(args) -> None:
+    """Raises BadInput where --pairs or --critic cannot be used."""
+    for flag, value in (("--pairs", args.pairs), ("--critic", args.critic)):
+        if value and args.lam == 0:
+            raise BadInput(f"{flag} {value}: no critic is asked at lambda 0; drop it")
+    if isinstance(args.pairs, str) and not Path(args.pairs).is_file():
+        raise BadInput(f"--pairs {args.pairs}: no such file; give a manifest, or a number")
+    if args.critic and not any(Path(args.critic).rglob("*.safetensors")):
+        raise BadInput(f"--critic {args.critic}: holds no weights; weights/hardened does")
 
 
 def default_folder(objective: str, data: str | None) -> Path:
@@ -260,9 +342,12 @@ def default_folder(objective: str, data: str | None) -> Path:
 def settings_of(args) -> dict:
     """What must be equal for a run to be the same run."""
     settings = plain_settings(args, FREE)
-    if args.data and Path(args.data).is_file():  # another manifest of this name is another run
-        content = hashlib.sha256(Path(args.data).read_bytes())
-        settings["data"] += " " + content.hexdigest()[:16]
+    for name in ("data", "pairs"):               # another manifest of this name is another run
+        file = getattr(args, name)
+        if isinstance(file, str) and Path(file).is_file():
+            settings[name] += f" {hash_of_file(file)}"
+    if args.critic:
+        settings["critic"] += f" {hash_of_weights(args.critic)}"
     return settings
 
 

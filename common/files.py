@@ -2,6 +2,7 @@
 tables."""
 
 import argparse
+import hashlib
 import json
 import os
 import re
@@ -243,6 +244,11 @@ def start_afresh(folder: Path, settings: dict, *stale: str) -> None:
         for old in folder.glob(pattern):
             old.unlink()
     atomic_write(folder / "settings.json", json.dumps(settings, indent=1) + "\n")
+
+
+def hash_of_file(path: str | Path) -> str:
+    """Names a file's bytes: sixteen letters of their sha256."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
 
 
 def is_pointer(path: Path) -> bool:

@@ -8,6 +8,7 @@ What is loaded is accounted for to the last key and shape; nothing is looked for
 """
 
 import copy
+import hashlib
 import json
 import os
 import re
@@ -121,6 +122,17 @@ def require(path: Path) -> Path:
         if file.is_file() and is_pointer(file):
             raise ValueError(f"{file} is a git-lfs pointer, not the file itself: run git lfs pull")
     return path
+
+
+def hash_of_weights(folder: str | Path, head: str = "") -> str:
+    """Names a text and all weights in a folder, in sixteen letters. ValueError: there are none."""
+    files = sorted(Path(folder).rglob("*.safetensors"))
+    if not files:
+        raise ValueError(f"{folder}: holds no weights")
+    sha = hashlib.sha256(head.encode())
+    for file in files:
+        sha.update(file.read_bytes())
+    return sha.hexdigest()[:16]
 
 
 def read_tokenizer(path: Path):

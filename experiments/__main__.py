@@ -17,7 +17,6 @@ An interval is 95 % of a bootstrap that draws anew both training seeds and test 
 compared on the same seeds and samples. The judge is the tiny world's oracle.
 """
 
-import hashlib
 import platform
 import shlex
 from pathlib import Path
@@ -26,6 +25,7 @@ from typing import Callable
 import torch
 
 from common.files import BadInput, Parser, atomic_write, check_writable, positive, run_script
+from common.weights import hash_of_weights
 from experiments import figures, jobs, tables, train
 from experiments.runs import BASE, EQUAL_TIME, NEEDED_SCORES, TARGETS, Study
 from model import load_model
@@ -72,10 +72,8 @@ def open_study(args) -> Study:
 
 def stamp(args) -> str:
     """The name of the runs' folder: another base, world or --more, another."""
-    sha = hashlib.sha256(f"{world.VERSION} {args.more}".encode())
-    weights = Path(args.weights or jobs.ROOT / "weights" / "tiny")
-    train.add_weights(sha, weights)
-    return sha.hexdigest()[:8]
+    weights = args.weights or jobs.ROOT / "weights" / "tiny"
+    return hash_of_weights(weights, f"{world.VERSION} {args.more}")[:8]
 
 
 def check_flags(study: Study, items: list[str]) -> None:

@@ -15,10 +15,9 @@ import torch
 import evaluate
 from common.distributed import device
 from common.files import Parser, run_script
+from common.weights import hash_of_weights
 from critic import Critic
-from experiments.another_vlm import with_vlm_of
 from experiments.runs import HARDENED
-from experiments.train import hash_of_folder
 from model import load_model
 
 
@@ -44,9 +43,9 @@ def main(argv=None) -> None:
     if flags.margin:
         columns, critics = True, {"margin": Critic(model)}
     else:
-        columns = hash_of_folder(HARDENED)
+        columns = hash_of_weights(HARDENED)
         critics = {"margin, own": Critic(model),
-                   "margin, hardened": Critic(with_vlm_of(model, HARDENED))}
+                   "margin, hardened": Critic(model, vlm=model.read_vlm(HARDENED))}
     evaluate.score(model, args, columns,
                    lambda triplets, edits: margins(critics, triplets, edits))
 

@@ -1,14 +1,10 @@
-"""How else could the same reward be used? ReFL and Flow-GRPO, as functions on tensors.
+"""How else could the same reward be used? Flow-GRPO, as functions on tensors.
 
-USO asks the critic about the one-step estimate from a *noised training target*: one look at what
-the flow-matching step has made anyway. The rivals ask about what the model makes by itself:
+USO asks the critic about the one-step estimate from a *noised training target*, ReFL and VADER about
+the end of a rollout (`model.rollout`), and both send its gradient back. Flow-GRPO needs none: whole
+rollouts with noise on the way, in groups; what is better than its group is made likelier.
 
-    rollout         as ReFL and VADER: from pure noise down to t without gradient; one step follows
-                    that the reward's gradient flows through
-    group_loss      as Flow-GRPO: whole rollouts with noise on the way, in groups; what is better
-                    than its group is made likelier
-
-steps.py makes training steps of them; everything else is shared with USO.
+steps.py makes a training step of it; everything else is shared with USO.
 
 Left out of Flow-GRPO: ratio clipping (one update a group: the ratio is 1), the KL to the reference
 (L_FM holds it), and groups of 24 (ours are of 4, in rollouts of 6 steps: what two cores can do).
@@ -26,21 +22,6 @@ from model import shifted
 STEPS = 6                                        # of a rollout
 GROUP = 4                                        # rollouts that are compared with each other
 NOISE = 0.7                                      # how random a rollout is; Flow-GRPO's
-
-
-@torch.no_grad()
-def rollout(model, noise: torch.Tensor, t: torch.Tensor, c: torch.Tensor, source: torch.Tensor,
-            steps: int = STEPS) -> torch.Tensor:
-    """x at the noise levels t (B,), from pure noise, by Euler steps: (B, C, f, h, w).
-
-    noise, source: (B, C, f, h, w); c: (B, T, D).
-    """
-    x, now = noise, torch.ones_like(t)
-    for k in range(steps):
-        then = 1 + (t - 1) * (k + 1) / steps                                 # (B,)
-        x = x + (then - now).view(-1, 1, 1, 1, 1) * model.velocity(x, now, c, source)
-        now = then
-    return x
 
 
 def stochastic_step(x: torch.Tensor, v: torch.Tensor, t: float,

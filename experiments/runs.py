@@ -44,7 +44,7 @@ PARTS_OFF = ["uso", "uso, no vlm", "uso, no position"]
 RIVALS = ["refl", "grpo"]
 COMPUTE = ["sft", "uso", *RIVALS, *(rival + EQUAL_TIME for rival in RIVALS)]
 OWN_EDITS = {"sft": "", "uso": "",                # what does a frozen VLM make up for in targets?
-             "own edits": f"--objective own-edits --pairs 4000 --lambda 0.1 --critic {HARDENED}"}
+             "own edits": f"--pairs 4000 --lambda 0.1 --critic {HARDENED}"}
 TRIPLETS, ALL_TRIPLETS = (50, 100, 300, 1200), 1200       # the last is train.py's default
 
 

@@ -1,8 +1,7 @@
-"""What else could a training step be? Other objectives and switches, beside train.uso_step.
+"""What else could a training step be? Other objectives and switches, beside train.py's two.
 
     rwr_step       reward-weighted flow matching, no gradient through the critic (Table 4)
-    own_edit_step  flow matching on triplets, reflection on own edits of pairs without a target
-    refl_step      the same on the triplets' own sources
+    refl_step      reflection on own edits of the triplets' sources
     grpo_step      the same reward as a policy gradient
     no_flow_step   USO without L_FM: the reason loss alone
     with_baseline  a step with another m_0
@@ -19,63 +18,16 @@ from typing import Callable
 
 import torch
 
-from critic import clean_estimate, critic_loss, reason_loss
+from critic import critic_loss
 from data import Batch
-from experiments.pairs import WithPairs
-from experiments.rivals import GROUP, group_loss, rollout
+from experiments.rivals import GROUP, group_loss
 from model import add_noise, flow_loss, velocity_target
-from train import uso_step
-
-
-KEEP = 1.                        # the weight of keep_loss, chosen on the val split
-SMALL = .1                       # a change of a pixel below it is none that an edit would ask for
-
-
-def own_edit_step(model, critic, batch: WithPairs, lam: float,
-                  keep: float = KEEP) -> tuple[torch.Tensor, dict]:
-    """Flow matching on triplets, self-reflection on what the model itself makes of pairs: sources
-    with instructions, and no target. Not in the paper.
-
-    In uso_step, x_t is a noised target, and its one-step estimate shows that target whatever the
-    generator would do. Here x_t is the end of the generator's own rollout. The critic asks for the
-    edit and hardly sees what is lost beside it: keep_loss does. Loss and log as in uso_step.
-    """
-    loss, log = uso_step(model, critic, batch, lam=0)                   # Eq. 2, on triplets
-    log["trigger_rate"] = batch.pairs.near.float().mean().item()
-    if lam > 0 and batch.pairs.near.any():
-        pairs = batch.pairs.select(batch.pairs.near)                    # gate    t < tau
-        c = model.context(pairs.source, pairs.bridged, pairs.text)      # Eq. 1   (G, T, D)
-        x_t = rollout(model, pairs.noise, pairs.t, c, pairs.source)     # without gradient
-        v = model.velocity(x_t, pairs.t, c, pairs.source)               # (G, C, f, h, w)
-        frames = critic.decode(clean_estimate(x_t, v, pairs.t))         # Eq. 3   (G, K, 3, H, W)
-        margin = critic.margin(pairs.frames, frames, pairs.instructions, pairs.thoughts)
-        reason = reason_loss(margin, pairs.baseline)                    # Eq. 4   (G,)
-        kept = keep_loss(frames, pairs.frames) * edits_source(pairs)    # (G,)
-        loss = loss + (lam * reason + keep * kept).sum() / pairs.n_near # Eq. 5
-        log["keep_loss"] = kept.sum().item() / pairs.n_near
-        log["reason_loss"] = reason.sum().item() / pairs.n_near
-        log["p_yes"] = margin.sigmoid().sum().item() / pairs.n_near
-    return loss, log
-
-
-def keep_loss(edited: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
-    """What of the source is nearly there, and not quite: (B, K, 3, H, W) twice -> (B,).
-
-    An edit changes a part, and that clearly. So a small change of a pixel is a smear, and pulled
-    back; a large one is meant, and feels nothing: SMALL tanh(|d| / SMALL).
-    """
-    distance = (edited - source).abs()
-    return (SMALL * torch.tanh(distance / SMALL)).mean((1, 2, 3, 4))
-
-
-def edits_source(batch: Batch) -> torch.Tensor:
-    """1 where the source is edited, 0 where it is continued (ICVG): (B,)."""
-    return torch.tensor([float(name == "rave") for name in batch.subsets], device=batch.t.device)
+from train import own_edit_step, uso_step
 
 
 def refl_step(model, critic, batch: Batch, lam: float) -> tuple[torch.Tensor, dict]:
-    """ReFL: the same reward at the end of a rollout, on the sources of the triplets themselves."""
-    return own_edit_step(model, critic, WithPairs(**vars(batch) | {"pairs": batch}), lam, keep=0)
+    """ReFL: as own edits, with the same reward, of the triplets' own sources."""
+    return own_edit_step(model, critic, replace(batch, pairs=batch), lam)
 
 
 def grpo_step(model, critic, batch: Batch, lam: float) -> tuple[torch.Tensor, dict]:

@@ -7,8 +7,7 @@ import torch
 
 from critic import Critic
 from experiments import evaluate
-from experiments.another_vlm import VLM_PARTS, with_vlm_of
-from model import load_model
+from model import VLM_PARTS, load_model
 from tiny import world
 
 
@@ -27,8 +26,8 @@ def test_both_critics_see_the_finished_edits(tiny_dir, tmp_path, monkeypatch):
     model, triplet = load_model(tiny_dir), world.make_triplet(0, "rave", "val")
     source, words = triplet.source[None], [triplet.instruction]
     edit = model.sample(source, words, 1, 1.0, 0)
-    for name, judge in (("own", model), ("hardened", with_vlm_of(model, tmp_path / "hardened"))):
+    for name, vlm in (("own", None), ("hardened", model.read_vlm(tmp_path / "hardened"))):
         with torch.no_grad():
-            margin = Critic(judge).margin(source, edit, words)
+            margin = Critic(model, vlm=vlm).margin(source, edit, words)
         assert row[f"margin, {name}"] == pytest.approx(margin.item(), abs=1e-4)
     assert row["margin, own"] != row["margin, hardened"]

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from experiments import rivals
+from model import rollout
 
 
 def test_a_rollout_follows_the_flow_without_gradient():
@@ -15,7 +16,7 @@ def test_a_rollout_follows_the_flow_without_gradient():
 
     def velocity(x, t, c, source):
         return (x - mu) / t.view(-1, 1, 1, 1, 1)
-    x = rivals.rollout(types.SimpleNamespace(velocity=velocity), eps, t.flatten(), None, None)
+    x = rollout(types.SimpleNamespace(velocity=velocity), eps, t.flatten(), None, None)
     torch.testing.assert_close(x, (1 - t) * mu.detach() + t * eps)
     assert not x.requires_grad
 

@@ -9,9 +9,8 @@ import torch
 
 import train
 from critic import Critic
-from data import Batches, Latents, reflect, world_items
+from data import Batches, Latents, reflect, world_items, world_pairs
 from experiments import rivals, steps
-from experiments.pairs import TripletsAndPairs, batches_of_pairs
 from model import load_model
 
 LAMBDA = .25
@@ -27,10 +26,10 @@ def made(tiny_dir, tmp_path_factory):
     reflections = reflect(critic, latents, folder)
 
     def of(accumulate):
-        sizes = dict(batch=4, tau=.7, seed=0, accumulate=accumulate)
-        args = SimpleNamespace(cache=folder, **sizes)
-        return TripletsAndPairs(Batches(latents, model, reflections, drop=.3, **sizes),
-                                batches_of_pairs(model, critic, 5, args, folder))
+        sizes = dict(batch=4, tau=.7, accumulate=accumulate)
+        args = SimpleNamespace(cache=folder, pairs=5, critic=None, seed=0, **sizes)
+        return Batches(latents, model, reflections, drop=.3, seed=0, **sizes,
+                       pairs=train.make_pairs(model, critic, args))
     return model, critic, of
 
 
@@ -60,13 +59,8 @@ def rows(model, batch):
 
 def ask(critic, one, x0_hat):
     """The margin of one sample's estimate, of which single latent frames are decoded alone."""
-    return critic.margin(one.frames, see(critic, x0_hat), one.instructions, one.thoughts)[0]
-
-
-def see(critic, x0_hat):
-    """The single latent frames of an estimate, each decoded alone: (1, K, 3, H, W)."""
     frames = [critic.model.decode_video(x0_hat[:, :, k:k + 1]) for k in range(x0_hat.shape[2])]
-    return torch.cat(frames, 1)
+    return critic.margin(one.frames, torch.cat(frames, 1), one.instructions, one.thoughts)[0]
 
 
 def rwr_by_hand(model, critic, batch):
@@ -126,7 +120,7 @@ def test_rwr_weights():
 def end_of_rollout(model, one):
     """x0_hat (1, C, f, h, w) of the model's own x_t, differentiable in the last velocity alone."""
     c = model.context(one.source, one.bridged, one.text)
-    x, levels = one.noise, torch.linspace(1, one.t.item(), rivals.STEPS + 1).tolist()
+    x, levels = one.noise, torch.linspace(1, one.t.item(), 7).tolist()
     with torch.no_grad():
         for t, then in zip(levels[:-1], levels[1:]):
             x = x + (then - t) * model.velocity(x, torch.tensor([t]), c, one.source)
@@ -143,44 +137,27 @@ def test_refl(ready):
 
 
 def test_own_edits(ready):
-    """L_FM of the triplets by hand, and -log sigmoid(m) of each gated pair."""
+    """L_FM of the triplets by hand, and -log sigmoid(m) of each gated pair: no m_0."""
     model, critic, batch = ready
     assert batch.pairs.target is None
-    loss, log = steps.own_edit_step(model, critic, batch, LAMBDA, keep=3)
-    flow, kept, reasons = torch.stack([flow for *_, flow in rows(model, batch)]).mean(), [], []
+    loss, log = train.own_edit_step(model, critic, batch, LAMBDA)
+    flow, reasons = torch.stack([flow for *_, flow in rows(model, batch)]).mean(), []
     for i in batch.pairs.near.nonzero()[:, 0]:
         one = batch.pairs.select(torch.arange(len(batch.pairs.t)) == i)
-        x0_hat = end_of_rollout(model, one)
-        reasons.append(torch.log1p(torch.exp(-ask(critic, one, x0_hat))))
-        smear = (see(critic, x0_hat) - one.frames).abs()
-        edits = one.subsets == ["rave"]
-        kept.append(edits * .1 * torch.tanh(smear / .1).mean())
-    reason, keep = torch.stack(reasons).mean(), torch.stack(kept).mean()
-    assert_same(model, loss, flow + LAMBDA * reason + 3 * keep)
-    assert log["keep_loss"] == pytest.approx(keep.item(), abs=1e-5)
+        reasons.append(torch.log1p(torch.exp(-ask(critic, one, end_of_rollout(model, one)))))
+    reason = torch.stack(reasons).mean()
+    assert_same(model, loss, flow + LAMBDA * reason)
     assert log["flow_loss"] == pytest.approx(flow.item(), abs=1e-4)
     assert log["reason_loss"] == pytest.approx(reason.item(), abs=1e-4)
     assert log["trigger_rate"] == batch.pairs.near.float().mean() != batch.near.float().mean()
-
-
-def test_a_smear_is_pulled_back_and_a_clear_change_is_not():
-    source = torch.zeros(2, 1, 3, 4, 4)
-    edited = torch.zeros_like(source)
-    edited[0] += .02
-    edited[1] += 1.5
-    edited.requires_grad_(True)
-    loss = steps.keep_loss(edited, source)
-    assert loss.tolist() == pytest.approx([.1 * math.tanh(.2), .1], rel=1e-4)
-    loss.sum().backward()
-    assert edited.grad[0].mean() > 100 * edited.grad[1].mean()
 
 
 def test_own_edits_in_two_micro_batches_are_the_same_step(made):
     model, critic, of = made
     one, two = of(1), of(2)
     number = next(step for step in range(100) if gated(next(one.of(step))))
-    whole, _ = steps.own_edit_step(model, critic, next(one.of(number)), LAMBDA)
-    parts = [steps.own_edit_step(model, critic, batch, LAMBDA)[0] for batch in two.of(number)]
+    whole, _ = train.own_edit_step(model, critic, next(one.of(number)), LAMBDA)
+    parts = [train.own_edit_step(model, critic, batch, LAMBDA)[0] for batch in two.of(number)]
     assert_same(model, sum(parts) / 2, whole)
 
 
@@ -237,7 +214,7 @@ def test_grpo_moves_the_generator(ready):
 
 
 @pytest.mark.parametrize("step", [steps.rwr_step, steps.refl_step, steps.grpo_step,
-                                  steps.no_flow_step, steps.own_edit_step])
+                                  steps.no_flow_step, train.own_edit_step])
 def test_where_no_sample_is_near_the_critic_is_not_asked(ready, step):
     model, _, batch = ready
     far = replace(batch, near=torch.zeros_like(batch.near), n_near=0.)

@@ -12,8 +12,8 @@ import torch
 from common.files import BadInput
 from common.video import write_video
 from experiments import train
-from experiments.another_vlm import VLM_PARTS, has_vlm_alone
-from model import load_model
+from experiments.another_vlm import has_vlm_alone
+from model import VLM_PARTS, load_model
 from tiny import world
 
 
@@ -72,17 +72,17 @@ def test_what_is_switched_off_is_off(run, uso, tmp_path):
     assert not model.preset.use_vlm and not hasattr(model.visual_context_adapter, "position")
 
 
-@pytest.mark.parametrize("flags", [("--objective", "rwr", "--without", "baseline"),
-                                   ("--objective", "own-edits", "--pairs", "3")])
-def test_a_stopped_run_goes_on_bit_for_bit(run, tmp_path, monkeypatch, flags):
+@pytest.mark.parametrize("name, flags", [
+    ("rwr", ("--objective", "rwr", "--without", "baseline")), ("own-edits", ("--pairs", "3"))])
+def test_a_stopped_run_goes_on_bit_for_bit(run, tmp_path, monkeypatch, name, flags):
     straight = run(tmp_path / "straight", *flags, steps=2)
-    step = train.STEPS[flags[1]]
+    step = train.STEPS[name]
 
     def stopping(*args, **named):
         os.kill(os.getpid(), signal.SIGINT)              # the step ends, and the run is saved
         return step(*args, **named)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setitem(train.STEPS, flags[1], stopping)
+        patch.setitem(train.STEPS, name, stopping)
         run(tmp_path / "stopped", *flags, steps=2)
     assert len(torch.load(tmp_path / "stopped" / "state.pt")["log"]) == 1
     train.main(["--resume", str(tmp_path / "stopped")])
@@ -103,7 +103,7 @@ def manifest(tmp_path):
 
 
 def test_own_edits_of_own_videos(run, manifest, tmp_path, capsys):
-    flags = "--objective", "own-edits", "--pairs", str(manifest)
+    flags = "--pairs", str(manifest)
     with pytest.raises(BadInput, match="pairs.jsonl:2: the field 'instruction' is .*--skip-bad"):
         run(tmp_path / "out", *flags)
     row, = read_log(run(tmp_path / "out", *flags, "--skip-bad"))
@@ -115,7 +115,7 @@ def test_own_edits_of_own_videos(run, manifest, tmp_path, capsys):
 
 
 def test_own_edits_with_m_0(run, tmp_path):
-    flags = "--objective", "own-edits", "--pairs", "3"
+    flags = "--pairs", "3"
     with_m_0, without = (read_log(run(tmp_path / f"{len(more)}", *flags, *more))[0]
                          for more in (["--with-m0"], []))
     assert with_m_0["p_yes"] == without["p_yes"]
@@ -137,8 +137,8 @@ def test_another_critic_judges(run, uso, tiny_dir, tmp_path):
     row, first = read_log(judged)[0], read_log(uso)[0]
     assert row["flow_loss"] == first["flow_loss"] and row["p_yes"] != first["p_yes"]
     train.main(["--resume", str(judged), "--steps", "2"])
-    args, _ = train.parse(["--resume", str(judged), "--steps", "2"])
-    assert args.critic == str(tmp_path / "other") and len(read_log(judged)) == 2
+    _, how = train.parse(["--resume", str(judged), "--steps", "2"])
+    assert how.critic == str(tmp_path / "other") and len(read_log(judged)) == 2
 
 
 def test_one_folder_holds_one_objective(run, uso):
@@ -153,14 +153,15 @@ def test_one_folder_holds_one_objective(run, uso):
     (["--bogus"], "unrecognized arguments: --bogus"),
     (["--objective", "rwr", "--batch", "0"], "--batch: must be at least 1"),
     (["--objective", "rwr", "--lambda", "0"], "--lambda 0: would leave rwr without its critic"),
-    (["--objective", "own-edits"], "own-edits: needs --pairs, a number or a manifest"),
-    (["--objective", "own-edits", "--pairs", "0"], "--pairs: must be at least 1"),
-    (["--objective", "own-edits", "--pairs", "no.jsonl"], "--pairs no.jsonl: no such file"),
-    (["--objective", "own-edits", "--pairs", "9", "--without", "baseline"], "has no m_0 of itself"),
-    (["--pairs", "9"], "are for --objective own-edits, not uso"),
+    (["--pairs", "0"], "--pairs: must be at least 1"),
+    (["--pairs", "no.jsonl"], "--pairs no.jsonl: no such file"),
+    (["--pairs", "9", "--without", "baseline"], "is for USO, not for own edits"),
+    (["--pairs", "9", "--objective", "rwr"], "rwr has no use for them"),
+    (["--pairs", "9", "--objective", "sft"], "no critic is asked at lambda 0"),
+    (["--with-m0"], "is for own edits, with --pairs"),
     (["--objective", "refl", "--without", "flow"], "--without flow: is for --objective uso"),
     (["--critic", "nowhere"], "--critic nowhere: holds no weights"),
-    (["--critic", "weights/tiny", "--lambda", "0"], "is not asked at lambda 0"),
+    (["--critic", "weights/tiny", "--lambda", "0"], "no critic is asked at lambda 0"),
     (["--resume", "nowhere"], "nowhere: no run.json there"),
     (["--resume", "nowhere", "--out", "x"], "drop them")])
 def test_bad_flags(flags, says):
