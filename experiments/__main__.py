@@ -27,7 +27,7 @@ import torch
 from common.files import BadInput, Parser, atomic_write, check_writable, positive, run_script
 from common.weights import hash_of_weights
 from experiments import figures, jobs, tables, train
-from experiments.runs import BASE, EQUAL_TIME, NEEDED_SCORES, TARGETS, Study
+from experiments.runs import BASE, EQUAL_TIME, HALF, NEEDED_SCORES, TARGETS, Study
 from model import load_model
 from tiny import world
 
@@ -82,7 +82,7 @@ def check_flags(study: Study, items: list[str]) -> None:
     more = f"--more {shlex.join(study.flags)}"
     names = {word.partition("=")[0] for word in study.flags if word.startswith("--")}
     for run in {score.run for item in items for score in NEEDED_SCORES[item]} - {BASE}:
-        if run.endswith(EQUAL_TIME):             # its steps are known once its rival was timed
+        if run.endswith((EQUAL_TIME, HALF)):     # their flags follow from other runs
             continue
         own = jobs.train_job(study, run, seed=0).command
         for name in names.intersection(own[:len(own) - len(study.flags)]):

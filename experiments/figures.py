@@ -20,9 +20,10 @@ from critic import THINK, Critic
 from experiments.gradient_probe import gradient_at_levels
 from experiments.jobs import read_times, training_name
 from experiments.one_step_probe import NOISED, one_step_margins
-from experiments.runs import (BASE, BASELINES, COMPUTE, CRITICS, GAMED, GAMED_RUNS, HEADLINE, MAP,
-                              MAP_LONGER, OBJECTIVES, OWN_EDITS, PARTS_OFF, SEARCH, TAUS, TRIPLETS,
-                              Cell, Score, Study, run_of_triplets, run_on)
+from experiments.runs import (BASE, BASELINES, COMPUTE, CRITICS, GAMED, GAMED_RUNS, HALF, HEADLINE,
+                              LEARNERS, MAP, MAP_LONGER, OBJECTIVES, OWN_EDITS, OWN_EDITS_ON_FEW,
+                              PARTS_OFF, SEARCH, SFT_ON_FEW, TAUS, TRIPLETS, Cell, Score, Study,
+                              run_of_triplets, run_on)
 from experiments.scores import (GAINS, SHOWN, Interval, cell, compare, correlation_of, gains,
                                 measured_once, read_scores, seed_and_sample_interval,
                                 smallest_visible)
@@ -304,12 +305,27 @@ def draw_map(study: Study, cells: list[Cell], name: str) -> str:
 
 
 def figure_own_edits(study: Study) -> str:
+    """What do own edits teach beside 100 triplets, and at which price?"""
+    panels = []
+    runs = {"own edits": OWN_EDITS_ON_FEW, "halfway to SFT": OWN_EDITS_ON_FEW + HALF}
+    for column in GAINS:
+        bars = {}
+        for name, run in runs.items():
+            gain = gains(study, Score(run, "rave"), Score(SFT_ON_FEW, "rave"), (column,))
+            bars[name] = seed_and_sample_interval(gain[column])
+        panels.append(Panel(f"RAVE: {column} - SFT on 100 triplets", bars=bars))
+    draw_panels(study.out / "own-edits.png", panels, height=1.8)
+    text = compare(study, [BASE, SFT_ON_FEW, *runs.values()], "rave", SFT_ON_FEW)
+    return f"own edits: `{LEARNERS[OWN_EDITS]} --items 100`; half: `experiments.mix`.\n\n{text}"
+
+
+def figure_triplets(study: Study) -> str:
     """How many targets is a frozen VLM worth? Scores over the number of triplets."""
     panels, parts = [], []
     for subset, columns in (("rave", GAINS), ("icvg", ("Overall",))):
         for column in columns:
             panel = Panel(f"{subset.upper()}: {column}", "triplets, each with its target", log=True)
-            for run in OWN_EDITS:
+            for run in LEARNERS:
                 scores = [read_scores(study, Score(run_of_triplets(run, n), subset), column)
                           for n in TRIPLETS]
                 panel.lines[run] = TRIPLETS, [seed_and_sample_interval(x) for x in scores]
@@ -317,16 +333,16 @@ def figure_own_edits(study: Study) -> str:
             panel.lines[f"sft on {TRIPLETS[-1]}"] = TRIPLETS, [goal] * len(TRIPLETS)
             panels.append(panel)
         table = [["run", *SHOWN, *(f"{column} - SFT on as many" for column in GAINS)]]
-        for n, run in itertools.product(TRIPLETS, OWN_EDITS):
+        for n, run in itertools.product(TRIPLETS, LEARNERS):
             score, sft = (Score(run_of_triplets(name, n), subset) for name in (run, "sft"))
             table.append([score.run, *(cell(read_scores(study, score, c)) for c in SHOWN),
                           *(cell(x, sign="+") for x in gains(study, score, sft).values())])
         parts.append(f"{subset.upper()}\n\n{markdown(table)}")
-    draw_panels(study.out / "own-edits.png", panels)
+    draw_panels(study.out / "triplets.png", panels)
     overall = {run: [value for value, _, _ in line[1]] for run, line in panels[0].lines.items()}
     rising = np.maximum.accumulate(overall["sft"])
-    worth = np.exp(np.interp(overall["own edits"], rising, np.log(TRIPLETS)))
-    head = (f"own edits: beside the triplets, pairs without a target (`{OWN_EDITS['own edits']}`). "
+    worth = np.exp(np.interp(overall[OWN_EDITS], rising, np.log(TRIPLETS)))
+    head = (f"own edits: beside the triplets, pairs without a target (`{LEARNERS[OWN_EDITS]}`). "
             f"On {', '.join(map(str, TRIPLETS))} triplets its Overall on RAVE is SFT's on "
             f"{', '.join(f'{n:.0f}' for n in worth)}, read off SFT's own line, which ends there.")
     return "\n".join([f"{head}\n", *parts])

@@ -21,8 +21,8 @@ import numpy as np
 from tqdm import tqdm
 
 from common.files import BadInput, atomic_write
-from experiments.runs import (BASE, EQUAL_TIME, NEEDED_SCORES, RUNS, TARGETS, Score, Study,
-                              name_and_targets, needs_both_margins, needs_margin)
+from experiments.runs import (BASE, EQUAL_TIME, HALF, NEEDED_SCORES, OWN_EDITS, RUNS, TARGETS,
+                              Score, Study, name_and_targets, needs_both_margins, needs_margin)
 
 ROOT = Path(__file__).parents[1]
 STOPPED = 130                                    # the exit code of a command that Ctrl-C stopped
@@ -38,8 +38,12 @@ class Job(NamedTuple):
 # ------------------------------------------------------------------------ which commands
 
 def train_job(study: Study, run: str, seed: int) -> Job:
-    """The training of a run."""
+    """The training of a run, or the mixing of two."""
     folder = study.run_folder(run, seed)
+    if run.endswith(HALF):
+        parents = [str(parent) for parent in parents_of(study, run, seed)]
+        command = [sys.executable, "-m", "experiments.mix", *parents, "--out", str(folder)]
+        return Job(training_name(study, run, seed), command, folder / "model" / "model.json")
     name, targets = name_and_targets(run.removesuffix(EQUAL_TIME))
     command = [sys.executable, "-m", "experiments.train", *RUNS[name].split(),
                *TARGETS[targets or study.targets].split(),
@@ -49,6 +53,13 @@ def train_job(study: Study, run: str, seed: int) -> Job:
         command += ["--weights", study.weights]
     return Job(training_name(study, run, seed), command + study.flags,
                folder / "model" / "model.json")
+
+
+def parents_of(study: Study, run: str, seed: int) -> list[Path]:
+    """The runs that are mixed: SFT on as many triplets, and the run itself."""
+    run = run.removesuffix(HALF)
+    sft = run.replace(OWN_EDITS, "sft")
+    return [study.run_folder(name, seed) for name in (sft, run)]
 
 
 def training_name(study: Study, run: str, seed: int) -> str:
@@ -87,8 +98,8 @@ def score_job(study: Study, score: Score, seed: int) -> Job:
 def plan(study: Study, items: list[str], done: bool = False) -> list[list[Job]]:
     """The chains that the tables and figures `items` need, with or without the jobs that are done.
 
-    Runs of equal time are not among them before the times that they depend on are known: plan again
-    when the others are done.
+    Runs of equal time are not among them before the times that they depend on are known, and mixed
+    ones not before their parents are trained: plan again when the others are done.
     """
     scores_of_run = {}
     for item in items:
@@ -96,6 +107,8 @@ def plan(study: Study, items: list[str], done: bool = False) -> list[list[Job]]:
             if score.run.endswith(EQUAL_TIME) and not time_is_known(study, score.run):
                 continue
             for seed in study.seeds_of(score.run):
+                if score.run.endswith(HALF) and not parents_are_there(study, score.run, seed):
+                    continue
                 scores = scores_of_run.setdefault((score.run, seed), [])
                 if score not in scores:
                     scores.append(score)
@@ -114,6 +127,11 @@ def time_is_known(study: Study, run: str) -> bool:
     rival = run.removesuffix(EQUAL_TIME)
     needed = {training_name(study, name, seed) for name in ("uso", rival) for seed in study.seeds}
     return needed <= read_times(study).keys()
+
+
+def parents_are_there(study: Study, run: str, seed: int) -> bool:
+    """Whether the two runs that are mixed have been trained."""
+    return all((parent / "model").is_dir() for parent in parents_of(study, run, seed))
 
 
 # ------------------------------------------------------------------------ doing them

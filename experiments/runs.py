@@ -21,6 +21,7 @@ TARGETS = {                                      # what is wrong with the traini
     "drift-60": "--drift 0.6"}                   # the edit is right, the rest re-rendered
 EQUAL_TIME = ", equal time"                      # a rival with so few steps that it takes as long
 LONGER, TIMES_LONGER = ", longer", 5             # a run of so many times the study's steps
+HALF = ", half"                                  # the mean of a run's weights and SFT's
 HARDENED = "weights/hardened"                    # the VLM after pretrain.harden
 
 # runs by what they differ in; "uso" has lambda 0.25 and tau 0.5
@@ -43,8 +44,9 @@ HEADLINE = ["sft", "rwr", "uso", "uso, hardened critic, no m_0"]
 PARTS_OFF = ["uso", "uso, no vlm", "uso, no position"]
 RIVALS = ["refl", "grpo"]
 COMPUTE = ["sft", "uso", *RIVALS, *(rival + EQUAL_TIME for rival in RIVALS)]
-OWN_EDITS = {"sft": "", "uso": "",                # what does a frozen VLM make up for in targets?
-             "own edits": f"--pairs 4000 --lambda 0.1 --critic {HARDENED}"}
+OWN_EDITS = "own edits"
+LEARNERS = {"sft": "", "uso": "",                # what does a frozen VLM make up for in targets?
+            OWN_EDITS: f"--pairs 4000 --lambda 0.1 --critic {HARDENED}"}
 TRIPLETS, ALL_TRIPLETS = (50, 100, 300, 1200), 1200       # the last is train.py's default
 
 
@@ -63,7 +65,7 @@ def all_runs() -> dict[str, str]:
         runs.setdefault(run, f"--tau {tau}")
     for rate, names in SEARCH.items():
         runs |= {run: f"{runs[run.split(',')[0]]} --lr {rate}" for run in names}
-    for run, flags in OWN_EDITS.items():
+    for run, flags in LEARNERS.items():
         runs.setdefault(run, flags)
         for n in TRIPLETS:
             runs.setdefault(run_of_triplets(run, n), f"{runs[run]} --items {n}")
@@ -76,6 +78,7 @@ def run_of_triplets(run: str, n: int) -> str:
 
 
 RUNS = all_runs()
+SFT_ON_FEW, OWN_EDITS_ON_FEW = run_of_triplets("sft", 100), run_of_triplets(OWN_EDITS, 100)
 
 
 def run_on(run: str, targets: str, longer: bool = False) -> str:
@@ -210,8 +213,10 @@ NEEDED_SCORES = {
     "figure one-step": on_test([BASE, "sft", "uso"], "rave"),
     "figure map": on_test(runs_of(MAP), "rave"),
     "figure map-longer": on_test(runs_of(MAP_LONGER), "rave"),
-    "figure own-edits": on_test([run_of_triplets(run, n) for run in OWN_EDITS for n in TRIPLETS],
-                                "rave", "icvg"),
+    "figure own-edits": on_test([BASE, SFT_ON_FEW, OWN_EDITS_ON_FEW, OWN_EDITS_ON_FEW + HALF],
+                                "rave"),
+    "figure triplets": on_test([run_of_triplets(run, n) for run in LEARNERS for n in TRIPLETS],
+                               "rave", "icvg"),
 }
 
 

@@ -8,8 +8,9 @@ import pytest
 from critic import THINK
 from experiments import figures, gradient_probe, one_step_probe
 from experiments.one_step_probe import NOISED
-from experiments.runs import (BASE, GAMED_RUNS, HEADLINE, MAP, MAP_LONGER, OWN_EDITS, TAUS,
-                              TRIPLETS, Score, run_of_triplets)
+from experiments.runs import (BASE, GAMED_RUNS, HALF, HEADLINE, LEARNERS, MAP, MAP_LONGER,
+                              OWN_EDITS_ON_FEW, SFT_ON_FEW, TAUS, TRIPLETS, Score,
+                              run_of_triplets)
 
 
 def test_figure_4_is_a_rank_correlation(study, pretend):
@@ -143,16 +144,26 @@ def test_one_step_estimates_of_what_is_noised(study, tiny_dir, monkeypatch):
         assert len(margins) == 3
 
 
+def test_own_edits_and_halfway_back(study, pretend):
+    study = study(n=5, seeds=range(1))
+    for number, run in enumerate((BASE, SFT_ON_FEW, OWN_EDITS_ON_FEW + HALF, OWN_EDITS_ON_FEW)):
+        pretend(study, Score(run, "rave"), 0, [number] * 5)
+    rows = [line.split("|") for line in figures.figure_own_edits(study).splitlines()]
+    gained = {row[1].strip(): row[7].split()[0] for row in rows if row[1:] and "own" in row[1]}
+    assert gained == {OWN_EDITS_ON_FEW: "+2.00", OWN_EDITS_ON_FEW + HALF: "+1.00"}
+    assert (study.out / "own-edits.png").stat().st_size > 5_000
+
+
 def test_own_edits_over_triplets_and_what_they_are_worth(study, pretend):
     study = study(n=5, seeds=range(1))
     for number, n in enumerate(TRIPLETS):                # SFT has 1, 2, 3, 4; own edits 1 more
-        for ahead, run in enumerate(OWN_EDITS):
+        for ahead, run in enumerate(LEARNERS):
             for subset in ("rave", "icvg"):
                 score = Score(run_of_triplets(run, n), subset)
                 pretend(study, score, 0, [1 + number + ahead / 2] * 5)
-    text = figures.figure_own_edits(study)
+    text = figures.figure_triplets(study)
     assert "SFT's on 100, 300, 1200, 1200, read off" in text
     gained = [line.split("|")[7].split()[0] for line in text.splitlines()
               if line.startswith("| own edits")]
     assert gained == ["+1.00"] * 2 * len(TRIPLETS)
-    assert (study.out / "own-edits.png").stat().st_size > 10_000
+    assert (study.out / "triplets.png").stat().st_size > 10_000

@@ -8,7 +8,8 @@ import pytest
 from common.files import BadInput
 from experiments import jobs
 from experiments.jobs import Job, plan
-from experiments.runs import BASE, NEEDED_SCORES, RUNS, Score
+from experiments.runs import (BASE, HALF, NEEDED_SCORES, OWN_EDITS_ON_FEW, RUNS, SFT_ON_FEW,
+                              Score)
 
 
 def names(chains):
@@ -19,7 +20,8 @@ def names(chains):
 
 def test_every_score_is_of_a_run():
     for score in [score for scores in NEEDED_SCORES.values() for score in scores]:
-        assert score.run.removesuffix(", equal time").partition(" on ")[0] in {*RUNS, BASE}
+        name = score.run.removesuffix(", equal time").removesuffix(HALF).partition(" on ")[0]
+        assert name in {*RUNS, BASE}
 
 
 def test_what_is_done_is_not_done_again(study, pretend):
@@ -50,6 +52,19 @@ def test_equal_time_waits_for_the_times(study):
     wanted = {"refl, equal time": "50", "grpo, equal time": "10", "refl": "100"}
     for run, number in wanted.items():
         assert steps[jobs.training_name(study, run, 0)] == number
+
+
+def test_a_mixed_run_waits_for_its_parents(study):
+    study = study(seeds=range(1))
+    waiting = names(plan(study, ["figure own-edits"]))
+    assert not any("half" in name for name in waiting)
+    for run in (SFT_ON_FEW, OWN_EDITS_ON_FEW):
+        (study.run_folder(run, 0) / "model").mkdir(parents=True)
+    mix, score = next(chain for chain in plan(study, ["figure own-edits"])
+                      if "half" in chain[0].name)
+    assert mix.command[2:5] == ["experiments.mix", str(study.run_folder(SFT_ON_FEW, 0)),
+                                str(study.run_folder(OWN_EDITS_ON_FEW, 0))]
+    assert str(mix.makes.parents[1]) in score.command
 
 
 def test_who_gives_a_margin(study):
