@@ -11,9 +11,21 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from common.files import BadInput, check_writable, remove_leftovers, run_script
 
 
-def test_writable_is_tried_and_leaves_nothing(tmp_path):
-    check_writable(tmp_path / "new" / "folder" / "a.txt")
-    check_writable(tmp_path / "b.txt")
+def python(code, **variables):
+    return subprocess.run([sys.executable, "-c", code], env=os.environ | variables,
+                          capture_output=True, text=True)
+
+
+def test_what_can_be_written_is_tried_and_leaves_nothing(tmp_path):
+    for path in (tmp_path / "new/folder/a.txt", tmp_path / "b.PNG"):
+        check_writable(path, ".txt", ".png")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))        # a full disk
+    try:
+        with pytest.raises(BadInput, match="a.txt: cannot be written .*; choose .* has room"):
+            check_writable(tmp_path / "a.txt")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert not list(tmp_path.iterdir())
 
 
@@ -26,22 +38,16 @@ def test_what_cannot_be_written_is_found_at_once(tmp_path):
             ("/dev/null/a", "Not a directory"), ("/proc/a/b", "/proc: ")):
         with pytest.raises(BadInput, match=f"cannot be written .*{words}"):
             check_writable(path)
-
-
-def test_a_suffix_says_how_it_is_written(tmp_path):
-    check_writable(tmp_path / "a.PNG", ".png")
     with pytest.raises(BadInput, match=r"r.txt: is written as .png; let its name end so"):
         check_writable(tmp_path / "r.txt", ".png")
 
 
-def test_a_terminal_without_these_letters(tmp_path):
+def test_a_terminal_without_these_letters():
     """Latin-1 has no Cyrillic; and Ctrl-C while libraries load is a line."""
-    code = "from common.files import run_script; run_script(lambda: print('\u0436.mp4'))"
-    latin = {**os.environ, "PYTHONIOENCODING": "latin-1", "LC_ALL": "C"}
-    done = subprocess.run([sys.executable, "-c", code], env=latin, capture_output=True, text=True)
+    done = python("from common.files import run_script; run_script(lambda: print('\u0436.mp4'))",
+                  PYTHONIOENCODING="latin-1", LC_ALL="C")
     assert (done.returncode, done.stdout) == (0, "\\u0436.mp4\n"), done.stderr
-    done = subprocess.run([sys.executable, "-c", "import common; raise KeyboardInterrupt"],
-                          capture_output=True, text=True)
+    done = python("import common; raise KeyboardInterrupt")
     assert done.returncode and done.stderr == "\nstopped\n"
 
 
@@ -49,37 +55,22 @@ def test_a_terminal_without_these_letters(tmp_path):
     ({"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}, "is 2, but MASTER_ADDR is not set"),
     ({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two'"), ({"RANK": ""}, "RANK is ''")])
 def test_ranks_in_part(variables, words):
-    code = ("from common.files import run_script\n"
-            "from common.distributed import start\nrun_script(start)")
-    done = subprocess.run([sys.executable, "-c", code], env=os.environ | variables,
-                          capture_output=True, text=True)
+    done = python("from common.files import run_script\n"
+                  "from common.distributed import start\nrun_script(start)", **variables)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and words in done.stderr
-
-
-def test_a_full_disk_is_found_at_once(tmp_path):
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
-    try:
-        with pytest.raises(BadInput, match="a.txt: cannot be written .*; choose .* has room"):
-            check_writable(tmp_path / "a.txt")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert not list(tmp_path.iterdir())
 
 
 def test_what_a_killed_run_left_is_removed(tmp_path):
     dead = subprocess.Popen(["true"])
     dead.wait()
-    (tmp_path / "clips").mkdir()
-    stale, running, other = (tmp_path / "clips" / name for name in (
-        f"a.tmp{dead.pid}.mp4", f"a.tmp{os.getpid()}.mp4", "a.tmpl.mp4"))
-    for path in (stale, running, other):
-        path.write_bytes(b"x")
+    stale = tmp_path / f"clips/a.tmp{dead.pid}.mp4"
+    others = [tmp_path / f"clips/a.tmp{os.getpid()}.mp4", tmp_path / "clips/a.tmpl.mp4"]
     folder = tmp_path / f"model.tmp{dead.pid}"
-    folder.mkdir()
-    (folder / "model.json").write_text("{}")
+    for path in (stale, *others, folder / "model.json"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("x")
     remove_leftovers(tmp_path)
-    assert not stale.exists() and running.exists() and other.exists() and not folder.exists()
+    assert not stale.exists() and not folder.exists() and all(path.exists() for path in others)
 
 
 def test_torchrun_ends_with_the_line(tmp_path, monkeypatch, capsys):

@@ -5,6 +5,7 @@ import errno
 import json
 import math
 import os
+import pkgutil
 import signal
 import subprocess
 import sys
@@ -24,88 +25,65 @@ def read_log(run: Path) -> list[dict[str, float]]:
         return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
 
 
-def toy(out, steps=8, loss_at=None, **settings):
-    """Six numbers that are drawn towards random goals; returns (numbers, log)."""
-    w = nn.Parameter(torch.linspace(-1, 1, 6))
-    adam = torch.optim.AdamW([w], lr=.1, betas=(.9, .95), weight_decay=.01)
+def fresh():
+    """A matrix and a vector, and the two optimizers that share them."""
+    m, b = nn.Parameter(torch.linspace(-1, 1, 12).view(4, 3)), nn.Parameter(torch.zeros(3))
+    adam = torch.optim.AdamW([b], lr=.1, betas=(.9, .95), weight_decay=.01)
+    muon = torch.optim.Muon([m], lr=.1, weight_decay=.01, adjust_lr_fn="match_rms_adamw")
+    return m, b, [adam, muon]
 
-    def pull(step):
-        goal = torch.randn(6, generator=torch.Generator().manual_seed(step))
-        return (w - goal).pow(2).mean(), {"goal": goal.mean().item()}
-    run = Run(out, {"w": w}, [adam], **settings)
-    for step in run.steps(steps):
-        loss, log = loss_at(step, w, pull) if loss_at else pull(step)
-        run.backward(loss, log)
+
+def distance(m, b, step):
+    """From a random goal, another in each step."""
+    goal = torch.randn(4, 3, generator=torch.Generator().manual_seed(step))
+    return (m + b - goal).pow(2).mean()
+
+
+def numbers(m, b):
+    return torch.cat([m.detach().flatten(), b.detach()])
+
+
+def toy(out, change=lambda step, loss: loss, **settings):
+    """Eight steps towards the goals: (the numbers before each step and at the end, the log)."""
+    m, b, optimizers = fresh()
+    run = Run(out, {"m": m, "b": b}, optimizers, **settings)
+    trace = []
+    for step in run.steps(8):
+        trace.append(numbers(m, b))
+        run.backward(change(step, distance(m, b, step)), {"goal": step / 2})
         run.update()
     run.write_log()
-    return w.detach(), run.log
+    return [*trace, numbers(m, b)], run.log
 
 
 def test_learning_rate_endpoints():
     rates = [learning_rate(step, 100, 2.) for step in range(101)]
-    # warm-up: 1/11, 2/11, ... 1
     assert rates[0] == 2 / 11 and rates[10] == rates[11] == 2 and rates[100] == pytest.approx(.2)
-    half = 11 + 89 / 2                                   # of the way down, between two steps
-    assert (rates[int(half)] + rates[int(half) + 1]) / 2 == pytest.approx(2 * .55)
+    assert (rates[55] + rates[56]) / 2 == pytest.approx(2 * .55)       # half of the way down
     assert sorted(rates[:11]) == rates[:11] and sorted(rates[11:], reverse=True) == rates[11:]
     assert learning_rate(0, 1, 2.) == 2 and math.isfinite(learning_rate(1, 1, 2.))
     assert learning_rate(49, 1000, 2.) == 2 > learning_rate(48, 1000, 2.)
 
 
 def test_run_against_a_loop(tmp_path):
-    """AdamW with warm-up, cosine and clipping, by torch's own pieces."""
-    w = nn.Parameter(torch.linspace(-1, 1, 6))
-    adam = torch.optim.AdamW([w], betas=(.9, .95), weight_decay=.01)
-    for step in range(8):
-        cosine = (1 + math.cos(math.pi * (step - 1) / 7)) / 2
-        adam.param_groups[0]["lr"] = .1 if step < 1 else .1 * (.1 + .9 * cosine)
-        adam.zero_grad()
-        (w - torch.randn(6, generator=torch.Generator().manual_seed(step))).pow(2).mean().backward()
-        nn.utils.clip_grad_norm_([w], .3)
-        adam.step()
-    got, log = toy(tmp_path, clip=.3)
-    assert torch.allclose(got, w, atol=1e-6) and [row["step"] for row in log] == list(range(8))
-    assert max(row["grad_norm"] for row in log) > .3     # as it was before clipping
-    assert [list(row) for row in log] == [["step", "loss", "grad_norm", "goal"]] * 8
-    assert read_log(tmp_path)[3] == pytest.approx(log[3])
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["curves.png", "log.csv", "state.pt"]
-
-
-def test_two_optimizers_share_the_parameters_and_resume(tmp_path):
-    """Against torch's own optimizers, each on its part; and stopped in step 4 and resumed."""
-    def goal(step):
-        return torch.randn(4, 3, generator=torch.Generator().manual_seed(step))
-
-    def fresh():
-        m, b = nn.Parameter(torch.linspace(-1, 1, 12).view(4, 3)), nn.Parameter(torch.zeros(3))
-        adam = torch.optim.AdamW([b], lr=.1, betas=(.9, .95), weight_decay=.01)
-        muon = torch.optim.Muon([m], lr=.1, weight_decay=.01, adjust_lr_fn="match_rms_adamw")
-        return m, b, [adam, muon]
-
-    def fitted(out, stop=None):
-        m, b, optimizers = fresh()
-        run = Run(out, {"b": b, "m": m}, optimizers, clip=9.)
-        for step in run.steps(8):
-            if step == stop:
-                signal.raise_signal(signal.SIGINT)
-            run.backward((m + b - goal(step)).pow(2).mean(), {})
-            run.update()
-        return m, b
+    """Warm-up, cosine, clipping and both optimizers, by torch's own pieces."""
     m, b, optimizers = fresh()
     for step in range(8):
+        cosine = (1 + math.cos(math.pi * (step - 1) / 7)) / 2
         for optimizer in optimizers:
-            optimizer.param_groups[0]["lr"] = learning_rate(step, 8, .1)
+            optimizer.param_groups[0]["lr"] = .1 if step < 1 else .1 * (.1 + .9 * cosine)
             optimizer.zero_grad()
-        (m + b - goal(step)).pow(2).mean().backward()
+        distance(m, b, step).backward()
+        nn.utils.clip_grad_norm_([m, b], .3)
         for optimizer in optimizers:
             optimizer.step()
-    straight = fitted(tmp_path / "straight")
-    assert torch.allclose(straight[0], m, atol=1e-6) and torch.allclose(straight[1], b, atol=1e-6)
-    assert not torch.allclose(m, fresh()[0], atol=.1)
-    with pytest.raises(KeyboardInterrupt):
-        fitted(tmp_path / "stopped", stop=4)
-    resumed = fitted(tmp_path / "stopped")
-    assert all(torch.equal(x, y) for x, y in zip(straight, resumed))
+    trace, log = toy(tmp_path, clip=.3)
+    torch.testing.assert_close(trace[-1], numbers(m, b), atol=1e-6, rtol=0)
+    assert not torch.allclose(trace[-1], trace[0], atol=.1)
+    assert max(row["grad_norm"] for row in log) > .3     # as it was before clipping
+    assert [list(row) for row in log] == [["step", "loss", "grad_norm", "goal"]] * 8
+    assert read_log(tmp_path) == [pytest.approx(row) for row in log]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["curves.png", "log.csv", "state.pt"]
 
 
 def test_micro_batches_are_averaged(tmp_path):
@@ -128,42 +106,26 @@ def test_micro_batches_are_averaged(tmp_path):
 
 
 def test_the_exponential_mean_is_what_is_left(tmp_path):
-    seen = []
-
-    def watch(step, w, pull):
-        seen.append(w.detach().clone())
-        return pull(step)
-    last, _ = toy(tmp_path / "plain", loss_at=watch)
-    after = [*seen[1:], last]
-    mean = seen[0].clone()
+    mean, *after = toy(tmp_path / "plain")[0]
     for w in after:
         mean = .9 * mean + .1 * w
-    assert torch.allclose(toy(tmp_path / "mean", ema=.9)[0], mean, atol=1e-6)
+    assert torch.allclose(toy(tmp_path / "mean", ema=.9)[0][-1], mean, atol=1e-6)
 
 
-@pytest.mark.parametrize("how", ["nan", "inf", "gradient"])
-def test_a_step_that_is_not_finite_is_skipped_and_counted(tmp_path, how, capfd):
-    seen = []
-
-    def loss_at(step, w, pull):
-        seen.append(w.detach().clone())
-        loss, shown = pull(step)
-        if step in (3, 5):
-            steep = (w - w.detach()).abs().sqrt().sum()  # 0, with an infinite gradient
-            loss = {"nan": loss * math.nan, "inf": loss + math.inf, "gradient": loss + steep}[how]
-        return loss, shown
-
-    w, log = toy(tmp_path, loss_at=loss_at)
-    seen.append(w)
-    same = [torch.equal(a, b) for a, b in zip(seen, seen[1:])]
-    assert same == [step in (3, 5) for step in range(8)] and w.isfinite().all()
+@pytest.mark.parametrize("broken", [
+    lambda loss: loss * math.nan, lambda loss: loss + math.inf,
+    lambda loss: loss + (loss - loss.detach()).sqrt()])  # finite, but its gradient is not
+def test_a_step_that_is_not_finite_is_skipped_and_counted(tmp_path, broken, capfd):
+    trace, log = toy(tmp_path, lambda step, loss: broken(loss) if step in (3, 5) else loss)
+    same = [torch.equal(a, b) for a, b in zip(trace, trace[1:])]
+    assert same == [step in (3, 5) for step in range(8)] and trace[-1].isfinite().all()
     assert torch.load(tmp_path / "state.pt")["skipped"] == 2 and len(log) == 8
     assert "skipped=2" in capfd.readouterr().err         # shown
 
 
 def test_a_run_that_never_steps_is_an_error(tmp_path):
     with pytest.raises(BadInput, match="not finite in any of the 8 steps; check the weights"):
-        toy(tmp_path, loss_at=lambda step, w, pull: (pull(step)[0] * math.nan, {}))
+        toy(tmp_path, lambda step, loss: loss * math.nan)
     assert not (tmp_path / "log.csv").exists()
 
 
@@ -177,8 +139,8 @@ def test_a_picture_that_cannot_be_drawn_is_a_line(tmp_path, monkeypatch, capsys)
     assert "curves.png: could not be drawn (ValueError('no such backend'))" in said
 
 
-def test_a_notebooks_backend_is_not_ours(tmp_path):
-    code = "import sys; from common.plots import pyplot; print(pyplot().get_backend())"
+def test_a_notebooks_backend_is_not_ours():
+    code = "from common.plots import pyplot; print(pyplot().get_backend())"
     notebook = {**os.environ, "MPLBACKEND": "module://matplotlib_inline.not_here"}
     done = subprocess.run([sys.executable, "-c", code], env=notebook, capture_output=True,
                           text=True)
@@ -187,79 +149,44 @@ def test_a_notebooks_backend_is_not_ours(tmp_path):
 
 def test_it_trains_outside_the_main_thread(tmp_path):
     with ThreadPoolExecutor() as pool:
-        w, log = pool.submit(toy, tmp_path / "thread").result()
-    assert torch.equal(w, toy(tmp_path / "main")[0]) and len(log) == 8
+        trace, _ = pool.submit(toy, tmp_path / "thread").result()
+    assert torch.equal(trace[-1], toy(tmp_path / "main")[0][-1])
 
 
 # ------------------------------------------------------------------------------------------- resume
 
-def interrupted(out, when, number):
-    """Run `toy` until the signal strikes in step 4 at the moment `when`."""
-    adam, replace = torch.optim.AdamW.step, os.replace
-    calls = []
+@pytest.mark.parametrize("place, number", [
+    ("common.run.average_gradients", signal.SIGINT), ("torch.optim.AdamW.step", signal.SIGTERM),
+    ("os.replace", signal.SIGHUP)])
+def test_a_signal_at_any_moment_changes_nothing(tmp_path, place, number):
+    """It strikes in the fifth call of this function: in a step, an update, a checkpoint."""
+    function, calls, handler = pkgutil.resolve_name(place), [], signal.getsignal(number)
 
-    def loss_at(step, w, pull):
-        if step == 4 and when == "in the loss":
-            signal.raise_signal(number)
-        return pull(step)
-
-    def optimize(self):
+    def struck(*args, **named):
         calls.append(1)
-        adam(self)
-        if len(calls) == 5 and when == "after the update":
+        if len(calls) == 5:
             signal.raise_signal(number)
+        return function(*args, **named)
 
-    def rename(*names):
-        if len(calls) == 5 and when == "checkpoint":
-            calls.append(1)
-            signal.raise_signal(number)
-        replace(*names)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.optim.AdamW, "step", optimize)
-        patch.setattr(os, "replace", rename)
-        with pytest.raises(KeyboardInterrupt):
-            toy(out, loss_at=loss_at, save_every=1 if when == "checkpoint" else 100)
-    assert (out / "state.pt").exists() and not (out / "log.csv").exists()
-
-
-@pytest.mark.parametrize("when, number", [
-    ("in the loss", signal.SIGINT), ("after the update", signal.SIGTERM),
-    ("checkpoint", signal.SIGHUP)])
-def test_a_signal_at_any_moment_changes_nothing(tmp_path, when, number):
-    w, log = toy(tmp_path / "straight")
-    handler = signal.getsignal(number)
-    interrupted(tmp_path / "stopped", when, number)
-    assert signal.getsignal(number) is handler
-    assert torch.load(tmp_path / "stopped" / "state.pt")["step"] in (5, 6)
-    again, log_again = toy(tmp_path / "stopped")
-    assert torch.equal(w, again) and log == log_again
+    def lost(step, loss):
+        return loss * math.nan if step == 1 else loss
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    trace, _ = toy(straight, lost)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(place, struck)
+        toy(stopped, lost, save_every=1)
+    assert signal.getsignal(number) is handler and not (stopped / "log.csv").exists()
+    assert 1 < torch.load(stopped / "state.pt")["step"] < 8
+    assert torch.equal(toy(stopped, lost)[0][-1], trace[-1])
+    assert torch.load(stopped / "state.pt")["skipped"] == 1
     for name in ("log.csv", "curves.png"):
-        straight, stopped = tmp_path / "straight" / name, tmp_path / "stopped" / name
-        assert straight.read_bytes() == stopped.read_bytes()
-
-
-def test_skipped_steps_survive_a_stop(tmp_path):
-    def loss_at(step, w, pull, stop=False):
-        if stop and step == 6:
-            signal.raise_signal(signal.SIGINT)
-        loss, shown = pull(step)
-        return (loss * math.nan if step == 3 else loss), shown
-
-    w, _ = toy(tmp_path / "straight", loss_at=loss_at)
-    with pytest.raises(KeyboardInterrupt):
-        toy(tmp_path / "stopped", loss_at=lambda *args: loss_at(*args, stop=True))
-    again, _ = toy(tmp_path / "stopped", loss_at=loss_at)
-    assert torch.equal(w, again) and torch.load(tmp_path / "stopped" / "state.pt")["skipped"] == 1
+        assert (straight / name).read_bytes() == (stopped / name).read_bytes()
 
 
 def test_a_finished_run_is_left_as_it_is(tmp_path):
-    w, log = toy(tmp_path)
-
-    def never(*args):
-        raise AssertionError("there is nothing left to train")
-    again, log_again = toy(tmp_path, loss_at=never)
-    assert torch.equal(w, again) and log == log_again
+    trace, log = toy(tmp_path)
+    again, log_again = toy(tmp_path, change=None)        # there is nothing left to train
+    assert torch.equal(trace[-1], *again) and log == log_again
 
 
 def test_a_full_disk_is_one_line_and_keeps_the_last_checkpoint(tmp_path):
@@ -276,21 +203,45 @@ def test_a_full_disk_is_one_line_and_keeps_the_last_checkpoint(tmp_path):
             toy(tmp_path, save_every=4)
     assert [p.name for p in tmp_path.iterdir()] == ["state.pt"]
     assert torch.load(tmp_path / "state.pt")["step"] == 4
-    assert torch.equal(toy(tmp_path)[0], toy(tmp_path / "straight")[0])
+    assert torch.equal(toy(tmp_path)[0][-1], toy(tmp_path / "straight")[0][-1])
 
 
 def test_a_broken_checkpoint_falls_back_to_the_one_before(tmp_path, capsys):
-    straight, _ = toy(tmp_path / "straight")
-    toy(tmp_path / "run", steps=8, save_every=4)
-    file = tmp_path / "run" / "state.pt"
+    trace, _ = toy(tmp_path, save_every=4)
+    file = tmp_path / "state.pt"
     file.write_bytes(file.read_bytes()[:-1] + b"x")
     assert load_state(file)["step"] == 4 and "is broken" in capsys.readouterr().err
-    assert torch.equal(toy(tmp_path / "run")[0], straight)
+    assert torch.equal(toy(tmp_path)[0][-1], trace[-1])
     for broken in (file, Path(f"{file}.old")):
         broken.write_bytes(b"no checkpoint")
     with pytest.raises(BadInput, match="there is no whole one before it"):
         load_state(file)
 
+
+@pytest.mark.parametrize("change, words", [
+    (lambda state: state.pop("log"), "KeyError"),
+    (lambda state: state.update(params={}), "parameters are others"),
+    (lambda state: state["params"].update(m=torch.ones(1)), "parameters are others"),
+    (lambda state: state.update(optimizers=[]), "ValueError")])
+def test_a_foreign_checkpoint_is_named(tmp_path, change, words):
+    """Whole and sealed, but not of this run."""
+    toy(tmp_path)
+    file = tmp_path / "state.pt"
+    state = torch.load(file)
+    change(state)
+    torch.save(state, file)
+    file.write_bytes(seal(file.read_bytes()))
+    with pytest.raises(BadInput, match=f"is no checkpoint of this run .*{words}.*; take it away"):
+        toy(tmp_path)
+
+
+def test_a_sealed_file_that_torch_cannot_read_is_named(tmp_path):
+    (tmp_path / "state.pt").write_bytes(seal(b"no checkpoint at all"))
+    with pytest.raises(BadInput, match="state.pt: is no checkpoint of this run"):
+        toy(tmp_path)
+
+
+# ------------------------------------------------------------------------ which run is in a folder?
 
 @pytest.mark.parametrize("text", [
     "{", "[]", '{"argv": [1], "settings": {}}', '{"argv": [], "settings": []}',
@@ -309,29 +260,6 @@ def test_what_may_grow(tmp_path):
     for settings, grow in (({"steps": 20}, None), ({"steps": 9}, "steps"), ({"lr": .2}, "steps")):
         with pytest.raises(BadInput, match="holds a run with another"):
             check_run(tmp_path, settings, may_grow=grow)
-
-
-@pytest.mark.parametrize("change, words", [
-    (lambda state: state.pop("log"), "KeyError"),
-    (lambda state: state.update(params={}), "parameters are others"),
-    (lambda state: state["params"].update(w=torch.ones(1)), "parameters are others"),
-    (lambda state: state.update(optimizers=[]), "ValueError")])
-def test_a_foreign_checkpoint_is_named(tmp_path, change, words):
-    """Whole and sealed, but not of this run."""
-    toy(tmp_path, steps=2)
-    file = tmp_path / "state.pt"
-    state = torch.load(file)
-    change(state)
-    torch.save(state, file)
-    file.write_bytes(seal(file.read_bytes()))
-    with pytest.raises(BadInput, match=f"is no checkpoint of this run .*{words}.*; take it away"):
-        toy(tmp_path)
-
-
-def test_a_sealed_file_that_torch_cannot_read_is_named(tmp_path):
-    (tmp_path / "state.pt").write_bytes(seal(b"no checkpoint at all"))
-    with pytest.raises(BadInput, match="state.pt: is no checkpoint of this run"):
-        toy(tmp_path)
 
 
 HOLD = """import fcntl, sys
