@@ -37,7 +37,8 @@ from common.files import BadInput, Parser, run_script
 from common.precision import autocast, keep_ends_in_float32
 from common.text import clean_text
 from common.unipc import unipc
-from common.weights import read_part, read_record, read_tensors, read_tokenizer, write_folder
+from common.weights import (frozen_folder, model_folder, read_part, read_record, read_tensors,
+                            read_tokenizer, write_folder)
 from presets import PRESETS, Preset
 from vlm import VILA, chat
 
@@ -431,7 +432,7 @@ class UnifiedModel(nn.Module):
         record = read_record(folder)
         if record.get("preset") not in PRESETS:
             raise ValueError(f"{folder}/model.json names none of the presets {', '.join(PRESETS)}")
-        frozen = folder / record["frozen"] if record["frozen"] else folder   # a run keeps only G
+        frozen = frozen_folder(folder)
         with torch.device("meta"):                       # every part is replaced by a file's
             model = cls(PRESETS[record["preset"]])
         model.set_vlm_frames(record.get("vlm_frames"))
@@ -505,8 +506,7 @@ def load_model(folder: str | Path | None, preset: str | None = None) -> UnifiedM
     try:
         if folder is None:
             return UnifiedModel.from_preset(preset or "tiny")
-        run = Path(folder) / "model"                     # a run of train.py keeps its model there
-        model = UnifiedModel.from_pretrained(run if run.is_dir() else folder)
+        model = UnifiedModel.from_pretrained(model_folder(folder))
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
         raise BadInput(f"cannot load {folder or preset or 'tiny'}: {reason}") from error

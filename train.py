@@ -26,7 +26,7 @@ from common.distributed import (WORLD_SIZE, average_gradients, device, is_first_
 from common.files import (BadInput, Parser, at_least_0, between, check_writable, hash_of_file,
                           positive, run_script)
 from common.run import Run, argv_of, check_run, claim_folder, learning_rate, plain_settings
-from common.weights import hash_of_weights
+from common.weights import frozen_folder, hash_of_weights
 from critic import DECODE, THINK, Critic, critic_loss
 from data import Batch, Batches, Item, Latents, manifest_items, reflect, world_items, world_pairs
 from evaluate import report
@@ -235,8 +235,8 @@ def ask_about_sources(model, critic, latents: Latents, args) -> list[tuple[str |
 def end(run: Run, model, latents: Latents, args, settings: dict) -> None:
     """Save the model, which points to its frozen parts; then pictures and scores."""
     if is_first_rank():
-        frozen = args.weights or Path(__file__).parent / "weights" / args.preset
-        model.save_pretrained(args.out / "model", frozen=frozen)
+        start_weights = args.weights or Path(__file__).parent / "weights" / args.preset
+        model.save_pretrained(args.out / "model", frozen=frozen_folder(start_weights))
     run.write_log()
     if is_first_rank():
         report(run.log, latents.items, args, settings)

@@ -111,6 +111,19 @@ def read_record(folder: Path) -> dict:
     return record
 
 
+def model_folder(folder: str | Path) -> Path:
+    """Where the model is: a run of train.py keeps it in run/model."""
+    run = Path(folder) / "model"
+    return run if run.is_dir() else Path(folder)
+
+
+def frozen_folder(folder: str | Path) -> Path:
+    """Where the frozen parts of a model folder, or of a run's model, are: a run keeps only G."""
+    folder = model_folder(folder)
+    frozen = read_record(folder)["frozen"]
+    return folder / frozen if frozen else folder
+
+
 def require(path: Path) -> Path:
     """The file or folder, if it is there and no part of it is a git-lfs pointer.
 

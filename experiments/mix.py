@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from common.files import BadInput, Parser, between, check_writable, run_script
-from common.weights import read_record
+from common.weights import frozen_folder
 from data import fingerprint
 from model import TRAINED, UnifiedModel, load_model
 
@@ -41,8 +41,7 @@ def main(argv=None) -> None:
         raise BadInput(f"{args.first} and {args.second} are not of the same base, or do not see "
                        f"the same frames: only two runs from one base can be mixed")
     mix(first, second, args.share)
-    home = args.first / "model"
-    first.save_pretrained(args.out / "model", frozen=home / read_record(home)["frozen"])
+    first.save_pretrained(args.out / "model", frozen=frozen_folder(args.first))
     print(f"wrote the model into {args.out}")
 
 

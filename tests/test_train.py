@@ -250,6 +250,14 @@ def test_what_a_run_leaves(sft, tiny):
     assert all(torch.equal(p, model.get_parameter(k)) for k, p in saved.items())
 
 
+def test_a_run_from_a_run(finetune, sft, tmp_path):
+    further = finetune(tmp_path / "further", "--objective", "sft", "--weights", str(sft),
+                       "--steps", "1")
+    before, after = load_model(sft), load_model(further)
+    assert torch.equal(before.vae.post_quant_conv.weight, after.vae.post_quant_conv.weight)
+    assert weights(further) != weights(sft)
+
+
 def test_lambda_0_is_sft_bit_for_bit(finetune, sft, tmp_path):
     assert same_runs(finetune(tmp_path / "zero", "--objective", "uso", "--lambda", "0"), sft)
 
