@@ -6,12 +6,9 @@
     values = client.ask([question, ...])     # a value of validate() for each, or Missing(reason)
     client.count([question, ...])             # the dry run: calls, tokens and money, without a call
 
-Every reply goes as it came into an append-only file of JSON lines, under a hash of (endpoint,
-model, prompt version, texts, images, schema), before anything is made of it. So a rerun, or a run
-after a crash, calls nobody for what is there. Questions may come from a generator: they are drawn
-as they are asked, and only some of them are in memory.
-
-What goes wrong is *missing*, with its reason, and never a made-up value:
+Every reply goes as it came into an append-only file of JSON lines, before anything is made of it: a
+rerun, or a run after a crash, calls nobody for what is there. Questions may come from a generator:
+only some of them are in memory. What goes wrong is *missing*, with its reason:
 
     refusals, truncated or malformed replies, and those that validate() refuses with ValueError
         asked again, until `tries` replies are in the file; that is final, unless ask_again is set
@@ -22,7 +19,6 @@ What goes wrong is *missing*, with its reason, and never a made-up value:
 
 What would go wrong for each question (a refused key, an unknown model, no money, no endpoint, the
 first questions all failing) ends the run: BadInput. No temperature is sent: newer models refuse it.
-
 The key comes from the environment variable OPENAI_API_KEY and nowhere else.
 """
 
@@ -50,7 +46,11 @@ from common.pool import in_threads
 
 HANDFUL = 5                               # so many questions fail alike, and none is answered: stop
 USED_UP = 2                            # so often it thinks until its limit: more of it would not do
-LONGEST_PAUSE = 8.              # seconds between two tries
+USUAL = 150                                              # tokens of a reply, for estimates
+
+# How a request names the limit of tokens, and how it asks for JSON: the plainest is the last.
+DIALECTS = [(limit, form) for form in ("json_schema", "json_object", "text")
+            for limit in ("max_completion_tokens", "max_tokens")]
 
 
 # ------------------------------------------------------------------------------ a question, a reply
@@ -61,31 +61,28 @@ class Question:
 
     prompt: the name and version of its wording ("judge-sc-1"), for the reader of the file.
     parts: texts and pictures (uint8 (H, W, 3)) in the order in which the model sees them.
-    schema: a JSON schema of the answer, or None for free text.
+    schema: a JSON schema of the answer.
     validate(reply) -> the value, or ValueError saying what is wrong with the reply.
     repeat: ask the same again (0, 1, ...): another entry in the file.
     label: whatever helps to find it there.
-    max_tokens: a longer reply is cut, and then missing. expected: tokens of a usual reply.
+    max_tokens: a longer reply is cut, and then missing.
     """
     prompt: str
     system: str
     parts: list[str | np.ndarray]
-    schema: dict | None
+    schema: dict
     validate: Callable[[str], Any]
     repeat: int = 0
     label: str = ""
     max_tokens: int = 2048
-    expected: int = 150
 
     @property
     def instructions(self) -> str:
         """The system prompt. It asks for the JSON itself: not every endpoint enforces a schema."""
-        if self.schema is None:
-            return self.system
         return (f"{self.system}\nAnswer with one JSON object that fits this schema, and nothing "
                 f"else: {json.dumps(self.schema)}")
 
-    def key(self, model: str, endpoint: str | None = None) -> str:
+    def key(self, model: str, endpoint: str) -> str:
         """sha256 of all that the answer depends on."""
         head = [endpoint, model, self.prompt, self.instructions, self.schema, self.repeat]
         sha = hashlib.sha256(json.dumps(head).encode())
@@ -109,16 +106,23 @@ class Question:
         return [{"role": "system", "content": self.instructions},
                 {"role": "user", "content": content}]
 
+    def arguments(self, limit: str, form: str) -> dict:
+        """What one of DIALECTS adds to a request."""
+        arguments = {limit: self.max_tokens}
+        if form != "text":
+            arguments["response_format"] = {"type": form}
+        if form == "json_schema":
+            schema = {"name": "answer", "strict": True, "schema": self.schema}
+            arguments["response_format"]["json_schema"] = schema
+        return arguments
+
     def tokens(self) -> tuple[int, int]:
         """(in, out), estimated: a token is four letters; a picture is what gpt-4o takes for it."""
-        letters = len(self.instructions)
-        pictures = 0
-        for part in self.parts:
-            if isinstance(part, str):
-                letters += len(part)
-            else:
-                pictures += image_tokens(*part.shape[:2])
-        return -(-letters // 4) + pictures, self.expected
+        texts = [self.instructions, *(part for part in self.parts if isinstance(part, str))]
+        pictures = [part for part in self.parts if not isinstance(part, str)]
+        letters = sum(map(len, texts))
+        seen = sum(image_tokens(*picture.shape[:2]) for picture in pictures)
+        return -(-letters // 4) + seen, USUAL
 
 
 @dataclass(frozen=True)
@@ -162,60 +166,21 @@ def parse_json(reply: str) -> dict:
     """
     said = re.sub(r"<think>.*?(</think>|\Z)", "", reply, flags=re.DOTALL)
     said = said.rpartition("</think>")[2]                # some templates leave <think> out
-    try:
-        whole = json.loads(said)
-    except ValueError:
-        whole = None                                     # it is not bare
-    except RecursionError as error:
-        raise ValueError("the reply is not JSON: it is nested too deeply") from error
-    if isinstance(whole, dict):
-        return whole
-    if whole is not None:
-        raise ValueError("the reply is no JSON object")
-    found = _objects(said)
-    if not found:
-        raise ValueError("the reply is not JSON")
-    if any(other != found[0] for other in found[1:]):
-        raise ValueError("the reply is not JSON, but holds several different objects")
-    return found[0]
-
-
-def _objects(text: str) -> list[dict]:
-    """The outermost JSON objects in a text."""
-    decoder, found, start = json.JSONDecoder(), [], text.find("{")
+    decoder, found, start = json.JSONDecoder(), [], said.find("{")
     while start >= 0:
         try:
-            value, end = decoder.raw_decode(text, start)
+            value, end = decoder.raw_decode(said, start)
             found.append(value)
         except ValueError:
             end = start + 1                              # a brace of the prose
         except RecursionError as error:
             raise ValueError("the reply is not JSON: it is nested too deeply") from error
-        start = text.find("{", end)
-    return found
-
-
-# --------------------------------------------------------------------- what an endpoint understands
-
-@dataclass(frozen=True)
-class Dialect:
-    """How a request names the limit of tokens, and how it asks for JSON."""
-    limit: str
-    form: str
-
-    def arguments(self, question: Question) -> dict:
-        """What this dialect adds to a request."""
-        arguments = {self.limit: question.max_tokens}
-        if question.schema is None or self.form == "text":
-            return arguments
-        form = {"type": self.form}
-        if self.form == "json_schema":
-            form["json_schema"] = {"name": "answer", "strict": True, "schema": question.schema}
-        return {**arguments, "response_format": form}
-
-
-DIALECTS = [Dialect(limit, form) for form in ("json_schema", "json_object", "text")
-            for limit in ("max_completion_tokens", "max_tokens")]
+        start = said.find("{", end)
+    if not found:
+        raise ValueError("the reply is not JSON, or holds no JSON object")
+    if any(other != found[0] for other in found[1:]):
+        raise ValueError("the reply is not JSON, but holds several different objects")
+    return found[0]
 
 
 def read_completion(body: str, max_tokens: int) -> dict:
@@ -295,10 +260,9 @@ class Client:
         # By key: how many replies ask_again disregards.
         self._passed = Counter(row["key"] for row in self.replies) if ask_again else Counter()
         self._api: openai.OpenAI | None = None
-        self._dialect = DIALECTS[0]
-        self._understood: set[tuple[Dialect, bool]] = set()      # dialect, with a schema or without
+        self._understood: int | None = None              # which of DIALECTS
         self._failures = Counter()
-        self._counting, self._opening, self._finding = Lock(), Lock(), Lock()
+        self._lock = Lock()
 
     @property
     def endpoint(self) -> str:
@@ -319,7 +283,7 @@ class Client:
         if not key and not self.base_url:
             raise BadInput("OPENAI_API_KEY: is not set; export your key in it, or name a local "
                            "endpoint with --base-url")
-        if not (key.isascii() and (key.isprintable() or not key)):
+        if not (key.isascii() and key.isprintable()):
             raise BadInput("OPENAI_API_KEY: holds characters that no key has; copy it again")
         try:
             return openai.OpenAI(api_key=key or "none", base_url=self.base_url,
@@ -332,23 +296,11 @@ class Client:
 
     def _open(self) -> None:
         """Make ready to call: the connection, and the file for appending, for this run alone."""
-        with self._opening:
+        with self._lock:
             if not self._api:
                 api = self.connect()
                 self.replies.open()
                 self._api = api
-
-    def _keep(self, question: Question, key: str, found: dict) -> None:
-        """What is paid for is in the file before anyone looks at it."""
-        tokens = found["tokens"]
-        row = {"key": key, "model": self.model, "prompt": question.prompt,
-               "repeat": question.repeat, "label": question.label, **found,
-               "tokens": tokens or question.tokens()}
-        self.replies.append(row)
-        with self._counting:
-            self.calls += 1
-            self.estimated += tokens is None
-            self.spent += self._price(row)
 
     def _price(self, row: dict) -> float:
         return sum(price * n for price, n in zip(self.prices, row["tokens"]))
@@ -372,60 +324,50 @@ class Client:
                     return question.validate(row["reply"])
                 except ValueError as error:
                     problem = str(error)
-            limit = row.get("limit")
-            has_more_room = limit is not None and limit < question.max_tokens
-            if k < self._passed[key] or has_more_room:
+            limit = row.get("limit") or question.max_tokens
+            if k < self._passed[key] or limit < question.max_tokens:     # now it has more room
                 continue
             problems.append(problem)
             reply = row["reply"] or reply
-            used_up += limit is not None and not (row["reply"] or "").strip()
+            used_up += bool(row.get("limit")) and not (row["reply"] or "").strip()
         if len(problems) >= self.tries or used_up >= USED_UP:
             return Missing(problems[-1], reply=reply)
         return None
 
     # ---- one call
 
-    def _create(self, question: Question, dialect: Dialect) -> str:
-        """The body of the endpoint's answer. Raises openai's errors."""
-        answer = self._api.chat.completions.with_raw_response.create(
-            model=self.model, messages=question.messages(), **dialect.arguments(question))
-        return answer.text
+    def _request(self, question: Question) -> tuple[str, int]:
+        """The body of the endpoint's answer, and in which of DIALECTS it was asked.
 
-    def _request(self, question: Question) -> tuple[str, Dialect]:
-        """`_create` in a dialect that the endpoint understands, which is looked for once a run."""
-        dialect, with_schema = self._dialect, question.schema is not None
-        try:
-            return self._create(question, dialect), dialect
-        except (openai.BadRequestError, openai.UnprocessableEntityError):
-            if (dialect, with_schema) in self._understood:
-                raise                                    # it is the question's own fault
-            with self._finding:
-                return self._find_dialect(question, dialect)
-
-    def _find_dialect(self, question: Question, refused: Dialect) -> tuple[str, Dialect]:
-        if self._dialect != refused:                     # another thread has found it meanwhile
-            return self._create(question, self._dialect), self._dialect
-        tried, first_error = [refused.arguments(question)], None
-        for dialect in DIALECTS:
-            arguments = dialect.arguments(question)
-            if arguments in tried:
-                continue
-            tried.append(arguments)
+        Raises openai's errors.
+        """
+        for k in range(self._understood or 0, len(DIALECTS)):
             try:
-                body = self._create(question, dialect)
-            except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-                first_error = first_error or error
-                continue
-            self._dialect = dialect
-            return body, dialect
-        raise first_error
+                answer = self._api.chat.completions.with_raw_response.create(
+                    model=self.model, messages=question.messages(),
+                    **question.arguments(*DIALECTS[k]))
+                return answer.text, k
+            except (openai.BadRequestError, openai.UnprocessableEntityError):
+                is_own_fault = k == self._understood
+                if is_own_fault or k == len(DIALECTS) - 1:
+                    raise
 
     def _call(self, question: Question, key: str) -> None:
-        """One call; the reply is put into the file. Raises openai's errors and NoCompletion."""
+        """One call; what is paid for is in the file before anyone looks at it.
+
+        Raises openai's errors and NoCompletion.
+        """
         body, dialect = self._request(question)
         found = read_completion(body, question.max_tokens)
-        self._understood.add((dialect, question.schema is not None))
-        self._keep(question, key, found)
+        row = {"key": key, "model": self.model, "prompt": question.prompt,
+               "repeat": question.repeat, "label": question.label, **found,
+               "tokens": found["tokens"] or question.tokens()}
+        self.replies.append(row)
+        self._understood = dialect
+        with self._lock:
+            self.calls += 1
+            self.estimated += found["tokens"] is None
+            self.spent += self._price(row)
 
     # ---- until there is a value
 
@@ -450,10 +392,10 @@ class Client:
                 return self._fail_with_status(error)
             except NoCompletion as error:
                 broken += 1
-                if broken >= self.tries:
+                if broken == self.tries:
                     reason = f"the endpoint's answer is no chat completion: {error}"
                     return self._fail("no completion", reason)
-                time.sleep(min(LONGEST_PAUSE, self.pause * 2 ** (broken - 1)))
+                time.sleep(self.pause * 2 ** (broken - 1))
         return value
 
     def _check_reachable(self, reason: str) -> None:
@@ -476,7 +418,7 @@ class Client:
 
     def _fail(self, kind: str | int, reason: str) -> Missing:
         """Missing; the end of the run where the first questions all fail in the same way."""
-        with self._counting:
+        with self._lock:
             self._failures[kind] += 1
             is_hopeless = not self.calls and self._failures[kind] >= HANDFUL
         if is_hopeless:

@@ -17,9 +17,6 @@ doing nothing gets. What a judge does not say is `Missing` with the reason, and 
 
 A verdict is {"EA": ..., "PC": ..., "GN": ..., "GR": ...} or {"Yes": ...}; one of a service has its
 "reasons" and "replies", too, and where half of it is missing "missing", why.
-
-Axis letters: F frames, H W pixels. A clip is (F, H, W, 3), uint8, as common.video.read_pixels gives
-it.
 """
 
 import json
@@ -29,11 +26,10 @@ from typing import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
-from PIL import Image
 
 from common.files import BadInput
 from common.manifest import SUBSET_OF
-from common.video import read_pixels, read_video
+from common.video import clip_numbers, pick_frames, read_video, shrink
 from critic import Critic
 from rvebench.ask import Missing, Question, parse_json
 from rvebench.benchmark import SCORES, Sample
@@ -72,9 +68,7 @@ UNCHANGED = ("An edit can fail so that source and edit look the same. Compare th
 def answer_schema(names: Iterable[str]) -> dict:
     """The JSON schema of an answer: the reason first, so that a score is given after it."""
     score = {"type": "number", "minimum": 0, "maximum": 10}
-    fields = {"reason": {"type": "string"}}
-    for name in names:
-        fields[name] = score
+    fields = {"reason": {"type": "string"}, **dict.fromkeys(names, score)}
     return {"type": "object", "properties": fields, "required": list(fields),
             "additionalProperties": False}
 
@@ -102,21 +96,14 @@ def validator(names: Iterable[str]) -> Callable[[str], dict]:
     return validate
 
 
-def pick_frames(path: Path, frames: int) -> list[np.ndarray]:
-    """`frames` frames (H, W, 3) of a clip, uniformly spaced, first and last among them.
+def show(path: Path, frames: int) -> list[np.ndarray]:
+    """`frames` frames (H, W, 3), uint8, of a clip, uniformly spaced, first and last among them.
 
     They are shrunk to within SIDE pixels. Raises BadInput where the clip is missing, unreadable or
     shorter.
     """
-    clip = read_pixels(path, frames)                                         # (F, H, W, 3)
-    picked = clip[np.linspace(0, len(clip) - 1, frames).round().astype(int)]
-    height, width = clip.shape[1:3]
-    scale = min(1, SIDE / max(height, width))
-    if scale == 1:
-        return list(picked.copy())                       # a copy, so that the clip itself is let go
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    return [np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC))
-            for frame in picked]
+    numbers, _ = clip_numbers(path, frames)
+    return [shrink(frame, SIDE) for frame in pick_frames(path, numbers)]
 
 
 def consistency_question(sample: Sample, source: list[np.ndarray], edited: list[np.ndarray],
@@ -165,7 +152,6 @@ class ServiceJudge:
                  max_tokens: int = TOKENS):
         self.jobs, self.frames, self.repeat, self.max_tokens = jobs, frames, repeat, max_tokens
         self.most = 2 * repeat * len(jobs)         # questions; a video that cannot be read has none
-        self._asked: list[tuple[int, int]] = []          # (job, repeat) of each question, in order
         self._unseen: dict[int, Missing] = {}            # by job: why it has no questions
 
     def questions(self) -> Iterator[Question]:
@@ -173,29 +159,24 @@ class ServiceJudge:
         source_path, source = None, []
         for k, (sample, path) in enumerate(self.jobs):
             try:
-                edited = pick_frames(path, self.frames)
+                edited = show(path, self.frames)
                 if sample.source != source_path:
-                    source = pick_frames(sample.source, self.frames)
-                    source_path = sample.source
+                    source, source_path = show(sample.source, self.frames), sample.source
             except BadInput as error:
                 self._unseen[k] = Missing(str(error))
                 continue
             for repeat in range(self.repeat):
-                self._asked += [(k, repeat)] * 2
                 yield consistency_question(sample, source, edited, repeat, self.max_tokens)
                 yield quality_question(sample, edited, repeat, self.max_tokens)
 
     def verdicts(self, answers: list) -> list[list[dict | Missing]]:
         """`repeat` verdicts for each job, from the answers to its questions, in order."""
-        halves = {}
-        for slot, answer in zip(self._asked, answers, strict=True):
-            halves.setdefault(slot, []).append(answer)
-        found = []
+        halves, found = iter(answers), []
         for k in range(len(self.jobs)):
             if k in self._unseen:
                 found.append([self._unseen[k]] * self.repeat)
             else:
-                found.append([join_halves(*halves[k, repeat]) for repeat in range(self.repeat)])
+                found.append([join_halves(next(halves), next(halves)) for _ in range(self.repeat)])
         return found
 
 

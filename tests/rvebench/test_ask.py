@@ -1,17 +1,10 @@
-"""ask.py against an endpoint of the tests' own: good, late and broken answers, money, a crash."""
+"""ask.py against an endpoint of the tests' own: good, late and broken answers, money."""
 
 import base64
 import io
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
-import textwrap
 import threading
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,8 +14,6 @@ from common.files import BadInput
 from endpoint import Endpoint
 from rvebench import ask
 from rvebench.ask import Client, Missing, Question, image_tokens, parse_json
-
-ROOT = Path(ask.__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
@@ -39,8 +30,8 @@ def number(reply):
     return n
 
 
-def question(text, **more):
-    return Question("test-1", "You count.", [text], {"type": "object"}, number, **more)
+def question(*parts, **more):
+    return Question("test-1", "You count.", list(parts), {"type": "object"}, number, **more)
 
 
 def questions(n):
@@ -68,9 +59,9 @@ def test_what_the_endpoint_gets(tmp_path, monkeypatch):
     small, large = (rng.integers(0, 256, size, np.uint8) for size in ((4, 6, 3), (40, 200, 3)))
     schema = {"type": "object", "properties": {"n": {"type": "integer"}}}
     cache = tmp_path / "new" / "replies.jsonl"
+    asked = Question("p-7", "You count.", ["first", small, "then", large], schema, number,
+                     label="x")
     with Endpoint(lambda body, n: '{"n": 3}') as server:
-        asked = Question("p-7", "You count.", ["first", small, "then", large], schema, number,
-                         label="x")
         assert Client(cache, "some-model", server.url).ask([asked]) == [3]
     body, = server.requests
     assert body["model"] == "some-model" and "temperature" not in body
@@ -91,13 +82,13 @@ def test_what_the_endpoint_gets(tmp_path, monkeypatch):
 def test_the_key_of_a_question_is_all_that_the_answer_depends_on():
     picture = np.zeros((2, 3, 3), np.uint8)
 
-    def key(prompt="p", system="s", parts=("a", picture), schema=None, repeat=0, model="m",
+    def key(prompt="p", system="s", parts=("a", picture), schema={}, repeat=0, model="m",
             endpoint="e"):
         asked = Question(prompt, system, list(parts), schema, number, repeat=repeat)
         return asked.key(model, endpoint)
     others = [key("q"), key(system="t"), key(parts=("b", picture)), key(parts=("a", picture + 1)),
               key(parts=(picture, "a")), key(parts=("a", picture.reshape(3, 2, 3))),
-              key(schema={}), key(repeat=1), key(model="n"), key(parts=("a",)), key(endpoint="f")]
+              key(schema={"x": 1}), key(repeat=1), key(model="n"), key(endpoint="f")]
     assert len({key(), *others}) == len(others) + 1
     assert key() == key(parts=("a", picture.copy()))
 
@@ -176,21 +167,19 @@ def test_what_no_retry_mends_ends_the_run(said, words, tmp_path):
 
 
 def test_without_a_key_an_endpoint_or_a_proxy(tmp_path, monkeypatch):
-    with pytest.raises(BadInput, match="^OPENAI_API_KEY: is not set"):
-        Client(tmp_path / "r.jsonl").ask([question("a")])
-    nobody = "http://127.0.0.1:9/v1"
-    with pytest.raises(BadInput, match="127.0.0.1.*cannot be reached"):
-        Client(tmp_path / "r.jsonl", "m", nobody, tries=1).ask([question("a")])
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    for variable in ("ALL_PROXY", "https_proxy"):
-        with monkeypatch.context() as more:
-            more.setenv(variable, "socks5h://localhost:9")
-            with pytest.raises(BadInput, match=f"{variable}: cannot be used .*; give an http://"):
-                Client(tmp_path / "s.jsonl", "m", nobody).ask([question("a")])
-    monkeypatch.setenv("OPENAI_API_KEY", "secret\nof the test")
-    with pytest.raises(BadInput, match="^OPENAI_API_KEY: holds characters") as error:
-        Client(tmp_path / "s.jsonl").ask([question("a")])
-    assert "secret" not in str(error.value) and not (tmp_path / "s.jsonl").exists()
+    def fails(words, url=None):
+        with pytest.raises(BadInput, match=words) as error:
+            Client(tmp_path / "r.jsonl", "m", url, tries=1).ask([question("a")])
+        assert "secret" not in str(error.value)
+    fails("^OPENAI_API_KEY: is not set")
+    with monkeypatch.context() as key:
+        key.setenv("OPENAI_API_KEY", "secret\nof the test")
+        fails("^OPENAI_API_KEY: holds characters")
+    with monkeypatch.context() as proxy:
+        proxy.setenv("https_proxy", "socks5h://localhost:9")
+        fails("https_proxy: cannot be used .*; give an http://", "http://127.0.0.1:9/v1")
+    assert not (tmp_path / "r.jsonl").exists()
+    fails("127.0.0.1.*cannot be reached", "http://127.0.0.1:9/v1")
 
 
 def test_one_connection_that_always_breaks(tmp_path):
@@ -223,7 +212,7 @@ def test_an_endpoint_that_knows_less_is_asked_more_plainly(refuses, status, dial
         assert client.ask(questions(12)) == [3] * 12
         good = server.requests[-10:]                     # found once, then remembered
         assert all(dialect[0] in body and form_of(body) == dialect[1] for body in good)
-        assert len(server.requests) <= 12 + 6
+        assert len(server.requests) <= 12 + 2 * 5        # each worker has looked for it, at most
 
 
 def test_a_reasoning_model_that_uses_up_its_tokens(tmp_path):
@@ -261,32 +250,18 @@ def test_the_json_is_found(reply):
     "", "seven", '{"a": 1', '{"a": 1} or {"a": 2}', '<think>{"a": 1}', "{a: 1}", "[" * 100_000,
     '{"a":' * 50_000, "[1]", "7"])
 def test_what_has_no_json(reply):
-    with pytest.raises(ValueError, match="not JSON|no JSON object"):
+    with pytest.raises(ValueError, match="not JSON"):
         parse_json(reply)
 
 
 # -------------------------------------------------------------------------------------- many, money
 
-def test_order_twins_and_concurrency(tmp_path):
-    together, most, lock, two = 0, 0, threading.Lock(), threading.Event()
-
-    def answer(body, n):
-        nonlocal together, most
-        with lock:
-            together += 1
-            most = max(most, together)
-            if together >= 2:
-                two.set()
-        two.wait(20)                                     # nobody is answered before two ask
-        with lock:
-            together -= 1
-        return json.dumps({"n": int(text_of(body)) % 11})
+def test_answers_come_in_order_and_twins_are_asked_once(tmp_path):
     texts = [str(i) for i in range(20)] + ["3", "4"]
-    with Endpoint(answer) as server:
+    with Endpoint(lambda body, n: json.dumps({"n": int(text_of(body)) % 11})) as server:
         client = Client(tmp_path / "r.jsonl", "m", server.url, workers=3)
-        values = client.ask(map(question, texts), total=99)
-    assert values == [int(text) % 11 for text in texts]
-    assert len(server.requests) == 20 and 2 <= most <= 3
+        assert client.ask(map(question, texts), total=99) == [int(text) % 11 for text in texts]
+    assert len(server.requests) == 20
 
 
 def test_money(tmp_path, capsys):
@@ -299,11 +274,11 @@ def test_money(tmp_path, capsys):
     assert re.search(r"2/2 .*\$0.0140 spent, about \$0.0000 to go", capsys.readouterr().err)
     told = Client(tmp_path / "r.jsonl", "m", server.url, 1000, 2000)
     picture = np.zeros((352, 640, 3), np.uint8)
-    new = Question("p", "s" * 40, ["a" * 40, picture, picture], None, number, expected=50)
-    each = (40 + 40) // 4 + 2 * (85 + 170 * 2)           # 2 tiles a picture
+    new = question("a" * 40, picture, picture)
+    each = -(-(len(new.instructions) + 40) // 4) + 2 * (85 + 170 * 2)    # 2 tiles a picture
     assert told.count([*questions(2), new, new]) == {
-        "questions": 4, "calls": 1, "same": 1, "answered": 2, "tokens_in": each, "tokens_out": 50,
-        "cost": pytest.approx(each * 1e-3 + 50 * 2e-3)}
+        "questions": 4, "calls": 1, "same": 1, "answered": 2, "tokens_in": each, "tokens_out": 150,
+        "cost": pytest.approx(each * 1e-3 + 150 * 2e-3)}
     assert image_tokens(512, 512) == 255                 # one tile
     assert image_tokens(1024, 1024) == 765               # as published: 768 x 768 is four tiles
     assert image_tokens(4096, 2048) == 1105              # 2048 x 1024, then 1536 x 768: six
@@ -314,17 +289,14 @@ def test_money(tmp_path, capsys):
 def test_the_file_of_replies(tmp_path):
     cache = tmp_path / "r.jsonl"
     with Endpoint(lambda body, n: '{"n": 5}') as server, Endpoint(lambda b, n: '{"n": 2}') as other:
-        first = Client(cache, "m", server.url)
+        first, second = (Client(cache, "m", server.url) for _ in range(2))
         assert first.ask([question("a")]) == [5]
-        second = Client(cache, "m", server.url)
-        assert second.ask([question("a")]) == [5]        # to read is free
         with pytest.raises(BadInput, match="another run is writing it"):
             second.ask([question("b")])
-        first.ask([question("c")])
         first.close()
-        assert second.ask([question("c"), question("b")]) == [5, 5]
+        assert second.ask([question("a"), question("b")]) == [5, 5]
         second.close()
-        assert len(server.requests) == len(rows(cache)) == 3
+        assert len(server.requests) == len(rows(cache)) == 2
         assert Client(cache, "m", other.url).ask([question("a")]) == [2]         # another endpoint
     cache.write_text('{"key": "x", "problem": null, "reply": "1"}\nnot ours\n')
     with pytest.raises(BadInput, match=r"r\.jsonl:2: is no reply of ours"):
@@ -348,41 +320,3 @@ def test_what_failed_is_asked_again_where_that_is_wanted(tmp_path):
         mended = True
         assert run() == ([good, bad], 0) and run(ask_again=True) == ([4, 4], 1)
         assert run() == ([4, 4], 0)
-
-
-def test_kill_9_in_the_middle(tmp_path):
-    """Killed when 7 of 30 are answered and others are under way: none is fetched twice or lost."""
-    cache, open_again = tmp_path / "r.jsonl", threading.Event()
-    answered, lock = [], threading.Lock()
-
-    def answer(body, n):
-        with lock:
-            mine = len(answered) < 7 or open_again.is_set()
-            if mine:
-                answered.append(text_of(body))
-        if not mine:
-            open_again.wait(60)
-        return json.dumps({"n": int(text_of(body)) % 11})
-    script = textwrap.dedent("""
-        import sys
-        from rvebench.ask import Client
-        from test_ask import questions
-        print(Client(sys.argv[1], "m", sys.argv[2], workers=4).ask(questions(30)))""")
-    path = ":".join(str(ROOT / part) for part in (".", "tests", "tests/rvebench"))
-    with Endpoint(answer) as server:
-        def start():
-            return subprocess.Popen([sys.executable, "-c", script, str(cache), server.url],
-                                    stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-                                    env={**os.environ, "PYTHONPATH": path})
-        first, end = start(), time.monotonic() + 120
-        while not (cache.exists() and len(rows(cache)) == 7 and len(server.requests) == 11):
-            assert time.monotonic() < end and first.poll() is None
-            time.sleep(.02)
-        first.send_signal(signal.SIGKILL)
-        first.wait()
-        kept, before = rows(cache), len(server.requests)
-        open_again.set()
-        out, _ = start().communicate(timeout=120)
-        assert json.loads(out) == [k % 11 for k in range(30)]
-        assert len(server.requests) - before == 23 and rows(cache)[:7] == kept
-        assert len({row["key"] for row in rows(cache)}) == len(rows(cache)) == 30

@@ -16,7 +16,7 @@ from rvebench import judge
 from rvebench.ask import Client, Missing
 from rvebench.benchmark import Sample, read_manifest, read_methods
 from rvebench.export_world import export_world, main as export_main
-from rvebench.judge import ServiceJudge, consistency_question, pick_frames, quality_question
+from rvebench.judge import ServiceJudge, consistency_question, quality_question, show
 from tiny import world
 
 EDIT, CONTEXT = "Temporal Reasoning", "Causal Reasoning"
@@ -80,13 +80,13 @@ def test_the_methods(bench):
 
 def test_frames_are_spaced_uniformly(bench):
     def means(n):
-        return [round(float(frame.mean())) for frame in pick_frames(bench / "a.mp4", n)]
+        return [round(float(frame.mean())) for frame in show(bench / "a.mp4", n)]
     assert means(6) == pytest.approx([20, 40, 60, 80, 100, 120], abs=3)
     assert means(3) == pytest.approx([20, 60, 120], abs=3)
     with pytest.raises(BadInput, match="has 6 frames and 7 are needed"):
-        pick_frames(bench / "a.mp4", 7)
+        show(bench / "a.mp4", 7)
     grey(bench / "wide.mp4", 2, 64, 1024)
-    assert pick_frames(bench / "wide.mp4", 2)[0].shape == (32, 512, 3)
+    assert show(bench / "wide.mp4", 2)[0].shape == (32, 512, 3)
 
 
 def pictures(question):
@@ -99,7 +99,7 @@ def said(question):
 
 def test_the_two_questions(bench):
     one, two = read_manifest(bench / "bench.jsonl")
-    source, edited = pick_frames(one.source, 2), pick_frames(bench / "ours/one.mp4", 2)
+    source, edited = show(one.source, 2), show(bench / "ours/one.mp4", 2)
     consistency = consistency_question(one, source, edited)
     quality = quality_question(one, edited)
     assert all(map(np.array_equal, pictures(consistency), source + edited))
@@ -111,7 +111,7 @@ def test_the_two_questions(bench):
     context = consistency_question(two, source, edited)
     assert list(context.schema["properties"]) == ["reason", "EA"] and "PC" not in said(context)
     again = consistency_question(one, source, edited, 1)
-    assert len({question.key("m") for question in (context, consistency, again)}) == 3
+    assert len({question.key("m", "e") for question in (context, consistency, again)}) == 3
 
 
 @pytest.mark.parametrize("scores, words", [
