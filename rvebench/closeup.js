@@ -1,6 +1,6 @@
 // Look closely: two videos of a sample, large, side by side, wiped or subtracted, frame by frame.
 
-const closeup = { sample: null, left: null, right: null, frame: 1 / 24 };
+const closeup = { sample: null, left: null, player: null, frame: 1 / 24 };
 
 // What a sample has to show: {name: path}.
 function videosOf(sample) {
@@ -28,33 +28,19 @@ function openCloseup(sample, name) {
 }
 
 function loadStage() {
-  const stage = byId('stage');
-  unloadStage();
+  closeup.player?.end();
+  byId('stage').replaceChildren();
   const paths = videosOf(closeup.sample);
-  [closeup.left, closeup.right] = ['closeup-left', 'closeup-right'].map(id => {
+  const videos = ['closeup-left', 'closeup-right'].map(id => {
     const name = byId(id).value;
-    const video = makeVideo(paths[name], `${name}: ${closeup.sample.instruction}`, stage);
-    video.loop = true;
-    video.src = video.dataset.src;
-    video.onloadedmetadata = () => {
-      stage.classList.toggle('small', video.videoWidth < 200);           // pixels are seen as such
-      setSpeed();
-    };
-    return video;
+    return makeVideo(paths[name], `${name}: ${closeup.sample.instruction}`, byId('stage'));
   });
+  closeup.left = videos[0];
   closeup.frame = 1 / 24;
   measureFrame(closeup.left);
-  play(true);
+  closeup.player = playInStep(videos);
+  setSpeed();
   followTime();
-}
-
-function unloadStage() {
-  for (const video of byId('stage').querySelectorAll('video')) {
-    video.onloadedmetadata = null;
-    video.removeAttribute('src');
-    video.load();
-    video.remove();
-  }
 }
 
 // A browser does not say how long a frame is. It is the shortest time between two that were shown.
@@ -71,83 +57,68 @@ function measureFrame(video) {
   video.requestVideoFrameCallback(shown);
 }
 
-function play(on) {
-  for (const video of [closeup.left, closeup.right]) {
-    if (on) video.play().catch(() => {});
-    else video.pause();
-  }
-}
-
-// Both take equally long; the left one sets the pace.
 function setSpeed() {
-  const speed = Number(byId('closeup-speed').value);
-  closeup.left.playbackRate = speed;
-  const pace = speed * closeup.right.duration / closeup.left.duration;
-  if (pace > 1 / 16 && pace < 16) closeup.right.playbackRate = pace;
+  closeup.player.setSpeed(Number(byId('closeup-speed').value));
 }
 
-// Show the same moment of both; place: 0 to 1.
+// Stop, and show the same moment of both; place: 0 to 1.
 function seek(place) {
-  for (const video of [closeup.left, closeup.right]) {
-    if (video.duration) video.currentTime = place * video.duration;
+  closeup.player.pause();
+  for (const video of byId('stage').querySelectorAll('video')) {
+    if (video.duration) video.currentTime = Math.min(place, .999) * video.duration;
   }
+}
+
+function currentFrame() {
+  return Math.floor(closeup.left.currentTime / closeup.frame + 1e-3);
 }
 
 function step(by) {
-  const { left, frame } = closeup;
-  play(false);
-  const frames = Math.max(1, Math.round(left.duration / frame));
-  const now = Math.floor(left.currentTime / frame + 1e-3);
-  const next = Math.min(frames - 1, Math.max(0, now + by));
+  const frames = Math.max(1, Math.round(closeup.left.duration / closeup.frame));
+  const next = Math.min(frames - 1, Math.max(0, currentFrame() + by));
   seek((next + .5) / frames);                        // its middle: rounding picks no neighbour
 }
 
 function followTime() {
-  const { left, right, frame } = closeup;
+  const { left } = closeup;
   if (!left.isConnected) return;
   if (left.duration) {
-    const place = left.currentTime / left.duration;
-    byId('scrub').value = place;
-    byId('closeup-frame').textContent = `frame ${Math.floor(left.currentTime / frame + 1e-3) + 1}`;
-    const drift = Math.abs(right.currentTime / right.duration - place) * left.duration;
-    const isBehind = drift > 2 * frame && drift < left.duration / 2;     // not just before a loop
-    if (isBehind && !left.paused) right.currentTime = place * right.duration;
+    byId('scrub').value = left.currentTime / left.duration;
+    byId('closeup-frame').textContent = `frame ${currentFrame() + 1}`;
   }
   requestAnimationFrame(followTime);
 }
 
 function setView(view) {
-  byId('stage').className = view;
-  byId('stage').dataset.view = view;
-  byId('stage').classList.toggle('small', (closeup.left?.videoWidth || 999) < 200);
-  for (const button of document.querySelectorAll('[data-view]')) {
-    if (button.id != 'stage') button.setAttribute('aria-pressed', button.dataset.view == view);
+  byId('stage').className = byId('stage').dataset.view = view;
+  for (const button of document.querySelectorAll('button[data-view]')) {
+    button.setAttribute('aria-pressed', button.dataset.view == view);
   }
 }
 
 function closeupKeys(event) {
-  const inSelect = event.target.tagName == 'SELECT';
   const actions = {
-    ' ': () => play(closeup.left.paused), ArrowLeft: () => step(-1), ArrowRight: () => step(1),
+    ' ': () => closeup.player.toggle(), ArrowLeft: () => step(-1), ArrowRight: () => step(1),
     1: () => setView('side'), 2: () => setView('wipe'), 3: () => setView('difference'),
   };
-  if (inSelect || event.target.type == 'range' || !actions[event.key]) return;
-  event.preventDefault();
-  actions[event.key]();
+  onKey(event, actions);
 }
 
 function startCloseup() {
   const dialog = byId('closeup');
-  dialog.onclose = unloadStage;
+  dialog.onclose = () => { closeup.player.end(); byId('stage').replaceChildren(); };
   byId('closeup-close').onclick = () => dialog.close();
-  byId('closeup-play').onclick = () => play(closeup.left.paused);
+  byId('closeup-play').onclick = () => closeup.player.toggle();
   byId('closeup-back').onclick = () => step(-1);
   byId('closeup-next').onclick = () => step(1);
   byId('closeup-speed').onchange = setSpeed;
-  byId('scrub').oninput = event => { play(false); seek(Number(event.target.value)); };
+  byId('scrub').oninput = event => seek(Number(event.target.value));
   byId('wipe').oninput =
     event => byId('stage').style.setProperty('--wipe', `${event.target.value}%`);
   for (const button of document.querySelectorAll('button[data-view]')) {
-    button.onclick = () => setView(button.dataset.view);
+    button.onclick = () => {
+      setView(button.dataset.view);
+      byId('closeup-play').focus();                  // so that space goes on meaning that
+    };
   }
 }

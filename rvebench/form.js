@@ -49,16 +49,8 @@ async function load(file) {
 }
 
 function pressed(event) {
-  if (event.ctrlKey || event.metaKey || event.altKey) return;
-  if (event.target.matches('input, textarea, select')) {
-    if (event.key == 'Escape') event.target.blur();
-    return;
-  }
-  const onButton = event.target.tagName == 'BUTTON' && (event.key == ' ' || event.key == 'Enter');
-  const action = form.actions(event)[event.key];
-  if (!action || onButton) return;
-  event.preventDefault();
-  action();
+  if (event.key == 'Escape') event.target.blur();    // out of a text
+  onKey(event, form.actions(event));
 }
 
 // { label(item), isDone(item, k), draw(item), actions(event), file, toFile(), fromFile(found) }

@@ -1,4 +1,5 @@
-// What report, study and verify have in common: elements, files, and videos that play in step.
+// What report, study and verify have in common: elements, tables, keys, files, and videos that play
+// in step.
 'use strict';
 
 const data = JSON.parse(document.getElementById('data').textContent);
@@ -14,6 +15,27 @@ function make(tag, text, parent, className) {
   return element;
 }
 
+// A line of cells in a table; returns them.
+function addLine(table, texts, tag = 'td') {
+  const line = make('tr', null, table);
+  return texts.map(text => make(tag, text, line));
+}
+
+// A table that scrolls by itself where it is wider than the page.
+function addTable(parent) {
+  return make('table', null, make('div', null, parent, 'scroll'));
+}
+
+// Do what `actions` has for a key, unless one is typing, or pressing a button with it.
+function onKey(event, actions) {
+  const isTyping = event.target.matches('input, textarea, select');
+  const isPress = [' ', 'Enter'].includes(event.key) && event.target.matches('button, summary, a');
+  const isShortcut = event.ctrlKey || event.metaKey || event.altKey;
+  if (isTyping || isPress || isShortcut || !actions[event.key]) return;
+  event.preventDefault();
+  actions[event.key]();
+}
+
 // A file's name may hold characters that mean something in an address: a#1?.mp4
 function fileUrl(path) {
   return path.split('/').map(encodeURIComponent).join('/');
@@ -25,7 +47,15 @@ function makeVideo(path, description, parent) {
   video.muted = true;
   video.playsInline = true;
   video.setAttribute('aria-label', description);
+  video.onloadedmetadata = () => video.classList.toggle('small', video.videoWidth < 200);
   return video;
+}
+
+// Let go of a video's file, and of the memory that it takes.
+function unload(video) {
+  video.onloadedmetadata = video.onloadeddata = video.onerror = video.onended = null;
+  video.removeAttribute('src');
+  video.load();
 }
 
 function download(name, text, type) {
@@ -42,6 +72,7 @@ function playInStep(videos, stretch = true) {
   const playing = [];
   let waiting = videos.length;
   let ended = 0;
+  let speed = 1;
 
   function restart() {
     ended = 0;
@@ -51,14 +82,18 @@ function playInStep(videos, stretch = true) {
     }
   }
 
+  function setPace() {
+    const longest = Math.max(...playing.map(video => video.duration));
+    for (const video of playing) {
+      const pace = speed * (stretch ? video.duration / longest || 1 : 1);
+      video.playbackRate = Math.min(16, Math.max(1 / 16, pace));         // what browsers can do
+    }
+  }
+
   function settled() {                               // one more is loaded, or has failed
     waiting -= 1;
     if (waiting > 0 || !playing.length) return;
-    const longest = Math.max(...playing.map(video => video.duration));
-    for (const video of playing) {
-      const pace = stretch ? video.duration / longest || 1 : 1;
-      video.playbackRate = Math.min(16, Math.max(1 / 16, pace));         // what browsers can do
-    }
+    setPace();
     restart();
   }
 
@@ -75,20 +110,13 @@ function playInStep(videos, stretch = true) {
 
   return {
     restart,
+    setSpeed(times) { speed = times; setPace(); },
+    pause() { playing.forEach(video => video.pause()); },
     toggle() {
-      const stop = playing.some(video => !video.paused);
-      for (const video of playing) {
-        if (stop) video.pause();
-        else if (!video.ended) video.play();
-      }
+      if (playing.some(video => !video.paused)) return this.pause();
+      playing.filter(video => !video.ended).forEach(video => video.play());
     },
-    end() {                                          // lets go of the files and of their memory
-      for (const video of videos) {
-        video.onloadeddata = video.onerror = video.onended = null;
-        video.removeAttribute('src');
-        video.load();
-      }
-    },
+    end() { videos.forEach(unload); },
   };
 }
 
@@ -97,9 +125,7 @@ function addVideos(files, description, parent, stretch) {
   const videos = Object.entries(files).map(([name, path]) => {
     const figure = make('figure', null, parent);
     make('figcaption', name, figure);
-    const video = makeVideo(path, `${name}: ${description}`, figure);
-    video.onloadedmetadata = () => figure.classList.toggle('small', video.videoWidth < 200);
-    return video;
+    return makeVideo(path, `${name}: ${description}`, figure);
   });
   return playInStep(videos, stretch);
 }

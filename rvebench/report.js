@@ -4,15 +4,15 @@ const label = column => data.labels[column] ?? column;
 const nameOf = method => roleOf[method] ?? method;
 const shortName = method => nameOf(method).replace(/ \(.*/, '');         // "do nothing"
 const headOf = column => label(column) == column ? column : `${column}*`;    // explained below
+const topOfScale = data.unit.includes(data.main) ? 1 : 10;
 
-function summary() {
-  return data.summaries.find(part => part.name == (subset || 'all')) ?? data.summaries[0];
-}
+// The scores of all samples, or of the chosen subset: of scores.summarise.
+const part = () => data.parts.find(each => each.name == (subset || 'all')) ?? data.parts[0];
 
 // Methods, the best first, then the source and the reference.
 function namesByRank() {
-  const order = summary().ranking.map(entry => entry.method);
-  return [...order.filter(name => !roleOf[name]), ...order.filter(name => roleOf[name])];
+  const { ranking } = part();
+  return [...ranking.filter(name => !roleOf[name]), ...ranking.filter(name => roleOf[name])];
 }
 
 // "7.21 [6.80, 7.60]", or "-"
@@ -23,6 +23,12 @@ function withInterval([mean, low, high], digits = 2, sign = '') {
 }
 
 // ------------------------------------------------------------------------------ a table
+
+// Empty a table of the page, and give it a head; returns the head's cells.
+function beginTable(table, texts) {
+  table.replaceChildren();
+  return addLine(table, texts, 'th');
+}
 
 // A click on a head sorts by it: numbers by size, the largest first, and texts by their letters.
 function makeSortable(table) {
@@ -60,38 +66,39 @@ function addCsvButton(table, name, parent) {
 // ------------------------------------------------------------------------------ the ranking
 
 function drawRanking() {
-  const { ranking, pairs, verdict, n } = summary();
+  const { groups, n, verdict } = part();
   const table = byId('ranking');
+  const order = namesByRank();
   const judged = data.columns.filter(column => column != data.main);
-  const rivals = ranking.filter(entry => !roleOf[entry.method]);
-  const others = ranking.filter(entry => roleOf[entry.method]);
-  const best = rivals[0];
   byId('verdict').textContent = verdict;
-  table.replaceChildren();
-  const head = make('tr', null, table);
-  for (const text of ['', 'method', label(data.main), '', 'against the first',
-                      ...judged.map(headOf), 'scored', 'failed']) make('th', text, head);
-  drawScale(head.cells[3]);
-  const top = column => Math.max(...rivals.map(entry => entry.scores[column][0] ?? -Infinity));
-  [...rivals, ...others].forEach((entry, place) => {
-    const isMethod = !roleOf[entry.method];
-    const line = make('tr', null, table, isMethod ? '' : 'role');
-    const cell = column => {
-      const value = entry.scores[column];
+  const head = beginTable(table, ['', 'method', label(data.main), '', 'against the first',
+                                  ...judged.map(headOf), 'scored', 'failed']);
+  axis(smallChart(`bars from 0 to ${topOfScale}`, 16, head[3]), 14, scale, topOfScale, 2);
+  const top = column =>
+    Math.max(...rivals.map(name => groups[name].all.scores[column][0] ?? -Infinity));
+
+  order.forEach((name, place) => {
+    const { scored, failed, scores } = groups[name].all;
+    const isRival = !roleOf[name];
+    const line = make('tr', null, table, isRival ? '' : 'role');
+    const addScore = column => {
+      const value = scores[column];
       const digits = data.unit.includes(column) ? 3 : 2;
-      const isTop = isMethod && value[0] != null && value[0] == top(column);
       const shown = column == data.main ? value : value.slice(0, 1);     // the rest: on hovering
-      const element = make('td', withInterval(shown, digits), line, isTop ? 'best' : '');
-      element.title = withInterval(value, digits);
+      const isTop = isRival && value[0] == top(column);
+      const cell = make('td', withInterval(shown, digits), line, isTop ? 'best' : '');
+      cell.title = withInterval(value, digits);
     };
-    make('td', isMethod ? `${place + 1}` : '', line);
-    make('td', nameOf(entry.method), line, entry == best ? 'name best' : 'name');
-    cell(data.main);
-    drawBar(make('td', null, line), entry.scores[data.main]);
-    addDifference(make('td', null, line), entry, best, pairs);
-    judged.forEach(cell);
-    make('td', entry.scored, line);
-    make('td', entry.failed, line, entry.failed ? 'bad' : '');
+    make('td', isRival ? place + 1 : '', line);
+    make('td', nameOf(name), line, isRival && place == 0 ? 'name best' : 'name');
+    addScore(data.main);
+    const chart = smallChart(withInterval(scores[data.main]), 14, make('td', null, line));
+    bar(chart, 1, scale, scores[data.main]);
+    const difference = make('td', null, line);
+    if (isRival && place > 0) showDifference(difference, name, order[0]);
+    judged.forEach(addScore);
+    make('td', scored, line);
+    make('td', failed, line, failed ? 'bad' : '');
   });
   makeSortable(table);
   const starred = data.columns.filter(column => label(column) != column).map(label);
@@ -101,41 +108,30 @@ function drawRanking() {
     `zero, without a correction for the number of methods.${stars}`;
 }
 
-const topOfScale = data.unit.includes(data.main) ? 1 : 10;
 const scale = value => 8 + 144 * Math.min(Math.max(value / topOfScale, 0), 1);
 
-function drawScale(cell) {
-  const chart = svg('svg', { width: 160, height: 16, role: 'img',
-                             'aria-label': `bars from 0 to ${topOfScale}` }, cell);
-  axis(chart, 14, scale, topOfScale, 2);
+function smallChart(description, height, parent) {
+  return svg('svg', { width: 160, height, role: 'img', 'aria-label': description }, parent);
 }
 
-function drawBar(cell, value) {
-  const described = { role: 'img', 'aria-label': withInterval(value) };
-  const chart = svg('svg', { width: 160, height: 14, ...described }, cell);
-  bar(chart, 1, scale, value);
-}
-
-function addDifference(cell, entry, best, pairs) {
-  if (!best || entry == best || roleOf[entry.method]) return;
-  const found = pairs.find(each => [each.a, each.b].includes(best.method)
-    && [each.a, each.b].includes(entry.method));
-  const sign = found.a == entry.method ? 1 : -1;
-  const [mean, low, high] = found.difference;
-  const turned = sign == 1 ? [mean, low, high] : [mean, high, low].map(x => x == null ? x : -x);
-  const words = { true: 'real', false: 'not settled', null: 'too few samples' }[found.real];
+function showDifference(cell, name, best) {
+  const pair = part().pairs.find(({ a, b }) => a == name && b == best || a == best && b == name);
+  const gain = pair.differences[data.main];
+  const [mean, low, high] = gain;
+  const turned = pair.a == name ? gain : [mean, high, low].map(x => x == null ? x : -x);
+  const isReal = low > 0 || high < 0;
+  const words = low == null ? 'too few samples' : isReal ? 'real' : 'not settled';
   cell.textContent = `${withInterval(turned, 2, '+')} ${words}`;
-  if (found.real) cell.className = turned[0] < 0 ? 'worse' : 'real';
+  if (isReal) cell.className = turned[0] < 0 ? 'worse' : 'real';
 }
 
 function drawSubsets() {
-  const parts = data.summaries.length > 1 ? data.summaries : [];
-  byId('subsets').replaceChildren(...parts.map(part => {
-    const name = part.name == 'all' ? '' : part.name;
-    const button = make('button', `${part.name} (${part.n})`);
-    button.setAttribute('aria-pressed', name == subset);
+  const parts = data.parts.length > 1 ? data.parts : [];
+  byId('subsets').replaceChildren(...parts.map(({ name, n }) => {
+    const button = make('button', `${name} (${n})`);
+    button.setAttribute('aria-pressed', name == (subset || 'all'));
     button.onclick = () => {
-      subset = name;
+      subset = name == 'all' ? '' : name;
       drawHead();
       drawSamples();
     };
@@ -159,36 +155,34 @@ function duel(a, b, samples) {
 }
 
 function drawPairs() {
-  const column = byId('column').value;
   const sorted = namesByRank();
   const samples = inSubset();
   const table = byId('pairs');
-  byId('pairs-title').textContent = `Who beats whom, by ${label(column)}`;
-  table.replaceChildren();
-  const head = make('tr', null, table);
-  for (const text of ['the line beats', ...sorted.map(shortName)]) make('th', text, head);
+  byId('pairs-title').textContent = `Who beats whom, by ${label(byId('column').value)}`;
+  beginTable(table, ['the line beats', ...sorted.map(shortName)]);
   for (const a of sorted) {
-    const line = make('tr', null, table);
-    make('td', shortName(a), line);
-    for (const b of sorted) {
-      const cell = make('td', null, line);
-      if (a == b) continue;
-      const { won, n } = duel(a, b, samples);
-      const button = make('button', `${won} of ${n}`, cell);
-      button.title = `${a} beats ${b} on ${won} of ${n} samples: click to see these`;
-      button.setAttribute('aria-pressed', pair?.[0] == a && pair?.[1] == b);
-      if (won > n / 2) button.className = 'best';
-      button.onclick = () => {
-        pair = pair?.[0] == a && pair?.[1] == b ? null : [a, b];
-        drawPairs();
-        drawSamples();
-      };
-    }
+    const line = addLine(table, [shortName(a), ...sorted.map(() => '')]);
+    sorted.forEach((b, k) => { if (a != b) addDuel(line[k + 1], a, b, samples); });
   }
   drawPair(samples);
 }
 
-// The chosen pair in words, and wins and losses by type as bars to both sides.
+function addDuel(cell, a, b, samples) {
+  const { won, n } = duel(a, b, samples);
+  const isChosen = pair?.[0] == a && pair?.[1] == b;
+  const button = make('button', `${won} of ${n}`, cell, won > n / 2 ? 'best' : '');
+  button.title = `${a} beats ${b} on ${won} of ${n} samples: click to see these`;
+  button.setAttribute('aria-pressed', isChosen);
+  button.onclick = () => choosePair(isChosen ? null : [a, b]);
+}
+
+function choosePair(names) {
+  pair = names;
+  drawPairs();
+  drawSamples();
+}
+
+// The chosen pair in words, and wins and losses by type.
 function drawPair(samples) {
   const place = byId('pair');
   place.replaceChildren();
@@ -197,13 +191,11 @@ function drawPair(samples) {
   const { won, lost, equal, n } = duel(a, b, samples);
   make('p', `${nameOf(a)} beats ${nameOf(b)} on ${won} of ${n}, loses on ${lost}, ` +
     `${equal} are equal. Listed below: the ${won}.`, place);
-  const table = make('table', null, make('div', null, place, 'scroll'));
-  const head = make('tr', null, table);
-  for (const text of ['type', 'wins', 'losses', 'equal']) make('th', text, head);
-  for (const type of new Set(samples.map(sample => sample.type))) {
+  const table = addTable(place);
+  addLine(table, ['type', 'wins', 'losses', 'equal'], 'th');
+  for (const type of typesOf(samples)) {
     const found = duel(a, b, samples.filter(sample => sample.type == type));
-    const line = make('tr', null, table);
-    for (const text of [type, found.won, found.lost, found.equal]) make('td', text, line);
+    addLine(table, [type, found.won, found.lost, found.equal]);
   }
   makeSortable(table);
 }
@@ -212,25 +204,23 @@ function drawPair(samples) {
 
 function drawTypes() {
   const table = byId('types');
-  byId('types-title').textContent = `${label(data.main)} by type`;
-  const kinds = new Set(inSubset().map(sample => sample.type));
-  table.replaceChildren();
-  const head = make('tr', null, table);
+  const { groups } = part();
   const sorted = namesByRank();
-  for (const text of ['type', ...sorted.map(shortName)]) make('th', text, head);
-  for (const [type, values] of Object.entries(data.types)) {
-    if (!kinds.has(type)) continue;
+  byId('types-title').textContent = `${label(data.main)} by type`;
+  beginTable(table, ['type', ...sorted.map(shortName)]);
+  const mean = (name, type) => groups[name][type].scores[data.main][0];
+  for (const type of Object.keys(groups[sorted[0]]).filter(each => each != 'all')) {
     const line = make('tr', null, table);
-    const top = Math.max(...rivals.map(name => values[name][1] ?? -Infinity));
+    const top = Math.max(...rivals.map(name => mean(name, type) ?? -Infinity));
     make('td', type, line);
     for (const name of sorted) {
-      const [n, ...value] = values[name];
-      const cell = make('td', value[0] == null ? '-' : value[0].toFixed(2), line);
-      cell.title = `${withInterval(value)}, N = ${n}`;
-      if (!roleOf[name] && value[0] == top) cell.className = 'best';
-      if (value[0] != null) {
-        cell.style.setProperty('--part', Math.min(1, value[0] / topOfScale).toFixed(2));
-      }
+      const value = mean(name, type);
+      const isTop = !roleOf[name] && value == top;
+      const cell = make('td', value?.toFixed(2) ?? '-', line, isTop ? 'best' : '');
+      const { n, scores } = groups[name][type];
+      cell.title = `${withInterval(scores[data.main])}, N = ${n[data.main]}`;
+      if (value == null) continue;
+      cell.style.setProperty('--part', Math.min(1, value / topOfScale).toFixed(2));
     }
   }
   makeSortable(table);
@@ -269,11 +259,8 @@ function fillTables(parent) {
       else make('p', block, parent).style.whiteSpace = 'pre-line';
       return;
     }
-    const table = make('table', null, make('div', null, parent, 'scroll'));
-    block.forEach((cells, place) => {
-      const line = make('tr', null, table);
-      for (const text of cells) make(place ? 'td' : 'th', text, line);
-    });
+    const table = addTable(parent);
+    block.forEach((cells, place) => addLine(table, cells, place ? 'td' : 'th'));
     makeSortable(table);
     addCsvButton(table, `table-${k}`, parent);
   });

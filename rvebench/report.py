@@ -5,11 +5,12 @@
     python -m rvebench.report results --human ratings.csv  # people's scores: id, method, EA, ...
     python -m rvebench.report results --out page --bundle  # with the videos: a folder to send
 
-No call and no model is needed. report.html is one file (page.py). Statistics are made here; its
-scripts show them, count wins, filter and sort. Results of different judges are refused: their
-numbers are not on one scale.
+No call and no model is needed. report.html is one file (page.py). Statistics are those of
+scores.summarise; the page's scripts show them, count wins, filter and sort. Results of different
+judges are refused: their numbers are not on one scale.
 """
 
+import math
 from pathlib import Path
 
 from common.files import Parser, atomic_write, run_script
@@ -24,66 +25,34 @@ from rvebench.tables import judged_columns, read_human, tables
 
 # ------------------------------------------------------------------------------- who is better
 
-def ranking(part: dict, main: str, columns: list[str]) -> list[dict]:
-    """An entry a method, the best by `main` first: N scored and failed, the columns' intervals."""
-    entries = []
-    for method, groups in part["groups"].items():
-        found = groups["all"]
-        scores = {column: found["scores"][column] for column in columns}
-        entries.append({"method": method, "scored": found["scored"], "failed": found["failed"],
-                        "scores": scores})
-
-    def place(entry):
-        mean = entry["scores"][main][0]
-        return -mean if mean == mean else float("inf")   # NaN, which is not itself, comes last
-    return sorted(entries, key=place)
+def ranking(part: dict, main: str) -> list[str]:
+    """The methods of a part of scores.summarise, the best by `main` first."""
+    mean = {method: groups["all"]["scores"][main][0] for method, groups in part["groups"].items()}
+    return sorted(mean, key=lambda method: (math.isnan(mean[method]), -mean[method]))
 
 
-def verdict(order: list[dict], pairs: list[dict], main: str, roles: dict) -> str:
+def verdict(part: dict, order: list[str], main: str, roles: dict) -> str:
     """Who is ahead, and whether that is more than chance, in a sentence. order: of `ranking`."""
-    rivals = [entry for entry in order if not roles[entry["method"]] and entry["scored"]]
+    found = {method: groups["all"] for method, groups in part["groups"].items()}
+    rivals = [method for method in order if not roles[method] and found[method]["scored"]]
     if not rivals:
         return "No method was scored."
-    best = rivals[0]["method"]
+    best = rivals[0]
     nothing = [method for method, name in roles.items() if name == NOTHING]
     ahead, unsettled = [], []
-    for method in [entry["method"] for entry in rivals[1:]] + nothing:
-        pair = next(pair for pair in pairs if {pair["a"], pair["b"]} == {best, method})
-        first = pair["difference"][0] if pair["a"] == best else -pair["difference"][0]
+    for method in rivals[1:] + nothing:
+        pair = next(pair for pair in part["pairs"] if {pair["a"], pair["b"]} == {best, method})
+        gain = pair["differences"][main]
+        first = gain[0] if pair["a"] == best else -gain[0]
         name = "doing nothing" if method in nothing else method
-        (ahead if pair["real"] and first > 0 else unsettled).append(name)
+        (ahead if is_real(gain) and first > 0 else unsettled).append(name)
     words = f"{best} has {'the highest ' if len(rivals) > 1 else ''}{main} "
-    words += f"{rivals[0]['scores'][main][0]:.2f}"
+    words += f"{found[best]['scores'][main][0]:.2f}"
     if ahead:
         words += f"; it is ahead of {', '.join(ahead)}"
     if unsettled:
         words += f"; these samples do not settle whether it is better than {', '.join(unsettled)}"
     return words + "."
-
-
-def summaries(parts: list[dict], roles: dict, columns: list[str], main: str) -> list[dict]:
-    """Ranking, differences and verdict: of all samples, and of each subset if there are several."""
-    found = []
-    for part in parts if len(parts) > 2 else parts[1:]:
-        order, pairs = ranking(part, main, columns), []
-        for pair in part["pairs"]:
-            gain = pair["differences"][main]
-            pairs.append({"a": pair["a"], "b": pair["b"], "difference": gain,
-                          "real": is_real(gain)})
-        found.append({"name": part["name"], "n": part["n"], "ranking": order, "pairs": pairs,
-                      "verdict": verdict(order, pairs, main, roles)})
-    return found
-
-
-def by_type(part: dict, column: str) -> dict[str, dict[str, tuple]]:
-    """{type: {method: (N, mean, low, high)}} of a column."""
-    found = {}
-    for method, groups in part["groups"].items():
-        for kind, group in groups.items():
-            if kind != "all":
-                numbers = group["n"][column], *group["scores"][column]
-                found.setdefault(kind, {})[method] = numbers
-    return found
 
 
 # ------------------------------------------------------------------------------------ the page
@@ -99,6 +68,10 @@ def page_data(rows: list[dict], about: dict, parts: list[dict], people: list[dic
     methods = sorted(roles, key=lambda method: roles[method] is not None)
     columns = [c for c in (*SCORES, *SUMMARIES) if any(row[c] is not None for row in rows)]
     columns += [c for c in QUALITY if c == main or any(c in row["quality"] for row in rows)]
+    shown = []
+    for part in parts if len(parts) > 2 else parts[1:]:      # of one subset, "all" is the same
+        order = ranking(part, main)
+        shown.append({**part, "ranking": order, "verdict": verdict(part, order, main, roles)})
     return {
         "title": about["head"].partition(",")[0].partition(":")[0],
         "judge": judged_by(about) or "no judge",
@@ -109,8 +82,7 @@ def page_data(rows: list[dict], about: dict, parts: list[dict], people: list[dic
         "columns": columns,
         "unit": QUALITY,                                 # these are in 0..1, scores in 0..10
         "labels": about["labels"],
-        "summaries": summaries(parts, roles, columns, main),
-        "types": by_type(parts[0], main),
+        "parts": shown,
         "samples": samples(rows, human),
         "judgeSees": about.get("asked"),
         "people": people,

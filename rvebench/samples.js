@@ -13,19 +13,20 @@ const rivals = names.filter(name => !roleOf[name]);  // neither "do nothing" nor
 const shownNames = () => rivals.filter(name => !hidden.has(name));
 const inSubset = () => data.samples.filter(sample => !subset || sample.subset == subset);
 const number = (value, column) => value.toFixed(data.unit.includes(column) ? 3 : 1);
+const typesOf = samples => [...new Set(samples.map(sample => sample.type))];
 
 // ------------------------------------------------------------------------------ filters and order
 
 function matches(sample) {
-  const words = byId('search').value.toLowerCase();
   const text = `${sample.id} ${sample.type} ${sample.instruction}`.toLowerCase();
   const column = byId('column').value;
-  if (subset && sample.subset != subset) return false;
-  if (byId('type').value && sample.type != byId('type').value) return false;
-  if (!text.includes(words)) return false;
-  const failed = shownNames().some(name => sample.methods[name]?.failed);
-  if (byId('failed').checked && !failed) return false;
-  return !pair || scoreOf(sample, pair[0], column) > scoreOf(sample, pair[1], column);
+  const type = byId('type').value;
+  const hasFailed = shownNames().some(name => sample.methods[name]?.failed);
+  return (!subset || sample.subset == subset)
+    && (!type || sample.type == type)
+    && (!byId('failed').checked || hasFailed)
+    && text.includes(byId('search').value.toLowerCase())
+    && (!pair || scoreOf(sample, pair[0], column) > scoreOf(sample, pair[1], column));
 }
 
 // How far judge and people are apart on a sample: the most of the shown methods.
@@ -98,7 +99,7 @@ function readAddress() {
     if (!byId(id).value) byId(id).value = usual;     // an option that is not there
   }
   byId('failed').checked = state.has('failed');
-  subset = data.summaries.some(part => part.name == state.get('subset')) ? state.get('subset') : '';
+  subset = data.parts.some(({ name }) => name == state.get('subset')) ? state.get('subset') : '';
   hidden.clear();
   for (const name of state.getAll('hide')) hidden.add(name);
   for (const box of byId('methods').querySelectorAll('input')) box.checked = !hidden.has(box.value);
@@ -133,32 +134,27 @@ function makeCard(sample) {
 
 function fillCard(card) {
   const { sample } = card;
-  const row = card.querySelector('.row');
   const videos = [];
+  const scored = names.filter(name => sample.methods[name] && !hidden.has(name));
 
-  function figure(title, name, path) {
-    const element = make('figure', null, row);
+  function addFigure(title, path, name) {
+    const element = make('figure', null, card.querySelector('.row'));
     make('figcaption', title, element);
-    if (!path) return element;
-    const video = makeVideo(path, `${title}: ${sample.instruction}`, element);
-    video.onclick = () => openCloseup(sample, name);
-    video.onloadedmetadata = () => element.classList.toggle('small', video.videoWidth < 200);
-    videos.push(video);
-    return element;
+    if (path) {
+      const video = makeVideo(path, `${title}: ${sample.instruction}`, element);
+      video.onclick = () => openCloseup(sample, title);
+      videos.push(video);
+    }
+    if (name) addScores(element, sample, name);
   }
 
-  const scored = names.filter(name => sample.methods[name] && !hidden.has(name));
-  const extra = { source: 'source', reference: 'target' };             // shown once, scored or not
-  for (const [title, field] of Object.entries(extra)) {
-    const twin = scored.find(name => sample.methods[name].video == sample[field]);
-    const element = figure(title, title, sample[field]);
-    if (twin) addScores(element, sample, twin);
+  for (const [title, path] of [['source', sample.source], ['reference', sample.target]]) {
+    addFigure(title, path, scored.find(name => sample.methods[name].video == path));
   }
   for (const name of scored) {
-    const result = sample.methods[name];
-    if (result.video == sample.source || result.video == sample.target) continue;
-    const playable = !result.failed || 'TF' in result.scores;
-    addScores(figure(name, name, playable ? result.video : null), sample, name);
+    const { video, failed, scores } = sample.methods[name];
+    if (video == sample.source || video == sample.target) continue;      // it stands there already
+    addFigure(name, failed && !('TF' in scores) ? null : video, name);
   }
   if (data.judgeSees) addWhatTheJudgeSaw(card, sample, scored);
   card.player = playInStep(videos);
@@ -277,14 +273,13 @@ function addFrames(name, path, length, parent) {
 // `count` evenly spaced frames of a clip, first and last among them, as the judge gets them.
 // length: frames of the clip, null if nobody counted them.
 async function drawFrames(path, count, length, parent) {
-  const video = make('video');
+  const video = makeVideo(path, '');
   const event = name => new Promise((resolve, reject) => {
     video.addEventListener(name, resolve, { once: true });
     video.addEventListener('error', reject, { once: true });
   });
-  video.muted = true;
   video.preload = 'auto';
-  video.src = fileUrl(path);
+  video.src = video.dataset.src;
   try {
     await event('loadeddata');
     for (let k = 0; k < count; k++) {
@@ -302,8 +297,7 @@ async function drawFrames(path, count, length, parent) {
   } catch {
     make('span', 'cannot be played here', parent, 'bad');
   }
-  video.removeAttribute('src');
-  video.load();
+  unload(video);
 }
 
 // ------------------------------------------------------------------------------ CSV, keys
@@ -334,30 +328,26 @@ function samplesAsCsv() {
 
 function pageKeys(event) {
   if (byId('closeup').open) return closeupKeys(event);
-  const taken = event.target.matches('input, select, button, summary, a');           // by those
-  if (taken || event.ctrlKey || event.metaKey || event.altKey) return;
   const all = [...byId('list').children];
+  if (!all.length) return;
   const below = all.findIndex(card => card.getBoundingClientRect().bottom > 80);
   const here = document.activeElement.closest('article');
   const at = here ? all.indexOf(here) : below;
   const move = to => goTo(all[Math.min(all.length - 1, Math.max(0, to))].dataset.id);
-  const actions = {
+  onKey(event, {
     '/': () => byId('search').focus(),
     j: () => move(here ? at + 1 : below),
     k: () => move(at - 1),
     ' ': () => all[at]?.player?.toggle(),
     Enter: () => openCloseup(all[at].sample, 'reference'),
-  };
-  if (!actions[event.key] || !all.length) return;
-  event.preventDefault();
-  actions[event.key]();
+  });
 }
 
 // ------------------------------------------------------------------------------ start
 
 function startSamples() {
   const add = (id, value, text) => byId(id).append(new Option(text, value));
-  for (const type of Object.keys(data.types)) add('type', type, type);
+  for (const type of typesOf(data.samples)) add('type', type, type);
   for (const column of data.columns) add('column', column, column);
   if (data.people.length) add('sort', 'people', 'judge and people disagree most');
   for (const name of rivals) {
@@ -374,9 +364,9 @@ function startSamples() {
     };
   }
   for (const id of ['type', 'sort', 'failed']) byId(id).onchange = () => drawSamples();
-  byId('column').onchange = () => { drawPairs(); drawSamples(); };
+  byId('column').onchange = () => choosePair(pair);
   byId('search').oninput = () => drawSamples();
-  byId('unpair').onclick = () => { pair = null; drawPairs(); drawSamples(); };
+  byId('unpair').onclick = () => choosePair(null);
   byId('csv').onclick = () => download('samples.csv', samplesAsCsv(), 'text/csv');
   addEventListener('keydown', pageKeys);
 }
