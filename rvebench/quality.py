@@ -37,7 +37,7 @@ from common.distributed import device
 from common.files import BadInput, atomic_write, check_hub
 from common.jsonl import to_json
 from common.video import to_bytes
-from rvebench.benchmark import QUALITY
+from rvebench.benchmark import QUALITY, Edit
 
 DIMENSIONS = {
     "temporal_flickering": "TF", "subject_consistency": "SC", "background_consistency": "BC",
@@ -236,53 +236,46 @@ class Measures:
         self.why = {"SC": "give --dino", "BC": "give --clip", "OC": "give --viclip",
                     "ViCLIP-T": "give --viclip", "MS": "give --vbench-results"}
         self.stamp = f"{VERSION} {dino_name} {clip_name} {viclip_name} {own}"
-        self._subject, self._background, self._cosines = None, None, None
+        self.features = {}                               # {column: features(pixels) -> (F, D)}
         if dino_name:
-            self._subject = dino(dino_name)
+            self.features["SC"] = dino(dino_name)
         elif model is not None:
-            self._subject = own_tower(model)
+            self.features["SC"] = own_tower(model)
             self.labels["SC"] = f"SC ({model.preset.name}'s own vision tower, not DINO)"
             self.why["BC"] = "the own tower has one feature, which is in SC: give --clip"
-            self.why["OC"] = "the own tower reads no text: give --viclip"
-            self.why["ViCLIP-T"] = self.why["OC"]
+            self.why["OC"] = self.why["ViCLIP-T"] = "the own tower reads no text: give --viclip"
         if clip_name:
-            self._background = clip(clip_name)
-        if viclip_name:
-            self._cosines = viclip(viclip_name, trust_remote_code)
-        for column, extractor in (("SC", self._subject), ("BC", self._background),
-                                  ("OC", self._cosines), ("ViCLIP-T", self._cosines)):
-            if extractor:
-                del self.why[column]
+            self.features["BC"] = clip(clip_name)
+        self.cosines = viclip(viclip_name, trust_remote_code) if viclip_name else None
+        for column in [*self.features, *(("OC", "ViCLIP-T") if self.cosines else ())]:
+            del self.why[column]
 
     def __call__(self, pixels: torch.Tensor, text: str) -> dict[str, float]:
         """{column: value} of a clip (F, 3, H, W), uint8, and its instruction."""
         found = {"TF": temporal_flickering(pixels)}
-        if self._subject:
-            found["SC"] = feature_consistency(self._subject(pixels))
-        if self._background:
-            found["BC"] = feature_consistency(self._background(pixels))
-        if self._cosines:
-            found |= self._cosines(pixels, text)
-        return found
+        for column, features in self.features.items():
+            found[column] = feature_consistency(features(pixels))
+        return found | self.cosines(pixels, text) if self.cosines else found
 
 
 # ------------------------------------------------------------------------------- the vbench package
 
-def vbench_folder(folder: Path, name: str, videos: dict[str, Path], texts: dict[str, str]) -> str:
+def vbench_folder(folder: Path, method: str, edits: list[Edit]) -> str:
     """Make what `vbench evaluate --mode=custom_input` wants of a method; returns the command.
 
-    videos, texts: by id. folder/name holds links to the videos and nothing else, folder/name.json
-    maps file to prompt. Raises BadInput where something else lies there.
+    folder/method holds links to the videos of its edits and nothing else, folder/method.json maps
+    file to prompt. Raises BadInput where something else lies there.
     """
-    here, prompts = folder / name, folder / f"{name}.json"
+    here, prompts = folder / method, folder / f"{method}.json"
     here.mkdir(parents=True, exist_ok=True)
     for old in here.iterdir():
         if not old.is_symlink():
             raise BadInput(f"{old}: is none of our links, and would be measured too; take it away")
         old.unlink()
-    for key, path in videos.items():
-        os.symlink(os.path.abspath(path), here / f"{key}.mp4")
-    atomic_write(prompts, to_json({f"{key}.mp4": texts[key] for key in videos}) + "\n")
+    for sample, _, path in edits:
+        os.symlink(os.path.abspath(path), here / f"{sample.id}.mp4")
+    texts = {f"{sample.id}.mp4": sample.instruction for sample, _, _ in edits}
+    atomic_write(prompts, to_json(texts) + "\n")
     return shlex.join(["vbench", "evaluate", "--mode=custom_input", "--videos_path", str(here),
                        "--prompt_file", str(prompts), "--output_path", f"{folder}/results",
                        "--dimension", "motion_smoothness"])

@@ -20,7 +20,6 @@ import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Callable
 
 import numpy as np
 import torch
@@ -31,8 +30,7 @@ from common.files import (BadInput, Parser, at_least_0, atomic_write, between, c
                           positive, run_script)
 from common.intervals import COLUMNS, geometric_mean, overall
 from common.jsonl import Store, to_json, write_rows
-from common.video import read_pixels
-from common.video import hash_video
+from common.video import hash_video, read_pixels
 from data import fingerprint
 from evaluate import run_name
 from model import load_model
@@ -41,7 +39,7 @@ from rvebench.ask import Client, Missing
 from rvebench.benchmark import SCORES, Edit, Sample, all_edits, read_manifest, read_methods
 from rvebench.generate import generate
 from rvebench.results import read_results
-from rvebench.tables import check_human, read_human
+from rvebench.tables import read_human
 from tiny import world
 
 
@@ -72,9 +70,26 @@ def measure_videos(edits: list[Edit], measures: quality.Measures, cache: Store,
         return list(tqdm(found, total=len(edits), desc="measure", unit="video"))
 
 
-def ask_local(edits: list[Edit], ask: Callable[[Sample, Path], dict], stamp: str,
+def ask_judge(edits: list[Edit], args: argparse.Namespace, client: Client | None, model,
               cache: Store) -> list:
-    """The verdicts of a local judge, a list of one for each edit: scores or Missing."""
+    """The verdicts (scores or Missing) of --judge, a list for each edit: one, or --repeat many.
+
+    Raises BadInput where the oracle knows no such sample.
+    """
+    if args.judge == "none":
+        return [[] for _ in edits]
+    if args.judge == "openai":
+        jobs = [(edit.sample, edit.path) for edit in edits]
+        service = judge.ServiceJudge(jobs, args.judge_frames, args.repeat, args.judge_tokens)
+        answers = client.ask(service.questions(), service.most, "judge")
+        client.close()
+        return service.verdicts(answers)
+    if args.judge == "oracle":
+        for sample in dict.fromkeys(edit.sample for edit in edits):
+            judge.world_triplet(sample)           # of another world: the command is wrong, no video
+        ask, stamp = judge.oracle, f"oracle {world.VERSION}"
+    else:
+        ask, stamp = judge.vila(model), f"vila {fingerprint(model, ('vlm',))} {model.preset}"
     verdicts = []
     for sample, _, path in tqdm(edits, desc="judge", unit="video"):
         videos = [hash_video(sample.source), hash_video(path)]
@@ -84,30 +99,6 @@ def ask_local(edits: list[Edit], ask: Callable[[Sample, Path], dict], stamp: str
         except ValueError as error:
             verdicts.append([Missing(str(error))])
     return verdicts
-
-
-def ask_service(edits: list[Edit], client: Client, args: argparse.Namespace) -> list:
-    """The verdicts of a service, a list of --repeat for each edit."""
-    jobs = [(edit.sample, edit.path) for edit in edits]
-    service = judge.ServiceJudge(jobs, args.judge_frames, args.repeat, args.judge_tokens)
-    answers = client.ask(service.questions(), service.most, "judge")
-    client.close()
-    return service.verdicts(answers)
-
-
-def ask_judge(edits: list[Edit], args: argparse.Namespace, client: Client | None, model,
-              cache: Store) -> list:
-    """The verdicts of --judge, a list for each edit. Raises BadInput if it knows no such sample."""
-    if args.judge == "openai":
-        return ask_service(edits, client, args)
-    if args.judge == "oracle":
-        for sample in dict.fromkeys(edit.sample for edit in edits):
-            judge.world_triplet(sample)           # of another world: the command is wrong, no video
-        return ask_local(edits, judge.oracle, f"oracle {world.VERSION}", cache)
-    if args.judge == "vila":
-        stamp = f"vila {fingerprint(model, ('vlm',))} {model.preset}"
-        return ask_local(edits, judge.vila(model), stamp, cache)
-    return [[] for _ in edits]
 
 
 def score_row(verdicts: list) -> dict:
@@ -154,8 +145,7 @@ def make_rows(edits: list[Edit], measured: list, verdicts: dict[int, list], fail
     rows = []
     for k, (sample, method, path) in enumerate(edits):
         unreadable, values = measured[k]
-        frames = values.get("frames")
-        values = {column: value for column, value in values.items() if column != "frames"}
+        frames = values.pop("frames", None)
         if not unreadable:
             values |= vbench.get((method, sample.id), {})
         scores = score_row(verdicts.get(k, []))
@@ -168,17 +158,6 @@ def make_rows(edits: list[Edit], measured: list, verdicts: dict[int, list], fail
     return rows
 
 
-def describe_judge(args: argparse.Namespace, client: Client | None) -> str:
-    """The judge in words, for the head of the tables."""
-    if args.judge == "oracle":
-        return "the tiny world's oracle"
-    if args.judge == "vila":
-        return f"the VLM of {args.judge_model or args.checkpoint or 'weights/tiny'}"
-    if args.judge == "openai":
-        return f"{client.model}, {args.judge_frames} frames, prompt {judge.PROMPT}"
-    return "no judge"
-
-
 def describe(args: argparse.Namespace, client: Client | None, methods: list[str],
              measures: quality.Measures, vbench: dict) -> dict:
     """about.json: what the tables and the page say of the whole."""
@@ -186,9 +165,14 @@ def describe(args: argparse.Namespace, client: Client | None, methods: list[str]
     for column in {column for values in vbench.values() for column in values}:
         labels[column] = f"{column} (vbench)"
         why.pop(column, None)
+    judges = {
+        "none": "no judge",
+        "oracle": "the tiny world's oracle",
+        "vila": f"the VLM of {args.judge_model or args.checkpoint or 'weights/tiny'}",
+        "openai": f"{client and client.model}, {args.judge_frames} frames, prompt {judge.PROMPT}"}
     subset = f", subset {args.subset}" if args.subset else ""
     times = f", {args.repeat} times" if args.repeat > 1 else ""
-    head = (f"{args.manifest.name}{subset}, judged by {describe_judge(args, client)}{times}: "
+    head = (f"{args.manifest.name}{subset}, judged by {judges[args.judge]}{times}: "
             f"means [95 % interval].")
     about = {"head": head, "judge": args.judge, "repeat": args.repeat, "methods": methods,
              "labels": labels, "why": why}
@@ -339,25 +323,13 @@ def make_videos(args: argparse.Namespace, samples: list[Sample], methods: dict[s
     return {(id, name): reason for id, reason in reasons.items()}
 
 
-def write_results(out: Path, rows: list[dict], about: dict) -> None:
-    """scores.jsonl and about.json; then the tables and the page, which are printed."""
-    write_rows(out / "scores.jsonl", rows)
-    atomic_write(out / "about.json", to_json(about) + "\n")
-    report.build([out])
-
-
 def print_vbench_commands(out: Path, edits: list[Edit]) -> None:
     """Links and prompts for the vbench package, a folder a method, and the commands to run."""
-    commands = []
-    for method in dict.fromkeys(edit.method for edit in edits):
-        own = [edit for edit in edits if edit.method == method]
-        videos = {edit.sample.id: edit.path for edit in own}
-        texts = {edit.sample.id: edit.sample.instruction for edit in own}
-        commands.append(quality.vbench_folder(out / "vbench", method, videos, texts))
     print(f"motion smoothness, from the vbench package in its own environment, and then "
           f"--vbench-results {out}/vbench/results:")
-    for command in commands:
-        print(f"  {command}")
+    for method in dict.fromkeys(edit.method for edit in edits):
+        own = [edit for edit in edits if edit.method == method]
+        print(f"  {quality.vbench_folder(out / 'vbench', method, own)}")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -366,7 +338,8 @@ def main(argv: list[str] | None = None) -> None:
     samples = read_manifest(args.manifest, args.subset)[:args.n]
     methods = read_methods(args.videos)
     vbench = quality.vbench_results(args.vbench_results) if args.vbench_results else {}
-    human = read_human(args.human) if args.human else None
+    if args.human:
+        read_human(args.human)                           # what is wrong with it is said at once
     client = make_client(args)
     if args.dry_run:
         return print_estimate(all_edits(samples, methods, args.references), client, args)
@@ -388,9 +361,7 @@ def main(argv: list[str] | None = None) -> None:
     names = list(dict.fromkeys(edit.method for edit in edits))
     about = describe(args, client, names, measures, vbench)
     others = keep_other_methods(out, about)
-    if human:
-        known = {(edit.sample.id, edit.method) for edit in edits}
-        check_human(human, known | {(row["id"], row["method"]) for row in others}, args.human)
+    if args.human:
         atomic_write(out / "human.csv", args.human.read_bytes())
 
     measured = measure_videos(edits, measures, cache, len(os.sched_getaffinity(0)))
@@ -404,7 +375,9 @@ def main(argv: list[str] | None = None) -> None:
         about["spent"] = client.worth()
     if "MS" in about["why"]:
         print_vbench_commands(out, good)
-    write_results(out, in_order(rows + others, about["methods"], samples), about)
+    write_rows(out / "scores.jsonl", in_order(rows + others, about["methods"], samples))
+    atomic_write(out / "about.json", to_json(about) + "\n")
+    report.build([out])
     if client and client.estimated:
         print(f"the endpoint reports no usage for {client.estimated} of {client.calls} replies: "
               f"their tokens and dollars are estimates")

@@ -202,17 +202,6 @@ def _rating(cell: str | None, column: str) -> float | None:
     return rating
 
 
-def check_human(ratings: dict[str, dict], edits: set[tuple[str, str]], path: str | Path) -> None:
-    """Raises BadInput where people rated none of these edits, each (id, method)."""
-    rated = {key for cells in ratings.values() for key in cells}
-    if rated & edits:
-        return
-    theirs = ", ".join(sorted({method for _, method in rated}))[:80] or "nothing"
-    ours = ", ".join(sorted({method for _, method in edits}))[:80]
-    raise BadInput(f"--human {path}: rates {theirs}, and no edit that is scored here; the methods "
-                   f"are {ours}: correct the columns id and method")
-
-
 def human_table(people: list[dict]) -> list[list[str]]:
     """How well the judge agrees with people."""
     lines = [["judge and people", "N", "Spearman"]]

@@ -15,6 +15,7 @@ from transformers import (CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfi
 from common.files import BadInput
 from common.video import from_bytes
 from rvebench import quality
+from rvebench.benchmark import Edit, Sample
 from rvebench.quality import (feature_consistency, middle_frames, temporal_flickering,
                               text_consistency)
 
@@ -200,10 +201,10 @@ def test_what_vbench_is_given(tmp_path):
     links = out / "ours & theirs"
     links.mkdir(parents=True)
     (links / "old.mp4").symlink_to(tmp_path / "gone.mp4")
-    (tmp_path / "a.mp4").write_bytes(b"x")
-    texts = {"one": "dusk", "two": ""}
-    command = quality.vbench_folder(out, links.name, {"one": tmp_path / "a.mp4"}, texts)
-    words = shlex.split(command)
+    video = tmp_path / "a.mp4"
+    video.write_bytes(b"x")
+    sample = Sample("one", "rave", "Temporal Reasoning", "dusk", video, video)
+    words = shlex.split(quality.vbench_folder(out, links.name, [Edit(sample, links.name, video)]))
     assert words[words.index("--videos_path") + 1] == str(links)
     assert words[words.index("--prompt_file") + 1] == f"{links}.json"
     assert [path.name for path in links.iterdir()] == ["one.mp4"]
@@ -211,7 +212,7 @@ def test_what_vbench_is_given(tmp_path):
     assert json.loads((out / "ours & theirs.json").read_text()) == {"one.mp4": "dusk"}
     (links / "mine.mp4").write_bytes(b"x")
     with pytest.raises(BadInput, match="mine.mp4: is none of our links"):
-        quality.vbench_folder(out, links.name, {}, {})
+        quality.vbench_folder(out, links.name, [])
 
 
 def test_what_vbench_says(tmp_path, capsys):

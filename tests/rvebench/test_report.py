@@ -203,27 +203,28 @@ def test_ranking_and_verdict_by_hand():
     methods = ["fair", "copy", "good", "truth", "twin"]
     roles = {method: results.role(rows, method) for method in methods}
     assert list(roles.values()) == [None, results.NOTHING, None, results.REFERENCE, None]
-    parts = summarise(rows, methods, ["Overall"])
-    found, = report.summaries(parts, roles, ["Overall", "TF"], "Overall")        # one subset
-    order = [entry["method"] for entry in found["ranking"]]
+    _, part = summarise(rows, methods, ["Overall"])      # of all, and of the one subset
+    order = report.ranking(part, "Overall")
     assert order == ["truth", "good", "twin", "fair", "copy"]
-    assert found["ranking"][3]["scores"]["Overall"][0] == pytest.approx(32 / 6)
-    pairs = {(p["a"], p["b"]): p for p in found["pairs"]}
-    assert pairs["fair", "good"]["difference"][0] == pytest.approx(-17 / 6) and len(pairs) == 10
-    assert pairs["fair", "good"]["real"] and not pairs["good", "twin"]["real"]
-    assert found["verdict"] == (
+    assert part["groups"]["fair"]["all"]["scores"]["Overall"][0] == pytest.approx(32 / 6)
+    gains = {(pair["a"], pair["b"]): pair["differences"]["Overall"] for pair in part["pairs"]}
+    assert gains["fair", "good"][0] == pytest.approx(-17 / 6) and len(gains) == 10
+    assert is_real(gains["fair", "good"]) and not is_real(gains["good", "twin"])
+    assert is_real((1., math.nan, math.nan)) is None
+    assert report.verdict(part, order, "Overall", roles) == (
         "good has the highest Overall 8.17; it is ahead of fair, doing nothing; these samples do "
         "not settle whether it is better than twin.")
-    assert is_real((1., math.nan, math.nan)) is None
 
 
 def test_a_failed_row_has_no_score_and_counts():
     rows = [row("a", "m", 6.), row("b", "m", None, failed="refused")]
     _, part = summarise(rows, ["m"], ["Overall"])
-    entry, = report.ranking(part, "Overall", ["Overall", "TF"])
-    assert (entry["scored"], entry["failed"], entry["scores"]["Overall"][0]) == (1, 1, 6)
-    assert report.by_type(part, "Overall")["Temporal Reasoning"]["m"][0] == 1
-    assert report.verdict([], [], "Overall", {}) == "No method was scored."
+    found = part["groups"]["m"]
+    assert (found["all"]["scored"], found["all"]["failed"]) == (1, 1)
+    assert found["all"]["scores"]["Overall"][0] == 6
+    assert found["Temporal Reasoning"]["n"]["Overall"] == 1
+    _, part = summarise(rows[1:], ["m"], ["Overall"])
+    assert report.verdict(part, ["m"], "Overall", {"m": None}) == "No method was scored."
 
 
 # ------------------------------------------------------------------------------- folders and files
