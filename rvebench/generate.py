@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from common.files import BadInput, is_of, start_afresh
+from common.files import BadInput, is_of, remove_leftovers, start_afresh
 from common.video import clip_numbers, crop, pick_frames, to_video, write_video
 from data import fingerprint
 from model import PARTS
@@ -30,14 +30,11 @@ def generate(model, samples: list[Sample], folder: Path, steps: int | None,
     settings = {"checkpoint": weights, "steps": steps, "guidance": guidance, "seed": seed}
     if not is_of(folder, settings):
         start_afresh(folder, settings, "*.mp4")
-    for old in folder.glob("*.tmp*.mp4"):                # what a kill left half written
-        old.unlink()
+    remove_leftovers(folder)
     missing = {sample.index: sample for sample in samples
                if not (folder / f"{sample.id}.mp4").exists()}
-    failed = {}
-    there = len(samples) - len(missing)
-    bar = tqdm(total=len(samples), initial=there, desc="generate", unit="sample")
-    with bar:
+    failed, there = {}, len(samples) - len(missing)
+    with tqdm(total=len(samples), initial=there, desc="generate", unit="sample") as bar:
         for indices in consecutive(list(missing), batch):             # row k has the noise seed + k
             now = [missing[index] for index in indices]
             sources, views, unreadable = _read_sources(now, model)

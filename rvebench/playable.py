@@ -1,18 +1,14 @@
 """Copies of videos beside a page: of those that a browser cannot play, or of all for a bundle."""
 
 import hashlib
-import os
 import re
 import shutil
-import subprocess
 from pathlib import Path
 
-import imageio_ffmpeg
-import torch
 from tqdm import tqdm
 
 from common.files import BadInput, replacing
-from common.video import from_bytes, read_pixels, write_video
+from common.video import frame_rate, read_pixels, write_pixels
 from rvebench.page import relative
 from rvebench.results import VIDEOS
 
@@ -35,26 +31,10 @@ def plays(path: Path) -> bool:
     return found["profile"] is None or found["profile"][0] in EIGHT_BIT_H264
 
 
-def encode(path: Path, copy: Path) -> None:
-    """Write a video, gif or folder of pictures as H.264. Raises BadInput if it is unreadable."""
-    if path.is_dir():
-        pixels = torch.from_numpy(read_pixels(path))                    # (F, H, W, 3)
-        write_video(copy, from_bytes(pixels.permute(0, 3, 1, 2)))
-        return
-    even = "scale=trunc(iw/2)*2:trunc(ih/2)*2,format=yuv420p"           # colours come in 2 x 2
-    with replacing(copy) as temporary:
-        ffmpeg = imageio_ffmpeg.get_ffmpeg_exe()
-        done = subprocess.run([ffmpeg, "-nostdin", "-v", "error", "-i", os.path.abspath(path),
-                               "-map", "0:v:0", "-an", "-vf", even, "-c:v", "libx264", "-crf", "18",
-                               "-y", temporary], capture_output=True)
-        if done.returncode:
-            raise BadInput(f"{path}: cannot be read as a video; replace it")
-
-
 def copy_or_encode(path: Path, copy: Path) -> None:
     """Write `copy`: the same bytes where a browser plays them, else as H.264. Raises BadInput."""
     if not plays(path):
-        encode(path, copy)
+        write_pixels(copy, read_pixels(path), frame_rate(path))
         return
     with replacing(copy) as temporary:
         shutil.copyfile(path, temporary)

@@ -11,12 +11,12 @@
               ViCLIP's demonstration (the paper does not say)
     MS        motion smoothness, from the `vbench` package               vbench_results
 
-Each is a short function on frames or features; what extracts the features is passed in. Real
-extractors come from transformers, by id or local folder. Frames are resized as VBench does it,
-without antialiasing: the inputs of DINO and CLIP are the same numbers. There is no AMT-S in
-transformers: motion smoothness, and any of the others, is taken from what the `vbench` package
-wrote in an environment of its own. Left out: DINO's own resizing of position embeddings:
-transformers' differs in the last digits where a clip is not square.
+Each is a short function on frames or features; what extracts the features is passed in, and comes
+from transformers, by id or local folder. Frames are resized as VBench does it, without
+antialiasing: the inputs of DINO and CLIP are the same numbers. There is no AMT-S in transformers:
+motion smoothness, and any of the others, is taken from what the `vbench` package wrote in an
+environment of its own. Left out: DINO's own resizing of position embeddings; transformers' differs
+in the last digits where a clip is not square.
 
 Axis letters: F frames, H W pixels, D width of a feature. Pixels are (F, 3, H, W), uint8.
 """
@@ -293,7 +293,14 @@ def vbench_results(folder: str | Path) -> dict[tuple[str, str], dict[str, float]
         raise BadInput(f"--vbench-results {folder}: holds no *_eval_results.json; run vbench first")
     found = {}
     for file in files:
-        for path, column, value in _read_vbench(file):
+        try:
+            said = json.loads(file.read_text("utf-8"))
+            rows = [(Path(video["video_path"]), DIMENSIONS[name], float(video["video_results"]))
+                    for name, (_, videos) in said.items() if name in DIMENSIONS
+                    for video in videos]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise BadInput(f"{file}: is no result of vbench ({error}); take it away") from error
+        for path, column, value in rows:
             if abs(value) > 1:
                 raise BadInput(f"{file}: {column} of {path} is {value:g}, and no measure is beyond "
                                f"1; divide percentages by 100, or take the file away")
@@ -304,17 +311,3 @@ def vbench_results(folder: str | Path) -> dict[tuple[str, str], dict[str, float]
                 values.pop(column, None)                 # what an earlier file has of it, too
                 print(f"{file}: {column} of {path} is {value}: left out", file=sys.stderr)
     return found
-
-
-def _read_vbench(file: Path) -> list[tuple[Path, str, float]]:
-    """(video, column, value) of each value of ours in a results file. Raises BadInput."""
-    rows = []
-    try:
-        for dimension, (_, videos) in json.loads(file.read_text("utf-8")).items():
-            if dimension in DIMENSIONS:
-                for video in videos:
-                    value = float(video["video_results"])
-                    rows.append((Path(video["video_path"]), DIMENSIONS[dimension], value))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BadInput(f"{file}: is no result of vbench ({error}); take it away") from error
-    return rows

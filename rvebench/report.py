@@ -18,7 +18,7 @@ from rvebench import study
 from rvebench.benchmark import QUALITY, SCORES
 from rvebench.page import HERE, write_page
 from rvebench.playable import make_playable
-from rvebench.results import NOTHING, SUMMARIES, judged_by, merge, replies, role, samples
+from rvebench.results import NOTHING, SUMMARIES, judged_by, merge, role, samples
 from rvebench.scores import as_markdown, is_real, judge_and_people, main_column, summarise
 from rvebench.tables import judged_columns, read_human, tables
 
@@ -105,21 +105,9 @@ def write_report(out: Path, rows: list[dict], about: dict, human: dict | None = 
     text = as_markdown(blocks)
     atomic_write(out / "table.md", text)
     shown = make_playable(rows, out, bundle)
-    data = page_data(shown, about, parts, people, human)
-    data |= {"study": ranked, "blocks": blocks}
-    write_page(out / "report.html", HERE / "report.html", f"RVE-Bench: {data['title']}", data=data,
-               replies=replies(rows))
+    data = page_data(shown, about, parts, people, human) | {"study": ranked, "blocks": blocks}
+    write_page(out / "report.html", HERE / "report.html", f"RVE-Bench: {data['title']}", data=data)
     return text
-
-
-def read_all_human(folders: list[Path]) -> dict:
-    """People's scores that are kept in the folders: {column: {(id, method): mean rating}}."""
-    found = {}
-    for folder in folders:
-        if (folder / "human.csv").exists():
-            for column, ratings in read_human(str(folder / "human.csv")).items():
-                found.setdefault(column, {}).update(ratings)
-    return found
 
 
 def build(folders: list[Path], out: Path | None = None, bundle: bool = False) -> None:
@@ -129,9 +117,13 @@ def build(folders: list[Path], out: Path | None = None, bundle: bool = False) ->
     """
     out = out or folders[0]
     rows, about = merge(folders, out)
-    studies = [found for found in map(study.results, folders) if found]
-    ranked = studies[0] if studies else None
-    text = write_report(out, rows, about, read_all_human(folders), ranked, bundle)
+    human = {}
+    for file in [folder / "human.csv" for folder in folders]:
+        if file.exists():
+            for column, ratings in read_human(file).items():
+                human.setdefault(column, {}).update(ratings)
+    studies = filter(None, map(study.results, folders))
+    text = write_report(out, rows, about, human, next(studies, None), bundle)
     print(f"{text}\nwrote table.md and report.html into {out}")
 
 
@@ -144,7 +136,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--bundle", action="store_true", help="copy the videos, too, so that --out can be sent")
     args = parser.parse_args(argv)
     if args.human:
-        read_human(str(args.human))                      # before anything is written
+        read_human(args.human)                      # before anything is written
         atomic_write(args.results[0] / "human.csv", args.human.read_bytes())
     build(args.results, args.out, args.bundle)
 

@@ -11,8 +11,8 @@ from rvebench.page import relative
 SUMMARIES = ("Overall", "Geometric mean", "Yes")
 SAMPLE = ("id", "subset", "type", "instruction", "source", "target")
 VIDEOS = ("source", "target", "video")                   # the fields of a row that are paths
-RESULT = ("video", "failed", "frames", "repeats", "reasons", "missing")
-ROW = (*SAMPLE, *RESULT, "method", *SCORES, *SUMMARIES, "quality", "replies", "unanswered")
+RESULT = ("video", "failed", "frames", "repeats", "reasons", "missing", "replies")
+ROW = (*SAMPLE, *RESULT, "method", *SCORES, *SUMMARIES, "quality", "unanswered")
 ABOUT = ("head", "judge", "repeat", "methods", "labels", "why")
 NOTHING, REFERENCE = "do nothing (the source)", "reference"
 
@@ -119,12 +119,3 @@ def samples(rows: list[dict], human: dict) -> list[dict]:
             "human": rated,
         }
     return list(found.values())
-
-
-def replies(rows: list[dict]) -> dict[str, dict[str, list]]:
-    """{id: {method: what a service said, {what it was asked about: text} a repeat}}."""
-    found = {}
-    for row in rows:
-        if row["replies"]:
-            found.setdefault(row["id"], {})[row["method"]] = row["replies"]
-    return found

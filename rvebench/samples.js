@@ -228,13 +228,6 @@ function addClamped(text, parent) {
 
 // ------------------------------------------------------------------------------ what the judge saw
 
-let replies = null;                                  // read when they are first looked at
-
-function repliesOf(sample, name) {
-  replies ??= JSON.parse(byId('replies').textContent);
-  return replies[sample.id]?.[name] ?? [];
-}
-
 function addWhatTheJudgeSaw(card, sample, scored) {
   const details = make('details', null, card, 'saw');
   make('summary', 'what the judge saw, was asked and answered', details);
@@ -242,12 +235,10 @@ function addWhatTheJudgeSaw(card, sample, scored) {
     details.ontoggle = null;
     addFrames('source', sample.source, null, details);
     for (const name of scored) {
-      const { video, frames } = sample.methods[name];
+      const { video, frames, replies } = sample.methods[name];
       if (!roleOf[name]) addFrames(name, video, frames, details);
-      for (const reply of repliesOf(sample, name)) {
-        for (const [about, text] of Object.entries(reply)) {
-          addText(`${nameOf(name)}, reply about ${about}`, text || 'none', details);
-        }
+      for (const [about, text] of replies.flatMap(Object.entries)) {
+        addText(`${nameOf(name)}, reply about ${about}`, text || 'none', details);
       }
     }
     const asked = data.judgeSees.prompts[sample.type];

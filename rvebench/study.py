@@ -70,25 +70,19 @@ def write_study(out: Path, rows: list[dict], names: list[str], n: int, seed: int
         shown.append({"instruction": sample["instruction"], "videos": {"source": source, **files}})
         key["samples"].append({"id": sample["id"], **letters})
     key["study"] = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
-    folder = keep_key(out, key)
-    for name, path in copies.items():
-        copy_or_encode(out / path, folder / name)
+    path, folder = out / "study_key.json", out / "study"
+    if path.exists() and json.loads(path.read_text("utf-8")) != key:    # answers would be lost
+        raise BadInput(f"{path}: is the key of another study; move it and {folder} away, or pass "
+                       f"the same --n and --seed")
+    atomic_write(path, json.dumps(key, indent=1) + "\n")
+    for name, video in copies.items():
+        copy_or_encode(out / video, folder / name)
     criteria = [{"name": name, "question": question} for name, question in CRITERIA.items()]
     data = {"key": f"study {key['study']}", "study": key["study"], "help": HELP,
             "criteria": criteria, "items": shown}
     write_page(folder / "study.html", HERE / "form.html", "Which edit is best?", data=data,
                style=HERE / "study.css", fields=HERE / "study.html", script=HERE / "study.js")
     return folder / "study.html"
-
-
-def keep_key(out: Path, key: dict) -> Path:
-    """Write study_key.json; returns the study's folder. Raises BadInput if another key is there."""
-    path, folder = out / "study_key.json", out / "study"
-    if path.exists() and json.loads(path.read_text("utf-8")) != key:    # answers would be lost
-        raise BadInput(f"{path}: is the key of another study; move it and {folder} away, or pass "
-                       f"the same --n and --seed")
-    atomic_write(path, json.dumps(key, indent=1) + "\n")
-    return folder
 
 
 # ---------------------------------------------------------------------------- what people said
@@ -109,14 +103,12 @@ def read_ratings(folder: Path, files: list[Path]) -> list[dict]:
             content = Path(file).read_bytes()
             rated = json.loads(content)
             if rated["study"] != key["study"]:
-                raise BadInput(f"{file}: is of another study; give those of {folder}/study")
+                raise ValueError(f"it is of another study; give those of {folder}/study")
             rater = str(rated.get("rater") or hashlib.sha256(content).hexdigest())
             for row in rated["rankings"]:
                 ranking = read_ranking(row, key)
                 name = rater, ranking["sample"], ranking["criterion"]
                 found[name] = {"rater": rater, **ranking}
-        except BadInput:
-            raise
         except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             raise BadInput(f"{file}: is no ratings.json of the study ({error}); take it away") \
                 from error
@@ -148,12 +140,6 @@ def keep_ratings(folder: Path, files: list[Path]) -> None:
             atomic_write(folder / "ratings" / f"{name}.json", content)
 
 
-def by_criterion(ratings: list[dict]) -> dict[str, list[dict[str, int]]]:
-    """{criterion: [{method: rank}, ...]}"""
-    return {name: [row["ranks"] for row in ratings if row["criterion"] == name]
-            for name in CRITERIA}
-
-
 def agreement(ratings: list[dict]) -> tuple[float, int]:
     """(share, N): how often two people order two methods on a sample alike, of N such comparisons.
 
@@ -182,11 +168,12 @@ def results(folder: Path) -> dict | None:
     if not files:
         return None
     ratings = read_ratings(folder, files)
-    rankings, rates, shown = by_criterion(ratings), {}, []
-    for criterion, some in rankings.items():
-        clusters = [(row["rater"], row["sample"]) for row in ratings
-                    if row["criterion"] == criterion]
-        rates[criterion] = win_rates(some, clusters)
+    rankings, rates, shown = {}, {}, []
+    for criterion in CRITERIA:
+        own = [row for row in ratings if row["criterion"] == criterion]
+        rankings[criterion] = [row["ranks"] for row in own]
+        clusters = [(row["rater"], row["sample"]) for row in own]
+        rates[criterion] = win_rates(rankings[criterion], clusters)
         for (a, b), rate in rates[criterion].items():
             if a < b:                                    # b over a is the rest of it
                 shown.append({"criterion": criterion, "a": a, "b": b, "rate": rate})

@@ -3,6 +3,7 @@ local judges."""
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -66,14 +67,14 @@ def test_a_bad_line_of_the_manifest(bench, change, words):
         read_manifest(file)
 
 
-def test_the_methods(bench):
-    assert read_methods([f"ours={bench}/ours"]) == {"ours": bench / "ours"}
-    for named, words in ((["ours"], "NAME=DIR"), ([f"={bench}"], "NAME=DIR"),
-                         (["x=nowhere"], "no such folder"), ([f"a/b={bench}"], "NAME=DIR"),
-                         ([f"x={bench}"] * 2, "two methods named x"),
-                         ([f"reference={bench}"], "what --references calls the target")):
-        with pytest.raises(BadInput, match=words):
-            read_methods(named)
+@pytest.mark.parametrize("flags, words", [
+    (["ours"], "NAME=DIR"), (["=."], "NAME=DIR"), (["a/b=."], "NAME=DIR"),
+    (["x=nowhere"], "no such folder"), (["x=."] * 2, "two methods named x"),
+    (["reference=."], "what --references calls the target")])
+def test_the_methods(flags, words):
+    assert read_methods(["ours=."]) == {"ours": Path()}
+    with pytest.raises(BadInput, match=words):
+        read_methods(flags)
 
 
 # ----------------------------------------------------------------------------------- what is shown
@@ -89,27 +90,17 @@ def test_frames_are_spaced_uniformly(bench):
     assert show(bench / "wide.mp4", 2)[0].shape == (32, 512, 3)
 
 
-def pictures(question):
-    return [part for part in question.parts if not isinstance(part, str)]
-
-
-def said(question):
-    return " ".join(part for part in question.parts if isinstance(part, str))
-
-
 def test_the_two_questions(bench):
     one, two = read_manifest(bench / "bench.jsonl")
     source, edited = show(one.source, 2), show(bench / "ours/one.mp4", 2)
-    consistency = consistency_question(one, source, edited)
-    quality = quality_question(one, edited)
-    assert all(map(np.array_equal, pictures(consistency), source + edited))
-    assert all(map(np.array_equal, pictures(quality), edited)) and len(pictures(quality)) == 2
-    assert "dusk" in said(consistency) and "dusk" not in said(quality)   # it is judged by sight
-    assert list(consistency.schema["properties"]) == ["reason", "EA", "PC"]
+    consistency, quality = consistency_question(one, source, edited), quality_question(one, edited)
+    pictures = [part for part in consistency.parts if not isinstance(part, str)]
+    assert all(map(np.array_equal, pictures, source + edited)) and len(quality.parts) == 2 + 2
+    assert "dusk" in consistency.parts[0] and "dusk" not in quality.parts[0]     # judged by sight
     assert consistency.schema["required"] == ["reason", "EA", "PC"]
-    assert list(quality.schema["properties"]) == ["reason", "GN", "GR"]
+    assert quality.schema["required"] == ["reason", "GN", "GR"]
     context = consistency_question(two, source, edited)
-    assert list(context.schema["properties"]) == ["reason", "EA"] and "PC" not in said(context)
+    assert context.schema["required"] == ["reason", "EA"] and "PC" not in context.parts[0]
     again = consistency_question(one, source, edited, 1)
     assert len({question.key("m", "e") for question in (context, consistency, again)}) == 3
 
@@ -140,17 +131,17 @@ def test_verdicts(bench):
     jobs = [(one, ours), (one, bench / "ours/broken.mp4"), (two, ours), (one, bench / "none.mp4")]
 
     def answer(body, n):
-        schema = body["response_format"]["json_schema"]["schema"]
-        names = list(schema["properties"])[1:]
+        names = body["response_format"]["json_schema"]["schema"]["required"][1:]
         if names == ["EA"]:
             return {"message": {"role": "assistant", "content": None, "refusal": "no"}}
         return json.dumps({"reason": ",".join(names), names[0]: 3, names[1]: 4})
-
     with Endpoint(answer) as server:
         client = Client(bench / "replies.jsonl", "m", server.url, tries=2)
-        service = ServiceJudge(jobs, 3)
-        answers = client.ask(service.questions())
-        good, broken, half, missing = [only for only, in service.verdicts(answers)]
+
+        def ask(jobs, repeat=1):
+            service = ServiceJudge(jobs, 3, repeat)
+            return service.verdicts(client.ask(service.questions()))
+        good, broken, half, missing = [only for only, in ask(jobs)]
         replies = {"consistency": '{"reason": "EA,PC", "EA": 3, "PC": 4}',
                    "quality": '{"reason": "GN,GR", "GN": 3, "GR": 4}'}
         assert good == {"EA": 3, "PC": 4, "GN": 3, "GR": 4, "reasons": ["EA,PC", "GN,GR"],
@@ -161,11 +152,7 @@ def test_verdicts(bench):
                         "replies": replies | {"consistency": ""}}
         assert "no such video" in missing.reason
         assert len(server.requests) == 2 + 2             # quality for both; the refused one twice
-        service = ServiceJudge(jobs[:1], 3, repeat=2)
-        assert service.verdicts(client.ask(service.questions())) == [[good, good]]
-        assert len(server.requests) == 4 + 2             # the repeat
-        counted = client.count(ServiceJudge(jobs[:1], 3, repeat=3).questions())
-    assert counted["questions"] == 6 and counted["calls"] == 2
+        assert ask(jobs[:1], repeat=2) == [[good, good]] and len(server.requests) == 4 + 2
 
 
 def test_both_halves_missing_is_no_verdict():
@@ -173,21 +160,16 @@ def test_both_halves_missing_is_no_verdict():
     refused = Missing("refused: no", reply="I will not")
     assert judge.join_halves(late, refused) == Missing(
         "consistency: error 503: busy; quality: refused: no", True, "I will not")
-    quality = {"GN": 1., "GR": 2., "reason": "r", "reply": "{}"}
-    assert judge.join_halves(late, quality) == {
-        "GN": 1., "GR": 2., "reasons": ["r"], "unanswered": True,
-        "replies": {"consistency": "", "quality": "{}"},
-        "missing": ["consistency: error 503: busy"]}
+    half = judge.join_halves(late, {"GN": 1., "GR": 2., "reason": "r", "reply": "{}"})
+    assert half["unanswered"] and half["missing"] == ["consistency: error 503: busy"]
 
 
 def test_the_prompt_of_a_page_is_the_one_that_is_asked(bench):
-    texts = judge.prompts(3)
     for sample in read_manifest(bench / "bench.jsonl"):
-        about = texts[sample.type]
         asked = consistency_question(sample, ["[3 frames]"], ["[3 frames]"])
-        assert about["consistency"].replace("{instruction}", sample.instruction) \
-            == "\n".join([asked.messages()[0]["content"], "", *asked.parts])
-        assert "GN, generation naturalness" in about["quality"]
+        shown = judge.prompts(3)[sample.type]["consistency"]
+        assert shown.replace("{instruction}", sample.instruction) \
+            == "\n".join([asked.instructions, "", *asked.parts])
 
 
 # ------------------------------------------------------------------------------------ local judges
