@@ -433,7 +433,9 @@ class Client:
 
     def one(self, question: Question) -> Any:
         """`ask` of one question, from any thread, without a bar: the next may depend on it."""
-        key = self.key(question)
+        return self._find(question, self.key(question))
+
+    def _find(self, question: Question, key: str) -> Any:
         value = self.recall(question, key)
         if value is None:
             self._open()
@@ -447,39 +449,33 @@ class Client:
         The same question twice is one call. Raises BadInput where going on makes no sense; what was
         answered is kept.
         """
-        keys, found, running = [], {}, set()
+        keys, seen, found = [], set(), {}
         bar = tqdm(total=total, desc=desc, unit="question")
 
-        def to_ask() -> Iterator[tuple[Question, str]]:
+        def new() -> Iterator[tuple[Question, str]]:
             for question in questions:
                 key = self.key(question)
                 keys.append(key)
-                if key not in found and key not in running:
-                    value = self.recall(question, key)
-                    if value is None:
-                        self._open()
-                        running.add(key)
-                        yield question, key
-                    else:
-                        found[key] = value
-                self._show(bar, len(keys), len(running))
+                if key in seen:
+                    bar.update()
+                else:
+                    seen.add(key)
+                    yield question, key
             bar.total = len(keys)
 
         with bar:
-            for (_, key), value in in_threads(lambda asked: self._answer(*asked), to_ask(),
+            for (_, key), value in in_threads(lambda asked: self._find(*asked), new(),
                                               self.workers):
-                running.remove(key)
                 found[key] = value
-                self._show(bar, len(keys), len(running))
+                bar.set_postfix_str(self._money((bar.total or 0) - bar.n - 1), refresh=False)
+                bar.update()
         return [found[key] for key in keys]
 
-    def _show(self, bar: tqdm, drawn: int, running: int) -> None:
-        left = (bar.total or drawn) - drawn + running
-        each = self.spent / max(1, self.calls)
+    def _money(self, left: int) -> str:
+        """What was spent, and what so many more questions will cost, for the bar."""
         about = "about " if self.estimated else ""
-        money = f"{about}${self.spent:.4f} spent, about ${each * left:.4f} to go"
-        bar.set_postfix_str(money, refresh=False)
-        bar.update(drawn - running - bar.n)
+        to_go = self.spent / max(1, self.calls) * max(0, left)
+        return f"{about}${self.spent:.4f} spent, about ${to_go:.4f} to go"
 
     def count(self, questions: Iterable[Question]) -> dict:
         """The dry run: `questions`, of these `same` as another, `answered`, and `calls` to make.

@@ -2,10 +2,11 @@
 
 import json
 import threading
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
-class Endpoint:
+class Endpoint(ThreadingHTTPServer):
     """`with Endpoint(answer) as server`: server.url is its base url, server.requests the bodies
     that came, in order, server.headers their headers.
 
@@ -13,14 +14,17 @@ class Endpoint:
     returns a text (a good reply), a dict (merged into a good completion's choice: message,
     finish_reason), bytes (the whole body, status 200) or (status, dict), an error.
     """
+    daemon_threads = True
 
     def __init__(self, answer):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server_address[1]}/v1"
         self.answer, self.requests, self.headers = answer, [], []
-        self._lock = threading.Lock()
+        self.lock = threading.Lock()
 
     def respond(self, body, headers):
         """(status, body) for a request."""
-        with self._lock:
+        with self.lock:
             n = sum(request["messages"] == body["messages"] for request in self.requests)
             self.requests.append(body)
             self.headers.append(headers)
@@ -42,32 +46,27 @@ class Endpoint:
         return 200, json.dumps(completion).encode()
 
     def __enter__(self):
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_POST(self):
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                status, content = outer.respond(body, self.headers)
-                try:
-                    self.send_response(status)
-                    self.send_header("Content-Type", "application/json")
-                    self.send_header("Content-Length", str(len(content)))
-                    self.send_header("retry-after-ms", "1")              # no test waits long
-                    self.end_headers()
-                    self.wfile.write(content)
-                except OSError:                          # the client has given up
-                    pass
-
-            def log_message(self, *args):
-                pass
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        threading.Thread(target=self.serve_forever, daemon=True).start()
         return self
 
     def __exit__(self, *error):
-        self._server.shutdown()
-        self._server.server_close()
+        self.shutdown()
+        self.server_close()
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        status, content = self.server.respond(body, self.headers)
+        with suppress(OSError):                          # the client has given up
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(content)))
+            self.send_header("retry-after-ms", "1")                      # no test waits long
+            self.end_headers()
+            self.wfile.write(content)
+
+    def log_message(self, *args):
+        pass
