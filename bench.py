@@ -95,9 +95,9 @@ def random_batch(model: UnifiedModel, size: int) -> Batch:
     frames = torch.rand(size, p.vlm_frames, 3, p.height, p.width, device=where) * 2 - 1
     bridged = torch.randn(size, p.ar_queries * p.adapter_queries, p.dit["text_dim"], device=where)
     nothing = torch.zeros(size, device=where)
-    return Batch(source, target, bridged, text, frames, instructions, subsets=["rave"] * size,
-                 thoughts=[""] * size, baseline=nothing, t=nothing + (1 + TAU) / 2, noise=noise,
-                 near=nothing > 0, n_near=0, seed=0)
+    return Batch(source, target, bridged, text, frames, instructions, thoughts=[""] * size,
+                 baseline=nothing, t=nothing + (1 + TAU) / 2, noise=noise, near=nothing > 0,
+                 n_near=0, seed=0)
 
 
 def set_gated(batch: Batch, n: int) -> None:

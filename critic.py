@@ -90,9 +90,9 @@ def reason_loss(margin: torch.Tensor, baseline: torch.Tensor) -> torch.Tensor:
 def opening(seen: torch.Tensor, instruction: str, system: str = SYSTEM) -> list:
     """How every prompt begins, as a row for `VILA.join`: system sentence, instruction, source.
 
-    seen: the source's tokens (T, D). They come last, so that without a thought whatever is edited
-    follows them at the same distance. system: of a VLM that was not taught ours: its own sentence,
-    and what is to be judged begins the user's turn.
+    seen: the source's tokens (T, D). They come last: where no thought stands between, the edited
+    frames follow at a distance that does not depend on the instruction. system: a VLM that was not
+    taught ours keeps its own sentence, and ours begins the user's turn.
     """
     task = "" if system == SYSTEM else f"{SYSTEM}\n"
     return chat(system, [f"{task}{instruction}\n{SOURCE}", seen])
@@ -125,7 +125,7 @@ def prompt(think: str, begun: list, edited: torch.Tensor,
     return before, [edited, ASSISTANT_TURN + VERDICT]
 
 
-def pairs(source: torch.Tensor, edited: torch.Tensor) -> torch.Tensor:
+def interleave(source: torch.Tensor, edited: torch.Tensor) -> torch.Tensor:
     """Tokens of source and edit in turn, (T, D) both -> (2T, D): before and after, side by side.
 
     A VLM of a few layers, taught in an hour, learns to compare neighbours, but not tokens that are
@@ -223,7 +223,7 @@ class Critic:
         found = seen if shown_twice else self.vlm.see(edited)
         rows = []
         for s, e, words, thought in zip(seen, found, instructions, thoughts):
-            shown = pairs(s, e) if self.model.preset.paired else e
+            shown = interleave(s, e) if self.model.preset.paired else e
             rows.append(prompt(self.think, opening(s, words, self.system), shown, thought))
         return rows
 

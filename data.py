@@ -52,7 +52,6 @@ class Batch:
     text: list                 # B x (T, D) T5(I)
     frames: torch.Tensor       # (B, K, 3, H, W) what U sees of the source
     instructions: list         # B texts
-    subsets: list              # B names: "rave" edits the source, "icvg" continues it
     thoughts: list | None      # B texts that U wrote about source and instruction; None: not yet
     baseline: torch.Tensor     # (B,) m_0
     t: torch.Tensor            # (B,) noise levels
@@ -109,32 +108,34 @@ class Batches:
         near = gate(t, self.tau)
         parts = WORLD_SIZE * self.accumulate
         n_near = near.sum().item() / parts
-        pairs = self.pairs.of(step) if self.pairs else repeat(None)
-        for part, with_pairs in zip(range(self.accumulate), pairs):
+        pairs_of_step = self.pairs.of(step) if self.pairs else repeat(None)
+        at = self.device
+        for part, pairs in zip(range(self.accumulate), pairs_of_step):
             rows = slice(RANK + part * WORLD_SIZE, None, parts)
             seed = self.seed * 1_000_003 + (step * self.accumulate + part) * WORLD_SIZE + RANK
-            yield self._batch(indices[rows], t[rows], noise[rows], u[rows], near[rows],
-                              n_near, seed, with_pairs)
+            encoded = self._encoded(indices[rows], (u[rows] < self.drop).tolist())
+            yield Batch(**encoded, t=t[rows].to(at), noise=noise[rows].to(at),
+                        near=near[rows].to(at), n_near=n_near, seed=seed, pairs=pairs)
 
-    def _batch(self, indices, t, noise, u, near, n_near, seed, pairs) -> Batch:
-        encoded = [{name: x.to(self.device) for name, x in self.latents[i].items()}
-                   for i in indices]
-        empty_bridged, empty_text = self.unconditional
-        bridged, text = [], []
-        for row, dropped in zip(encoded, (u < self.drop).tolist()):
-            bridged.append(empty_bridged if dropped else row["bridged"])
-            text.append(empty_text if dropped else row["text"])
-        stacked = {name: torch.stack([row[name] for row in encoded])
-                   for name in ("source", "target", "frames") if name in encoded[0]}
+    def _encoded(self, indices: list[int], dropped: list[bool]) -> dict:
+        """The rows of a batch; one that is dropped has the VLM and T5 states of no instruction."""
+        rows = [{name: x.to(self.device) for name, x in self.latents[i].items()}
+                for i in indices]
+        for row, drop in zip(rows, dropped):
+            if drop:
+                row["bridged"], row["text"] = self.unconditional
         thoughts, baselines = zip(*(self.reflections[i] for i in indices))
-        return Batch(stacked["source"], stacked.get("target"), torch.stack(bridged), text,
-                     stacked["frames"],
-                     instructions=[self.latents.items[i].instruction for i in indices],
-                     subsets=[self.latents.items[i].subset for i in indices],
-                     thoughts=None if None in thoughts else list(thoughts),
-                     baseline=torch.tensor(baselines, device=self.device), t=t.to(self.device),
-                     noise=noise.to(self.device), near=near.to(self.device),
-                     n_near=n_near, seed=seed, pairs=pairs)
+
+        def column(name):
+            return torch.stack([row[name] for row in rows])
+        return {"source": column("source"),
+                "target": column("target") if "target" in rows[0] else None,
+                "bridged": column("bridged"),
+                "text": [row["text"] for row in rows],
+                "frames": column("frames"),
+                "instructions": [self.latents.items[i].instruction for i in indices],
+                "thoughts": None if None in thoughts else list(thoughts),
+                "baseline": torch.tensor(baselines, device=self.device)}
 
 
 def batch_indices(n: int, batch: int, step: int, seed: int) -> list[int]:

@@ -59,7 +59,7 @@ def sample_timesteps(n: int, shift: float = 3.0,
 
 
 def shifted(u: torch.Tensor, shift: float) -> torch.Tensor:
-    """Noise levels t of uniform u in [0, 1], any shape: flow shift spends more on much noise."""
+    """Noise levels t of uniform u in [0, 1], any shape: a shift above 1 draws more high ones."""
     return shift * u / (1 + (shift - 1) * u)
 
 

@@ -131,7 +131,8 @@ class VILA(nn.Module):
         cache: what it has read before. hidden: keep all hidden states. last: logits of the last
         position only; of all they are 128,256 numbers a token at the real size.
         """
-        positions = (mask.cumsum(1) - 1).clamp_min(0)[:, -embeddings.shape[1]:]
+        positions = (mask.cumsum(1) - 1).clamp_min(0)                        # padding has none
+        positions = positions[:, -embeddings.shape[1]:]                      # what is not in cache
         return self.llm(inputs_embeds=embeddings, attention_mask=mask, position_ids=positions,
                         past_key_values=cache, use_cache=cache is not None,
                         output_hidden_states=hidden, logits_to_keep=int(last))
@@ -162,7 +163,11 @@ class VILA(nn.Module):
 
 
 class Prefix(DynamicCache):
-    """A key-value cache that takes no more once `closed`: so a layer can be run a second time."""
+    """A key-value cache that keeps nothing more once it is `closed`.
+
+    What is read after that sees it and leaves it as it was, so that a layer can be run again in the
+    backward pass (realsize/).
+    """
     closed = False
 
     def update(self, key_states, value_states, layer_idx, *args, **named):

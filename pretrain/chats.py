@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from critic import EDITED, SOURCE, SYSTEM, VERDICT, opening, pairs
+from critic import EDITED, SOURCE, SYSTEM, VERDICT, interleave, opening
 from presets import GENERATE, PRESETS
 from tiny import world
 from tiny.tokenizer import make_tokenizer
@@ -52,7 +52,7 @@ def verdict_row(think: str, source: torch.Tensor, edited: torch.Tensor, instruct
     verdict cannot read it, but the eyes learn from it.
     """
     *question, assistant_turn = opening(source, instruction)
-    shown = pairs(source, edited)
+    shown = interleave(source, edited)
     verdict = [("Yes" if yes > .5 else "No", "verdict")]
     if think == "full" and seen:
         return [*given([*question, EDITED, shown, ASSISTANT_TURN]),
