@@ -206,7 +206,8 @@ def world_items(subsets: tuple[str, ...] = ("rave", "icvg"), split: str = "train
 def world_pairs(n: int) -> list[Item]:
     """`n` sources of the tiny world with instructions; nobody looks at their targets."""
     def without_target(item):
-        return replace(item, key=hash_of(item.key, "no target"), load=lambda: (item.load()[0], None))
+        key = hash_of(item.key, "no target")
+        return replace(item, key=key, load=lambda: (item.load()[0], None))
     return [without_target(item) for item in world_items(n=n, first=NEW_PAIRS)]
 
 

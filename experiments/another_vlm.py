@@ -1,5 +1,4 @@
-"""weights/hardened is a VLM alone, that of weights/tiny after its fifth lesson (pretrain/harden.py).
-"""
+"""A folder that holds a VLM alone: weights/hardened, that of weights/tiny after its fifth lesson."""
 
 from pathlib import Path
 

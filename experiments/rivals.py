@@ -1,8 +1,8 @@
 """How else could the same reward be used? Flow-GRPO, as functions on tensors.
 
-USO asks the critic about the one-step estimate from a *noised training target*, ReFL and VADER about
-the end of a rollout (`model.rollout`), and both send its gradient back. Flow-GRPO needs none: whole
-rollouts with noise on the way, in groups; what is better than its group is made likelier.
+USO asks the critic about the one-step estimate from a *noised training target*, ReFL and VADER
+about the end of a rollout (`model.rollout`), and both send its gradient back. Flow-GRPO needs none:
+whole rollouts with noise on the way, in groups; what is better than its group is made likelier.
 
 steps.py makes a training step of it; everything else is shared with USO.
 
