@@ -1,4 +1,4 @@
-"""A folder that holds a VLM alone: weights/hardened, that of weights/tiny after its fifth lesson."""
+"""A folder that holds a VLM alone: weights/hardened, weights/tiny's after its fifth lesson."""
 
 from pathlib import Path
 
