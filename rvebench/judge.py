@@ -14,15 +14,12 @@ The scores, each from 0 to 10: EA edit accuracy, PC preservation consistency, GN
 naturalness, GR generation realism. In-context generation has no PC. A video in which nothing was
 changed has PC 10 by construction; `--references` scores it as a method of its own, and shows what
 doing nothing gets. What a judge does not say is `Missing` with the reason, and never a number.
-
-A verdict is {"EA": ..., "PC": ..., "GN": ..., "GR": ...} or {"Yes": ...}; one of a service has its
-"reasons" and "replies", too, and where half of it is missing "missing", why.
 """
 
 import json
 import re
 from pathlib import Path
-from typing import Callable, Iterable, Iterator
+from typing import Callable, Iterable, Iterator, NamedTuple
 
 import numpy as np
 import torch
@@ -39,6 +36,19 @@ SIDE = 512                                # frames are shown to a service at mos
 TOKENS = 2048                            # of a reply, at most; a reasoning model thinks within them
 NUMBER = re.compile(r"\s*\d+(\.\d+)?\s*", re.ASCII)
 PROMPT = "judge-2"                               # part of a reply's key: change it with the wording
+
+
+class Verdict(NamedTuple):
+    """What a judge says of an edit, asked once. scores: those that it gave, of EA, PC, GN, GR, Yes.
+
+    missing: why others are not there, "" if none are missing; unanswered: another run asks again.
+    reasons, and replies {what it was asked about: text}: of a service.
+    """
+    scores: dict[str, float]
+    missing: str = ""
+    unanswered: bool = False
+    reasons: list[str] = []
+    replies: dict[str, str] = {}
 
 
 # -------------------------------------------------------------------------- what a service is asked
@@ -152,7 +162,7 @@ class ServiceJudge:
                  max_tokens: int = TOKENS):
         self.jobs, self.frames, self.repeat, self.max_tokens = jobs, frames, repeat, max_tokens
         self.most = 2 * repeat * len(jobs)         # questions; a video that cannot be read has none
-        self._unseen: dict[int, Missing] = {}            # by job: why it has no questions
+        self._unseen: dict[int, Verdict] = {}            # by job: why it has no questions
 
     def questions(self) -> Iterator[Question]:
         """Two for each job and repeat, made as they are drawn: one edit at a time is in memory."""
@@ -163,13 +173,13 @@ class ServiceJudge:
                 if sample.source != source_path:
                     source, source_path = show(sample.source, self.frames), sample.source
             except BadInput as error:
-                self._unseen[k] = Missing(str(error))
+                self._unseen[k] = Verdict({}, str(error))
                 continue
             for repeat in range(self.repeat):
                 yield consistency_question(sample, source, edited, repeat, self.max_tokens)
                 yield quality_question(sample, edited, repeat, self.max_tokens)
 
-    def verdicts(self, answers: list) -> list[list[dict | Missing]]:
+    def verdicts(self, answers: list) -> list[list[Verdict]]:
         """`repeat` verdicts for each job, from the answers to its questions, in order."""
         halves, found = iter(answers), []
         for k in range(len(self.jobs)):
@@ -180,24 +190,19 @@ class ServiceJudge:
         return found
 
 
-def join_halves(consistency: dict | Missing, quality: dict | Missing) -> dict | Missing:
+def join_halves(consistency: dict | Missing, quality: dict | Missing) -> Verdict:
     """One verdict of two answers. Where one is missing, the other's scores count."""
-    verdict, reasons, replies, missing, unanswered = {}, [], {}, [], False
+    scores, missing, unanswered, reasons, replies = {}, [], False, [], {}
     for name, answer in (("consistency", consistency), ("quality", quality)):
         if isinstance(answer, Missing):
             missing.append(f"{name}: {answer.reason}")
             unanswered |= answer.unanswered
             replies[name] = answer.reply
         else:
-            verdict |= {key: answer[key] for key in SCORES if key in answer}
+            scores |= {key: answer[key] for key in SCORES if key in answer}
             reasons.append(answer["reason"])
             replies[name] = answer["reply"]
-    if not verdict:
-        return Missing("; ".join(missing), unanswered, "\n".join(filter(None, replies.values())))
-    verdict |= {"reasons": reasons, "replies": replies}
-    if missing:
-        verdict |= {"missing": missing, "unanswered": unanswered}
-    return verdict
+    return Verdict(scores, "; ".join(missing), unanswered, reasons, replies)
 
 
 # ------------------------------------------------------------------------------------- local judges

@@ -57,12 +57,6 @@ function makeSortable(table) {
   });
 }
 
-function addCsvButton(table, name, parent) {
-  const cells = row => [...row.cells].map(cell => cell.textContent);
-  make('button', 'CSV', parent).onclick =
-    () => download(`${name}.csv`, csv([...table.rows].map(cells)), 'text/csv');
-}
-
 // ------------------------------------------------------------------------------ the ranking
 
 function drawRanking() {
@@ -253,17 +247,17 @@ function drawCharts() {
 
 // A block is "## a heading", a text, or a table: lists of cells. Made when they are opened.
 function fillTables(parent) {
-  data.blocks.forEach((block, k) => {
-    if (typeof block == 'string') {
-      if (block.startsWith('## ')) make('h3', block.slice(3), parent);
-      else make('p', block, parent).style.whiteSpace = 'pre-line';
-      return;
+  for (const block of data.blocks) {
+    if (typeof block != 'string') {
+      const table = addTable(parent);
+      block.forEach((cells, place) => addLine(table, cells, place ? 'td' : 'th'));
+      makeSortable(table);
+    } else if (block.startsWith('## ')) {
+      make('h3', block.slice(3), parent);
+    } else {
+      make('p', block, parent).style.whiteSpace = 'pre-line';
     }
-    const table = addTable(parent);
-    block.forEach((cells, place) => addLine(table, cells, place ? 'td' : 'th'));
-    makeSortable(table);
-    addCsvButton(table, `table-${k}`, parent);
-  });
+  }
 }
 
 // ------------------------------------------------------------------------------ start

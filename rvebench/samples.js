@@ -29,26 +29,15 @@ function matches(sample) {
     && (!pair || scoreOf(sample, pair[0], column) > scoreOf(sample, pair[1], column));
 }
 
-// How far judge and people are apart on a sample: the most of the shown methods.
-function disagreement(sample, column) {
-  const gaps = shownNames().map(name => {
-    const rated = sample.methods[name]?.human[column];
-    const judged = scoreOf(sample, name, column);
-    return rated == null || judged == null ? -Infinity : Math.abs(rated - judged);
-  });
-  return Math.max(...gaps);
-}
-
 // A sample's place in an order, the smallest first; Infinity where it has none.
 function sortKey(sample, order, column) {
-  if (order == 'people') return -disagreement(sample, column);
-  const all = shownNames().map(name => scoreOf(sample, name, column));
-  const scores = all.filter(score => score != null);
-  if (!scores.length) return Infinity;
-  if (order == 'low') return Math.min(...scores);
-  if (order == 'high') return -Math.max(...scores);
-  if (scores.length < 2) return Infinity;
-  return Math.min(...scores) - Math.max(...scores);  // methods disagree most
+  const shown = shownNames().map(name => sample.methods[name]).filter(result => result);
+  const scores = shown.map(result => result.scores[column]).filter(score => score != null);
+  const gaps = shown.map(({ scores, human }) => Math.abs(scores[column] - human[column]));
+  const low = Math.min(...scores);                   // Infinity of none
+  const high = Math.max(...scores);                  // -Infinity of none
+  const judgeAndPeople = Math.max(...gaps.filter(gap => !Number.isNaN(gap)));
+  return { low, high: -high, methods: low - high, people: -judgeAndPeople }[order];
 }
 
 function listed() {
@@ -57,7 +46,7 @@ function listed() {
   if (order == 'order') return found;
   const column = byId('column').value;
   const keys = new Map(found.map(sample => [sample, sortKey(sample, order, column)]));
-  return found.sort((a, b) => keys.get(a) == keys.get(b) ? 0 : keys.get(a) - keys.get(b));
+  return found.sort((a, b) => keys.get(a) - keys.get(b) || 0);           // NaN: neither has one
 }
 
 // sample: the one to name in the address

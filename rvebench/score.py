@@ -35,8 +35,8 @@ from data import fingerprint
 from evaluate import run_name
 from model import load_model
 from rvebench import judge, quality, report
-from rvebench.ask import Client, Missing
-from rvebench.benchmark import SCORES, Edit, Sample, all_edits, read_manifest, read_methods
+from rvebench.ask import Client
+from rvebench.benchmark import Edit, Sample, all_edits, read_manifest, read_methods
 from rvebench.generate import generate
 from rvebench.results import read_results
 from rvebench.tables import read_human
@@ -72,7 +72,7 @@ def measure_videos(edits: list[Edit], measures: quality.Measures, cache: Store,
 
 def ask_judge(edits: list[Edit], args: argparse.Namespace, client: Client | None, model,
               cache: Store) -> list:
-    """The verdicts (scores or Missing) of --judge, a list for each edit: one, or --repeat many.
+    """The verdicts of --judge, a list for each edit: one, or --repeat many.
 
     Raises BadInput where the oracle knows no such sample.
     """
@@ -95,43 +95,38 @@ def ask_judge(edits: list[Edit], args: argparse.Namespace, client: Client | None
         videos = [hash_video(sample.source), hash_video(path)]
         name = ["judge", stamp, sample.id, sample.instruction, *videos]
         try:
-            verdicts.append([cache.find(name, lambda: ask(sample, path))])
+            verdicts.append([judge.Verdict(cache.find(name, lambda: ask(sample, path)))])
         except ValueError as error:
-            verdicts.append([Missing(str(error))])
+            verdicts.append([judge.Verdict({}, str(error))])
     return verdicts
 
 
-def score_row(verdicts: list) -> dict:
-    """What the verdicts of one edit (scores or Missing, one a repeat) come to, for its row.
+def score_row(verdicts: list[judge.Verdict]) -> dict:
+    """What the verdicts on one edit, one a repeat, come to, for its row.
 
     Each column is the mean over the repeats that have it; `repeats` holds those, `missing` why
-    others do not, `unanswered` how many of these another run asks again, `replies` what a service
-    said, {what it was asked about: text} a repeat. Overall needs all of a verdict. failed: why,
-    where no repeat is left.
+    others do not, `unanswered` how many of these another run asks again. Overall needs all of a
+    verdict. failed: why, where no repeat is left.
     """
-    missing, repeats, reasons, replies, unanswered = [], [], [], [], 0
-    for verdict in verdicts:
-        if isinstance(verdict, Missing):
-            missing.append(verdict.reason)
-            unanswered += verdict.unanswered
-            replies += [{"both": verdict.reply}] if verdict.reply else []
-            continue
-        scores = {name: verdict[name] for name in (*SCORES, "Yes") if name in verdict}
-        if "EA" in scores and "GN" in scores:
-            four = scores["EA"], scores.get("PC"), scores["GN"], scores["GR"]
-            scores["Overall"] = float(overall(*four))
-            scores["Geometric mean"] = float(geometric_mean(*four))
-        repeats.append(scores)
-        reasons += verdict.get("reasons", [])
-        replies += [verdict["replies"]] if "replies" in verdict else []
-        missing += verdict.get("missing", [])
-        unanswered += verdict.get("unanswered", False)
+    repeats = [with_overall(verdict.scores) for verdict in verdicts if verdict.scores]
+    missing = [verdict.missing for verdict in verdicts if verdict.missing]
     row = {"failed": f"judge: {missing[-1]}" if missing and not repeats else None}
     for column in (*COLUMNS, "Yes"):
         found = [scores[column] for scores in repeats if column in scores]
         row[column] = float(np.mean(found)) if found else None
-    return {**row, "missing": missing, "unanswered": unanswered, "repeats": repeats,
-            "reasons": reasons, "replies": replies}
+    return {**row, "missing": missing, "repeats": repeats,
+            "unanswered": sum(verdict.unanswered for verdict in verdicts),
+            "reasons": [reason for verdict in verdicts for reason in verdict.reasons],
+            "replies": [verdict.replies for verdict in verdicts if any(verdict.replies.values())]}
+
+
+def with_overall(scores: dict[str, float]) -> dict[str, float]:
+    """A verdict's scores, with Overall and the geometric mean where it has all that they need."""
+    if "EA" not in scores or "GN" not in scores:
+        return scores
+    four = scores["EA"], scores.get("PC"), scores["GN"], scores["GR"]
+    return scores | {"Overall": float(overall(*four)),
+                     "Geometric mean": float(geometric_mean(*four))}
 
 
 # ----------------------------------------------------------------------------------------- the rows
@@ -291,7 +286,7 @@ def make_client(args: argparse.Namespace) -> Client | None:
 def print_estimate(edits: list[Edit], client: Client, args: argparse.Namespace) -> None:
     """The dry run: what the judge would cost."""
     there = [(edit.sample, edit.path) for edit in edits if edit.path.exists()]
-    service = judge.ServiceJudge(there, args.judge_frames, args.repeat)
+    service = judge.ServiceJudge(there, args.judge_frames, args.repeat, args.judge_tokens)
     bar = tqdm(service.questions(), desc="count", unit="question", total=service.most)
     counts = client.count(bar)
     samples, names = {edit.sample.id for edit in edits}, {edit.method for edit in edits}

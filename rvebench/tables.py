@@ -173,33 +173,21 @@ def read_human(path: str | Path) -> dict[str, dict[tuple[str, str], float]]:
             names = lines.fieldnames or ()
             columns = [column for column in (*COLUMNS, "Yes") if column in names]
             if not columns or not {"id", "method"} <= set(names):
-                raise BadInput(f"--human {path}: needs the columns id, method and one of "
-                               f"{', '.join(COLUMNS)}")
+                raise ValueError(f"it needs the columns id, method and one of {', '.join(COLUMNS)}")
             for line in lines:
                 for column in columns:
-                    rating = _rating(line[column], column)
-                    if rating is not None:
-                        key = line["id"], line["method"]
-                        ratings.setdefault(column, {}).setdefault(key, []).append(rating)
-    except BadInput:
-        raise
+                    cell = (line[column] or "").strip()
+                    if cell and not math.isfinite(float(cell)):
+                        raise ValueError(f"{column} is {cell}")
+                    if cell:
+                        several = ratings.setdefault(column, {})
+                        several.setdefault((line["id"], line["method"]), []).append(float(cell))
     except (OSError, ValueError, csv.Error) as error:
         where = f":{lines.line_num}" if lines else ""
         raise BadInput(f"--human {path}{where}: cannot be read ({error}); give a CSV of "
                        f"numbers") from error
-    for cells in ratings.values():
-        for key, several in cells.items():
-            cells[key] = float(np.mean(several))
-    return ratings
-
-
-def _rating(cell: str | None, column: str) -> float | None:
-    if not (cell or "").strip():
-        return None
-    rating = float(cell)
-    if not math.isfinite(rating):
-        raise ValueError(f"{column} is {cell}")
-    return rating
+    return {column: {key: float(np.mean(some)) for key, some in several.items()}
+            for column, several in ratings.items()}
 
 
 def human_table(people: list[dict]) -> list[list[str]]:

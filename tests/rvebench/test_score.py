@@ -16,8 +16,8 @@ from common.files import BadInput
 from common.video import write_video
 from endpoint import Endpoint
 from rvebench import judge, score
-from rvebench.ask import Missing
 from rvebench.export_world import export_world
+from rvebench.judge import Verdict
 from rvebench.scores import as_markdown, correlation, judge_and_people, summarise, win_rates
 from rvebench.score import score_row
 from rvebench.tables import judge_variance, judged_columns, read_human, study_table, tables
@@ -33,22 +33,23 @@ def cells(text, first):
 # ---------------------------------------------------------------------------------- the arithmetic
 
 def test_score_row_by_hand():
-    one = {"EA": 9., "PC": 4., "GN": 4., "GR": 9., "reasons": ["a", "b"]}
-    two = score_row([one, {**one, "EA": 1.}, Missing("refused")])
+    one = Verdict({"EA": 9., "PC": 4., "GN": 4., "GR": 9.}, reasons=["a", "b"])
+    other = Verdict(one.scores | {"EA": 1.})
+    two = score_row([one, other, Verdict({}, "refused")])
     assert two["failed"] is None and two["missing"] == ["refused"]
     assert [two[c] for c in ("EA", "PC", "GN", "GR")] == [5, 4, 4, 9]
     assert two["Overall"] == (4 + 2) / 2                 # sqrt(4 * 4) and sqrt(1 * 4), the mean
     assert two["Geometric mean"] == pytest.approx((1296 ** .25 + 144 ** .25) / 2)
-    context = score_row([{"EA": 4., "GN": 9., "GR": 10.}])
+    context = score_row([Verdict({"EA": 4., "GN": 9., "GR": 10.})])
     assert context["PC"] is None and context["Overall"] == 6
-    half = score_row([{"GN": 4., "GR": 9., "missing": ["consistency: late"], "unanswered": True},
-                      one])
+    half = score_row([Verdict({"GN": 4., "GR": 9.}, "consistency: late", unanswered=True), one])
     assert [half[c] for c in ("GN", "EA", "Overall", "unanswered")] == [4, 9, 4, 1]
     assert half["missing"] == ["consistency: late"] and half["failed"] is None
-    lost = score_row([Missing("late", unanswered=True), Missing("cut")])
+    lost = score_row([Verdict({}, "late", unanswered=True), Verdict({}, "cut")])
     assert lost["unanswered"] == 1 and lost["failed"] == "judge: cut"
     assert lost["EA"] is lost["Overall"] is None and lost["repeats"] == []
-    assert score_row([{"Yes": 7.}])["Yes"] == 7 and score_row([{"Yes": 7.}])["EA"] is None
+    yes = score_row([Verdict({"Yes": 7.})])
+    assert yes["Yes"] == 7 and yes["EA"] is None
     assert score_row([])["failed"] is None               # no judge was asked
 
 
