@@ -19,8 +19,7 @@ from transformers.initialization import no_init_weights
 
 import bench
 from common.distributed import device
-from common.files import (BadInput, Parser, atomic_write, check_writable, markdown, positive,
-                          run_script)
+from common.files import BadInput, Parser, atomic_write, check_writable, positive, run_script
 from common.measure import about
 from common.precision import keep_ends_in_float32
 from critic import SYSTEM
@@ -30,17 +29,21 @@ from realsize.flops import PEAK, dit_flops, on_meta
 from realsize.train import recompute_activations
 from tiny.tokenizer import make_tokenizer
 
+ONCE_A_SAMPLE = ("text_encoder", "ar_head", "adapter")
 GOAL = 1.8                                   # USO / SFT at tau 0.5; the FLOPs say 1.82
 
 
-def random_model(preset: str = "wan1.3b") -> UnifiedModel:
-    """The preset with random weights, made where it is to run, activations recomputed."""
+def random_model() -> UnifiedModel:
+    """wan1.3b with random weights, made where it is to run, activations recomputed."""
     torch.manual_seed(0)
     with init_empty_weights(), no_init_weights():
-        model = UnifiedModel(PRESETS[preset]).eval()
-    for part in ("text_encoder", "ar_head", "adapter"):
+        model = UnifiedModel(PRESETS["wan1.3b"]).eval()
+    for part in ONCE_A_SAMPLE:
         delattr(model, part)
-    fill(model)
+    for part in PARTS:
+        if part not in ONCE_A_SAMPLE:
+            for module in model.get_submodule(part).modules():
+                fill(module, model.dtype_of(part))
     model.to(device())
     keep_ends_in_float32(model.transformer)
     recompute_activations(model)
@@ -49,38 +52,28 @@ def random_model(preset: str = "wan1.3b") -> UnifiedModel:
     return model
 
 
-def fill(model: UnifiedModel) -> None:
-    """Give every parameter memory: small random weights, norms of 1, biases of 0."""
-    for part in PARTS:
-        if not hasattr(model, part.partition(".")[0]):
-            continue
-        for module in model.get_submodule(part).modules():
-            for name, p in module.named_parameters(recurse=False):
-                x = torch.empty(p.shape, dtype=model.dtype_of(part), device=device())
-                if x.ndim > 1 and "gamma" not in name:
-                    x.normal_(0, .02)
-                else:
-                    x.fill_(0 if name == "bias" else 1)
-                module.register_parameter(name, torch.nn.Parameter(x))
-
-
-def mfu(model: UnifiedModel, batch: int, ms: float, peak: float) -> float:
-    """The share of `peak` FLOP/s that an SFT step of `ms` milliseconds reaches.
-
-    Counted are one forward and one backward pass of G; not what is computed again.
-    """
-    forward, backward, _ = dit_flops(on_meta(model.preset))
-    return batch * (forward + backward) / (ms / 1000) / peak
+def fill(module: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Give its own parameters memory: small random weights, norms of 1, biases of 0."""
+    for name, p in module.named_parameters(recurse=False):
+        x = torch.empty(p.shape, dtype=dtype, device=device())
+        if x.ndim > 1 and "gamma" not in name:
+            x.normal_(0, .02)
+        else:
+            x.fill_(0 if name == "bias" else 1)
+        module.register_parameter(name, torch.nn.Parameter(x))
 
 
 def measure(model: UnifiedModel, batch: int, repeats: int, peak: float | None) -> dict:
-    """SFT and USO as bench.measure has them, with MFU where the GPU's peak FLOP/s are known."""
-    way = (model.preset.decode, "expect")
-    found = bench.measure(model, batch, repeats, [way], flops=False)
-    sft = found["steps"]["SFT"]["tau"][bench.TAU]["ms"]
+    """SFT and USO as bench.measure has them, and the MFU of SFT: its share of `peak` FLOP/s.
+
+    One forward and one backward pass of G count for it; not what is computed again.
+    """
+    found = bench.measure(model, batch, repeats, [(model.preset.decode, "expect")], flops=False)
     ratio = found["goal"]["ratio"]
     found["goal"] |= {"at_most": GOAL, "met": ratio <= GOAL}
-    found["mfu_of_sft"] = mfu(model, batch, sft, peak) if peak else None
+    forward, backward, _ = dit_flops(on_meta(model.preset))
+    seconds = found["steps"]["SFT"]["tau"][bench.TAU]["ms"] / 1000
+    found["mfu_of_sft"] = peak and batch * (forward + backward) / seconds / peak
     return found
 
 
@@ -95,13 +88,12 @@ def main(argv=None) -> None:
     if not torch.cuda.is_available():
         raise BadInput("there is no GPU here: python bench.py measures the tiny preset on a CPU")
     gpu = torch.cuda.get_device_name()
-    peaks = [rate for name, rate in PEAK.items() if name in gpu]
-    setting = about() | {"weights": "random", "batch": args.batch}
-    peak = peaks[0] if peaks else None
-    result = setting | measure(random_model(), args.batch, args.repeats, peak)
+    peak = next((rate for name, rate in PEAK.items() if name in gpu), None)
+    result = about() | {"weights": "random", "batch": args.batch}
+    result |= measure(random_model(), args.batch, args.repeats, peak)
     print(bench.report(result))
-    lines = [["MFU of SFT", "-" if result["mfu_of_sft"] is None else f"{result['mfu_of_sft']:.1%}"]]
-    print(markdown([["measure", "value"], *lines]))
+    mfu = f"{result['mfu_of_sft']:.1%}" if peak else "not known of this GPU"
+    print(f"MFU of SFT: {mfu}")
     atomic_write(args.out / "bench.json", json.dumps(result, indent=1) + "\n")
 
 

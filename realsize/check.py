@@ -6,6 +6,7 @@ Prints a table part | found | expected | memory | fits, what is missing or does 
 large the whole is in memory. Exit code 2 where `python -m realsize.convert` would stop.
 """
 
+import math
 import time
 from pathlib import Path
 
@@ -14,7 +15,9 @@ import torch
 from common.files import BadInput, Parser, markdown, run_script
 from model import PARTS, UnifiedModel
 from presets import PRESETS, Preset
-from realsize.release import Release, all_problems, fitted_preset, left_out, read_release
+from realsize.flops import part_bytes
+from realsize.release import (Release, all_problems, expected_shapes, fitted_preset, left_out,
+                              read_release)
 
 SHOWN = 5                                       # problems of each part, names that are left out
 GB = 1e9
@@ -29,35 +32,25 @@ def describe(tensors: list[torch.Tensor]) -> str:
     return f"{len(tensors)} tensors, {numbers:,d}, {' and '.join(dtypes)}"
 
 
-def memory(model: UnifiedModel, part: str) -> int:
-    """Bytes of a part as it is loaded: frozen parts in half precision where the preset says so."""
-    numbers = sum(p.numel() for p in model.get_submodule(part).parameters())
-    return numbers * model.dtype_of(part).itemsize
-
-
 def used_tensors(release: Release, model: UnifiedModel, part: str) -> list[torch.Tensor]:
     """Those of a part that `convert` writes."""
-    expected = model.get_submodule(part).state_dict()
-    return [value for key, value in release.parts.get(part, {}).items() if key in expected]
+    expected = expected_shapes(model, part)
+    return [value for key, value in release.parts[part].items() if key in expected]
 
 
 def table(release: Release, model: UnifiedModel, problems: dict[str, list[str]]) -> str:
-    rows = [["part", "found", "expected", "memory", "fits"]]
-    for part in PARTS:
-        expected = model.get_submodule(part).state_dict()
+    rows = [["part", "found", "expected", "memory"]]
+    for part in (*PARTS, "unconditional"):
+        shapes = expected_shapes(model, part).values()
         found = describe(used_tensors(release, model, part))
+        memory = f"{part_bytes(model, part) / GB:.2f} GB" if part in PARTS else ""
         rows.append([part, "not read" if part in release.unreadable else found,
-                     f"{len(expected)} tensors, {sum(x.numel() for x in expected.values()):,d}",
-                     f"{memory(model, part) / GB:.2f} GB"])
-    shapes = [f"{key} {tuple(value.shape)}" for key, value in release.unconditional.items()]
-    rows.append(["unconditional", ", ".join(shapes) or "not read",
-                 "vlm_last_hidden_states, text_emb", ""])
+                     f"{len(shapes)} tensors, {sum(map(math.prod, shapes)):,d}", memory])
     sizes = [f"{name} {len(tokenizer):,d}" for name, tokenizer in release.tokenizers.items()]
     rows.append(["tokenizers", ", ".join(sizes) or "not read",
                  "vlm, text; [GEN_VID], Yes and No one token each", ""])
-    for row in rows[1:]:
-        row.append("NO" if problems[row[0]] else "yes")
-    return markdown(rows)
+    fits = ["NO" if problems[row[0]] else "yes" for row in rows[1:]]
+    return markdown([[*row, fit] for row, fit in zip(rows, ["fits", *fits])])
 
 
 def examine(folder: Path, preset: Preset) -> int:
@@ -76,7 +69,7 @@ def examine(folder: Path, preset: Preset) -> int:
     if names:
         more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
         print(f"left out, for the model has no place for it: {', '.join(names[:SHOWN])}{more}")
-    print(f"in memory: {sum(memory(model, part) for part in PARTS) / GB:.1f} GB in all")
+    print(f"in memory: {sum(part_bytes(model, part) for part in PARTS) / GB:.1f} GB in all")
     for of_part in problems.values():
         for problem in of_part[:SHOWN]:
             print(f"does not fit: {problem}")

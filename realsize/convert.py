@@ -23,7 +23,7 @@ from common.files import BadInput, Parser, check_writable, run_script
 from model import PARTS, UnifiedModel
 from presets import PRESETS, Preset
 from realsize.check import GB, examine
-from realsize.release import Release, fitted_preset, read_release
+from realsize.release import Release, expected_shapes, fitted_preset, read_release
 
 
 def build(release: Release, preset: Preset) -> UnifiedModel:
@@ -31,13 +31,14 @@ def build(release: Release, preset: Preset) -> UnifiedModel:
     with init_empty_weights(), no_init_weights():        # buffers are real: they are in no file
         model = UnifiedModel(fitted_preset(release, preset))
     for part in PARTS:
-        expected = model.get_submodule(part).state_dict()
+        expected = expected_shapes(model, part)
         tensors = {key: value for key, value in release.parts[part].items() if key in expected}
         if part == "boundary":
             model.set_boundary(tensors)
         else:
             model.get_submodule(part).load_state_dict(tensors, assign=True)
-    vlm, text = (release.unconditional[key] for key in ("vlm_last_hidden_states", "text_emb"))
+    empty = release.parts["unconditional"]
+    vlm, text = empty["vlm_last_hidden_states"], empty["text_emb"]
     model.released_unconditional = {"vlm": vlm.reshape(-1, vlm.shape[-1]),       # (T, D)
                                     "text": text.reshape(-1, text.shape[-1])}
     model.vlm.tokenizer = release.tokenizers["vlm"]

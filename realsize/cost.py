@@ -9,8 +9,9 @@ measurement.
 
 import bench
 from common.files import Parser, between, markdown, run_script
+from model import TRAINED
 from presets import PRESETS, Preset
-from realsize.flops import PEAK, part_bytes, prompt_tokens, sampling_flops, step_bytes, step_flops
+from realsize.flops import PEAK, on_meta, part_bytes, prompt_tokens, step_bytes, step_flops
 
 SAMPLES = 56_000 * 15                            # of the paper's run: triplets times epochs
 
@@ -54,18 +55,20 @@ def bytes_table(title: str, sizes: dict[str, float]) -> str:
 
 def on_paper(p: Preset, tau: float, mfu: float, peak: float = PEAK["H100"]) -> str:
     """The tables of realsize/README.md."""
-    prefix, suffix = prompt_tokens(p)
-    parts = step_flops(p, prefix, suffix)
+    model, (prefix, suffix) = on_meta(p), prompt_tokens(p)
+    parts = step_flops(model, prefix, suffix)
     ratio = sum(amortised(parts, tau).values()) / sum(parts["DiT"])
-    weights = part_bytes(p)
-    sampling = sampling_flops(p, parts)
+    weights = {part: part_bytes(model, part) for part in (
+        "vlm", "text_encoder", "ar_head", "adapter", "vae", *TRAINED)}
+    # with guidance G runs twice a step; VLM and T5 are left out
+    sampling = 2 * p.sample_steps * parts["DiT"].forward + parts["VAE decoder"].forward
     head = (f"{p.name}: {p.frames} frames of {p.height}x{p.width}; the VLM reads "
             f"{prefix} + {suffix} tokens; USO / SFT in FLOPs {ratio:.2f}\n")
     edit = (f"An edit of one clip, {p.sample_steps} steps with guidance: {tera(sampling)} TFLOPs, "
             f"{sampling / (mfu * peak):.1f} s at {mfu:.0%} of {peak / 1e12:.0f} TFLOPs/s; "
             f"weights {sum(weights.values()) / 1e9:.1f} GB\n")
     return "\n".join([head, flops_table(parts, tau), hours_table(parts, tau, mfu * peak),
-                      bytes_table("a training step, batch 1", step_bytes(p, prefix, suffix)),
+                      bytes_table("a training step, batch 1", step_bytes(model, prefix, suffix)),
                       edit, bytes_table("weights, as loaded", weights)])
 
 

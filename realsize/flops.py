@@ -10,10 +10,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache
 
+from common.measure import count_flops
 from model import TRAINED, UnifiedModel
 from presets import Preset
 
@@ -30,50 +29,28 @@ class Flops(NamedTuple):
 
 def count(run: Callable[[], torch.Tensor]) -> Flops:
     """FLOPs of run(), and of the backward pass through what it returns, where that has one."""
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        result = run()                                   # it counts no fused attention
-        forward = counter.get_total_flops()
-        if result.requires_grad:
+    with count_flops() as forward:
+        result = run()
+    backward = 0
+    if result.requires_grad:
+        with count_flops() as counted:
             result.sum().backward()
-        backward = counter.get_total_flops() - forward
-    return Flops(forward, backward, again=forward if backward else 0)
+        backward = counted.flops
+    return Flops(forward.flops, backward, again=forward.flops if backward else 0)
 
 
-# -------------------------------------------------------------------------------- sizes of a preset
-
-def dit_width(p: Preset) -> int:
-    return p.dit["num_attention_heads"] * p.dit["attention_head_dim"]
-
-
-def dit_tokens(p: Preset) -> int:
-    """Patches of the latents."""
-    _, f, h, w = p.latent_shape
-    return f * h * w // math.prod(p.dit["patch_size"])
-
-
-def siglip_side(p: Preset) -> int:
-    """Patches along the side of a frame."""
-    return p.siglip["image_size"] // p.siglip["patch_size"]
-
-
-def key_value_width(p: Preset) -> int:
-    """Width of Llama's keys and values: several query heads share one."""
-    head = p.llama["hidden_size"] // p.llama["num_attention_heads"]
-    return p.llama["num_key_value_heads"] * head
-
+# -------------------------------------------------------------------------------- FLOPs of a sample
 
 def prompt_tokens(p: Preset) -> tuple[int, int]:
     """(prefix, suffix) that the critic reads before the edited frames, and from them on.
 
     The frames' tokens are exact; some 180 and 16 tokens of text are an estimate.
     """
-    of_frame = math.ceil(siglip_side(p) / 2) ** 2        # 2x2 patches each, an odd side filled up
-    source = p.vlm_frames * of_frame
+    side = p.siglip["image_size"] // p.siglip["patch_size"]
+    source = p.vlm_frames * math.ceil(side / 2) ** 2     # 2x2 patches each, an odd side filled up
     edited = source * 2 if p.paired else source
     return source + 180, edited + 16
 
-
-# -------------------------------------------------------------------------------- FLOPs of a sample
 
 def on_meta(p: Preset) -> UnifiedModel:
     """The model without numbers; G and the visual context adapter are to be trained."""
@@ -130,12 +107,11 @@ def llama_flops(model: UnifiedModel, prefix: int, suffix: int) -> tuple[Flops, F
     return before, after._replace(again=after.forward - head)
 
 
-def step_flops(p: Preset, prefix: int, suffix: int) -> dict[str, Flops]:
+def step_flops(model: UnifiedModel, prefix: int, suffix: int) -> dict[str, Flops]:
     """FLOPs of one sample by part, where the critic is asked; SFT is "DiT" alone.
 
     prefix, suffix: tokens that the VLM reads before the edited frames, and from them on.
     """
-    model = on_meta(p)
     before, after = llama_flops(model, prefix, suffix)
     return {"DiT": dit_flops(model),
             "VAE decoder": decode_flops(model),
@@ -145,53 +121,47 @@ def step_flops(p: Preset, prefix: int, suffix: int) -> dict[str, Flops]:
             "Llama, edit and verdict": after}
 
 
-def sampling_flops(p: Preset, parts: dict[str, Flops]) -> float:
-    """An edit of one clip with guidance: G twice a step, and the decoder. Without VLM and T5.
-
-    parts: of `step_flops`.
-    """
-    return 2 * p.sample_steps * parts["DiT"].forward + parts["VAE decoder"].forward
-
-
 # -------------------------------------------------------------------------------------------- bytes
 
-def part_bytes(p: Preset) -> dict[str, float]:
-    """Bytes of each part's weights as they are loaded."""
-    model = on_meta(p)
-    sizes = {}
-    for part in ("vlm", "text_encoder", "ar_head", "adapter", "vae", *TRAINED):
-        numbers = sum(x.numel() for x in model.get_submodule(part).parameters())
-        sizes[part] = numbers * model.dtype_of(part).itemsize
-    return sizes
+def part_bytes(model: UnifiedModel, part: str) -> int:
+    """Bytes of a part's weights as they are loaded: frozen ones in half precision, if preset."""
+    numbers = sum(p.numel() for p in model.get_submodule(part).parameters())
+    return numbers * model.dtype_of(part).itemsize
 
 
-def step_bytes(p: Preset, prefix: int, suffix: int, batch: int = 1) -> dict[str, float]:
-    """Bytes that live through a USO step with recomputed activations, and that a step moves.
+def step_bytes(model: UnifiedModel, prefix: int, suffix: int) -> dict[str, float]:
+    """Bytes that live through a USO step of one sample with recomputed activations, and that it
+    moves.
 
     float32 for G, its gradients and AdamW's two moments; the VLM in half precision where the preset
     says.
     """
-    held = part_bytes(p)
-    numbers = sum(held[part] for part in TRAINED) / 4
+    p = model.preset
+    numbers = sum(part_bytes(model, part) for part in TRAINED) / 4
     half = 2 if p.bf16 else 4
     c, f, h, w = p.latent_shape
 
-    dit_inputs = 4 * dit_tokens(p) * dit_width(p) * p.dit["num_layers"]
+    patches = f * h * w // math.prod(p.dit["patch_size"])
+    width = p.dit["num_attention_heads"] * p.dit["attention_head_dim"]
+    dit_inputs = 4 * patches * width * p.dit["num_layers"]
     llama_inputs = half * suffix * p.llama["hidden_size"] * p.llama["num_hidden_layers"]
-    patches = p.vlm_frames * siglip_side(p) ** 2
-    siglip_inputs = half * patches * p.siglip["hidden_size"] * p.siglip["num_hidden_layers"]
-    cached = 2 * half * prefix * key_value_width(p) * p.llama["num_hidden_layers"]
+    side = p.siglip["image_size"] // p.siglip["patch_size"]
+    siglip_inputs = (half * p.vlm_frames * side ** 2 * p.siglip["hidden_size"]
+                     * p.siglip["num_hidden_layers"])
+    head = p.llama["hidden_size"] // p.llama["num_attention_heads"]
+    keys = p.llama["num_key_value_heads"] * head         # several query heads share one
+    cached = 2 * half * prefix * keys * p.llama["num_hidden_layers"]
 
     # a cached clip: adapter tokens and some 32 of text, two clips' latents, K frames of 8 bits
     clip_tokens = half * (p.ar_queries * p.adapter_queries + 32) * p.dit["text_dim"]
     clip_latents = 2 * 4 * c * f * h * w
     clip_frames = 3 * p.vlm_frames * p.height * p.width
-    return {"G: weights, gradients, AdamW": 16. * numbers,
-            "VLM": held["vlm"],
-            "VAE": held["vae"],
-            "inputs of the DiT's blocks": batch * float(dit_inputs),
-            "inputs of the VLM's blocks": batch * float(llama_inputs + siglip_inputs),
-            "keys and values of the prefix": batch * float(cached),
-            "moved by AdamW": 28. * numbers,
-            "all-reduced": 4. * numbers,
-            "cache of latents, a clip": float(clip_tokens + clip_latents + clip_frames)}
+    return {"G: weights, gradients, AdamW": 16 * numbers,
+            "VLM": part_bytes(model, "vlm"),
+            "VAE": part_bytes(model, "vae"),
+            "inputs of the DiT's blocks": dit_inputs,
+            "inputs of the VLM's blocks": llama_inputs + siglip_inputs,
+            "keys and values of the prefix": cached,
+            "moved by AdamW": 28 * numbers,
+            "all-reduced": 4 * numbers,
+            "cache of latents, a clip": clip_tokens + clip_latents + clip_frames}

@@ -17,11 +17,10 @@ says which was found.
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import torch
 from diffusers.loaders.single_file_utils import (
     convert_wan_transformer_to_diffusers,
     convert_wan_vae_to_diffusers,
@@ -31,13 +30,14 @@ from transformers import PreTrainedTokenizerFast
 from common.files import BadInput
 from model import PARTS, UnifiedModel
 from presets import Preset
-from realsize.tensors import Checkpoint, check_no_pointer, read_checkpoint
+from realsize.tensors import Tensors, check_no_pointer, read_checkpoint
 
 FOLDERS = {"wan", "transformer", "adapter", "vision_head", "ar_model", "unconditioned_context",
            "special_tokens"}
 TRAINED_FILE = Path("transformer", "model.pt")
-CONTEXT_FILE = Path("unconditioned_context", "context.pkl")
 VILA = Path("ar_model", "checkpoint")
+# Of these the files say how many rows there are: boundary tokens, the condition of an empty prompt.
+WITH_ROWS = ("boundary", "unconditional")
 # The chats need these as single tokens: where the condition ends, and the critic's two answers.
 SINGLE_TOKENS = ("[GEN_VID]", "Yes", "No")
 SENTENCE = "What would this street look like after a night of hard frost?"
@@ -67,9 +67,6 @@ T5_NAMES = {
 
 
 # -------------------------------------------------------------------------- their names become ours
-
-Tensors = dict[str, torch.Tensor]
-
 
 def same_names(tensors: Tensors) -> Tensors:
     return tensors
@@ -106,8 +103,9 @@ def vision_tower_names(tensors: Tensors) -> Tensors:
 
     Without SigLIP's pooling head, which the method does not use.
     """
-    names = {re.sub(r"^(vision_tower\.)?(vision_model\.)?", "", key): key for key in tensors}
-    return {name: tensors[key] for name, key in names.items() if not name.startswith("head.")}
+    renamed = {re.sub(r"^(vision_tower\.)?(vision_model\.)?", "", key): value
+               for key, value in tensors.items()}
+    return {name: value for name, value in renamed.items() if not name.startswith("head.")}
 
 
 def projector_names(tensors: Tensors) -> Tensors:
@@ -119,11 +117,8 @@ def projector_names(tensors: Tensors) -> Tensors:
 
 def boundary_names(tensors: Tensors) -> Tensors:
     """<img_st> of (D,), (1, D) or (rows, D) -> img_st, (D,) where it is one row, else (rows, D)."""
-    renamed = {}
-    for key, value in tensors.items():
-        rows = value.float().reshape(-1, value.shape[-1])
-        renamed[key.strip("<>")] = rows[0] if len(rows) == 1 else rows
-    return renamed
+    return {key.strip("<>"): value.float().reshape(-1, value.shape[-1]).squeeze(0)
+            for key, value in tensors.items()}
 
 
 def trained_parts(tensors: Tensors) -> dict[str, Tensors]:
@@ -133,10 +128,8 @@ def trained_parts(tensors: Tensors) -> dict[str, Tensors]:
     parts = {}
     for key, value in tensors.items():
         prefix, _, rest = key.partition(".")
-        if prefix in names:
-            parts.setdefault(names[prefix], {})[rest] = value
-        else:
-            parts.setdefault("", {})[key] = value
+        part, name = (names[prefix], rest) if prefix in names else ("", key)
+        parts.setdefault(part, {})[name] = value
     if "transformer" in parts:
         parts["transformer"] = convert_wan_transformer_to_diffusers(parts["transformer"])
     return parts
@@ -192,7 +185,8 @@ def part_files(folder: Path) -> list[tuple[str, Path, Callable[[Tensors], Tensor
         ("vlm.mm_projector", vila / "mm_projector", projector_names),
         ("adapter", folder / "adapter" / "model.pt", same_names),
         ("ar_head", folder / "vision_head" / "vision_head" / "pytorch_model.bin", same_names),
-        ("boundary", folder / "special_tokens" / "tokens.pkl", boundary_names)]
+        ("boundary", folder / "special_tokens" / "tokens.pkl", boundary_names),
+        ("unconditional", folder / "unconditioned_context" / "context.pkl", same_names)]
 
 
 def tokenizer_folders(folder: Path) -> dict[str, Path]:
@@ -210,7 +204,6 @@ class Release:
     folder: Path
     parts: dict[str, Tensors] = field(default_factory=dict)
     files: dict[tuple[str, str], Path] = field(default_factory=dict)     # (part, key) -> its file
-    unconditional: Tensors = field(default_factory=dict)
     tokenizers: dict[str, PreTrainedTokenizerFast] = field(default_factory=dict)
     unreadable: dict[str, str] = field(default_factory=dict)             # part -> error of its file
     notes: list[str] = field(default_factory=list)
@@ -218,26 +211,17 @@ class Release:
     def read(self, part: str, path: Path, device: str) -> Tensors:
         """The tensors of a file; none, and `part` is unreadable, where that fails."""
         try:
-            checkpoint = read_checkpoint(path, device)
+            tensors, notes = read_checkpoint(path, device)
         except BadInput as error:
             self.unreadable[part] = str(error)
             return {}
-        self.note(path, checkpoint)
-        return without_wrappers(checkpoint.tensors)
+        self.notes += [f"{path.relative_to(self.folder)}: {note}" for note in notes]
+        return without_wrappers(tensors)
 
     def add(self, part: str, path: Path, tensors: Tensors) -> None:
         """Of one part, later files win over earlier ones, key by key."""
         self.parts.setdefault(part, {}).update(tensors)
         self.files.update({(part, key): path for key in tensors})
-
-    def note(self, path: Path, checkpoint: Checkpoint) -> None:
-        """Say what a file holds beside the weights."""
-        where = path.relative_to(self.folder)
-        if checkpoint.left_out:
-            self.notes.append(f"{where}: left out {', '.join(sorted(set(checkpoint.left_out)))}")
-        if checkpoint.first_used:
-            self.notes.append(f"{where}: the first entry is used: "
-                              f"{'; '.join(checkpoint.first_used)}")
 
 
 def read_release(folder: str | Path, device: str = "cpu") -> Release:
@@ -253,7 +237,6 @@ def read_release(folder: str | Path, device: str = "cpu") -> Release:
     tensors = release.read("visual_context_adapter", trained, device)
     for part, of_part in trained_parts(tensors).items():
         release.add(part, trained, of_part)
-    release.unconditional = release.read("unconditional", release.folder / CONTEXT_FILE, device)
     read_tokenizers(release)
     note_sizes(release)
     return release
@@ -291,12 +274,10 @@ def read_json(path: Path) -> dict:
 
 def note_sizes(release: Release) -> None:
     """What differs between releases, and is taken from the files."""
-    counts = []
-    for name, token in release.parts["boundary"].items():
-        rows = len(token) if token.ndim == 2 else 1
-        counts.append(f"{name} {rows}")
-    if counts:
-        release.notes.append(f"boundary tokens, rows each: {', '.join(counts)}")
+    for part in WITH_ROWS:
+        shapes = [f"{key} {tuple(value.shape)}" for key, value in release.parts[part].items()]
+        if shapes:
+            release.notes.append(f"{part}: {', '.join(shapes)}")
     if vocabulary(release):
         release.notes.append(f"the VLM's vocabulary has {vocabulary(release):,d} rows")
 
@@ -315,95 +296,68 @@ def fitted_preset(release: Release, preset: Preset) -> Preset:
     return replace(preset, llama=preset.llama | {"vocab_size": rows})
 
 
-def expected_shapes(model: UnifiedModel, part: str) -> dict[str, torch.Size]:
-    return {key: value.shape for key, value in model.get_submodule(part).state_dict().items()}
-
-
-def fits(part: str, found: torch.Size, expected: torch.Size) -> bool:
-    """The same shape; a boundary token may have several rows."""
-    if part == "boundary":
-        return found[-1:] == expected[-1:]
-    return found == expected
+def expected_shapes(model: UnifiedModel, part: str) -> dict[str, tuple[int, ...]]:
+    """The shapes of a part's tensors; of those in WITH_ROWS, of one row."""
+    if part == "unconditional":
+        return {"vlm_last_hidden_states": (model.preset.llama["hidden_size"],),
+                "text_emb": (model.preset.t5["d_model"],)}
+    tensors = model.get_submodule(part).state_dict() if part else {}
+    return {key: tuple(value.shape) for key, value in tensors.items()}
 
 
 def part_problems(release: Release, model: UnifiedModel, part: str) -> list[str]:
     """Every key of one part that is unknown, of another shape, or in no file; its config.json."""
     if part in release.unreadable:
         return [release.unreadable[part]]
-    found, expected = release.parts.get(part, {}), expected_shapes(model, part)
+    found, expected = release.parts[part], expected_shapes(model, part)
     problems = [f"{release.files[part, key]}: {key} is unknown"
                 for key in found.keys() - expected.keys() if not is_left_out(release, part, key)]
     for key, shape in expected.items():
         if key not in found:
             problems.append(f"{part}: {key} is in no file")
-        elif not fits(part, found[key].shape, shape):
-            problems.append(f"{release.files[part, key]}: {key} is {tuple(found[key].shape)}, "
-                            f"not {tuple(shape)}")
-    return problems + config_problems(release, model, part)
+            continue
+        is_shape = tuple(found[key].shape)
+        if (is_shape[-1:] if part in WITH_ROWS else is_shape) != shape:
+            problems.append(f"{release.files[part, key]}: {key} is {is_shape}, not {shape}")
+    try:
+        problems += config_problems(release, model, part)
+    except BadInput as error:
+        problems.append(str(error))
+    return problems
 
 
 def is_left_out(release: Release, part: str, key: str) -> bool:
     """Whether a tensor that is unknown is no problem: the authors' code passes over it, too."""
-    return part == "boundary" or release.files[part, key] == release.folder / TRAINED_FILE
+    return part in WITH_ROWS or release.files[part, key] == release.folder / TRAINED_FILE
 
 
 def left_out(release: Release, model: UnifiedModel) -> list[str]:
     """The tensors that the model does not need, and that are no problem."""
-    names = [f"unconditional: {key}" for key in release.unconditional
-             if key not in unconditional_widths(model.preset)]
+    names = []
     for part, tensors in release.parts.items():
-        expected = expected_shapes(model, part) if part else {}
+        expected = expected_shapes(model, part)
         names += [f"{part}: {key}".removeprefix(": ") for key in tensors.keys() - expected.keys()
                   if is_left_out(release, part, key)]
     return sorted(names)
 
 
-def config_problems(release: Release, model: UnifiedModel, part: str) -> list[str]:
-    """What the config.json of a part of the VLM says and the preset does not."""
-    folder = release.folder / VILA
+def config_problems(release: Release, model: UnifiedModel, part: str) -> Iterator[str]:
+    """What a config.json of the VLM says, and the preset or `VILA_CONFIG` does not."""
+    vila = release.folder / VILA
+    file = vila / part.removeprefix("vlm.") / "config.json"
     if part == "vlm.mm_projector":
-        return vila_problems(folder)
-    file = folder / part.removeprefix("vlm.") / "config.json"
-    if part not in SAME_CONFIG or not file.is_file():
-        return []
-    try:
-        content = read_json(file)
-    except BadInput as error:
-        return [str(error)]
-    ours = model.get_submodule(part).config
-    theirs = type(ours).from_dict(content)               # with the library's defaults
-    return [f"{file}: {key} is {getattr(theirs, key)}, and {getattr(ours, key)} in the preset"
-            for key in SAME_CONFIG[part] if getattr(theirs, key) != getattr(ours, key)]
-
-
-def vila_problems(folder: Path) -> list[str]:
-    """What the config.json of VILA or of one of its parts says and `VILA_CONFIG` does not."""
-    problems = []
-    for file in (folder / "config.json", *sorted(folder.glob("*/config.json"))):
-        try:
+        for file in (vila / "config.json", *sorted(vila.glob("*/config.json"))):
             content = read_json(file) if file.is_file() else {}
-        except BadInput as error:
-            problems.append(str(error))
-            continue
-        problems += [f"{file}: {key} is {content[key]}, and {value} is what is built here"
-                     for key, value in VILA_CONFIG.items() if content.get(key, value) != value]
-    return problems
-
-
-def unconditional_widths(preset: Preset) -> dict[str, int]:
-    return {"vlm_last_hidden_states": preset.llama["hidden_size"], "text_emb": preset.t5["d_model"]}
-
-
-def unconditional_problems(release: Release, preset: Preset) -> list[str]:
-    if "unconditional" in release.unreadable:
-        return [release.unreadable["unconditional"]]
-    problems, found = [], release.unconditional
-    for key, width in unconditional_widths(preset).items():
-        shape = tuple(found[key].shape) if key in found else "missing"
-        if shape[-1:] != (width,):
-            problems.append(f"{release.folder / CONTEXT_FILE}: {key} is {shape}, "
-                            f"not (T, {width})")
-    return problems
+            for key, value in VILA_CONFIG.items():
+                if content.get(key, value) != value:
+                    yield f"{file}: {key} is {content[key]}, and {value} is what is built here"
+    elif part in SAME_CONFIG and file.is_file():
+        ours = model.get_submodule(part).config
+        theirs = type(ours).from_dict(read_json(file))   # with the library's defaults
+        for key in SAME_CONFIG[part]:
+            if getattr(theirs, key) != getattr(ours, key):
+                yield (f"{file}: {key} is {getattr(theirs, key)}, "
+                       f"and {getattr(ours, key)} in the preset")
 
 
 def tokenizer_problems(release: Release) -> list[str]:
@@ -432,7 +386,6 @@ def tokenizer_problems(release: Release) -> list[str]:
 
 def all_problems(release: Release, model: UnifiedModel) -> dict[str, list[str]]:
     """Everything that stops `convert`, by the row of the table that it belongs to."""
-    problems = {part: part_problems(release, model, part) for part in PARTS}
-    problems["unconditional"] = unconditional_problems(release, model.preset)
+    problems = {part: part_problems(release, model, part) for part in (*PARTS, "unconditional")}
     problems["tokenizers"] = tokenizer_problems(release)
     return problems

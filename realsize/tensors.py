@@ -4,7 +4,7 @@
 an unpickler that knows tensors, dicts, lists and plain values, and refuses everything else by name.
 
 A checkpoint holds more than weights: the epoch, the optimizer's state. What is no tensor is left
-out and reported; whoever needs a tensor that is not there says so.
+out and named; whoever needs a tensor that is not there says so.
 """
 
 import io
@@ -13,14 +13,14 @@ import re
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 
 from common.files import BadInput, is_pointer
+
+Tensors = dict[str, torch.Tensor]
 
 # Entries of a checkpoint that training goes on from, and that are no part of the model.
 TRAINING_STATE = {
@@ -34,14 +34,6 @@ NO_SHARD = re.compile(r"\.|training_args|optimizer|scheduler|scaler|rng_state")
 # What the readers raise for a file that is cut short, is something else, or names code.
 BROKEN = (pickle.UnpicklingError, EOFError, RuntimeError, ValueError, TypeError, KeyError,
           SafetensorError)
-
-
-@dataclass
-class Checkpoint:
-    """The content of a file, or of the shards of a folder."""
-    tensors: dict[str, torch.Tensor] = field(default_factory=dict)  # nested names joined by dots
-    left_out: list[str] = field(default_factory=list)               # names of what is not used
-    first_used: list[str] = field(default_factory=list)             # names of whose first is used
 
 
 def load_bytes(content: bytes) -> torch.Tensor:
@@ -77,50 +69,29 @@ def leaves(value, name: str = "") -> Iterator[tuple[str, object]]:
         yield from leaves(part, f"{name}.{key}" if name else key)
 
 
-def is_one_sequence(name: str, value) -> bool:
-    """Whether these are the VLM's states (T, D) of a single text."""
-    return name == "vlm_last_hidden_states" and isinstance(value, torch.Tensor) and value.ndim == 2
-
-
-def sort_out(content, path: Path) -> Checkpoint:
-    """The tensors of a loaded file, and what is left out. Raises BadInput where it has none."""
-    found = Checkpoint()
+def sort_out(content, path: Path) -> tuple[Tensors, list[str]]:
+    """The tensors of a loaded file, and notes on the rest. Raises BadInput where it has none."""
+    tensors, left_out, notes = {}, [], []
     for name, value in leaves(content):
-        if name in FIRST_IS_MEANT and len(value) > 0 and not is_one_sequence(name, value):
+        # the VLM's states (T, D) of a single text are no list of several
+        one_text = name == "vlm_last_hidden_states" and getattr(value, "ndim", 0) == 2
+        if name in FIRST_IS_MEANT and len(value) > 0 and not one_text:
             if len(value) > 1:
-                found.first_used.append(f"{name}, of {len(value)}")
+                notes.append(f"the first entry is used: {name}, of {len(value)}")
             value = value[0]
         if isinstance(value, torch.Tensor) and name not in TRAINING_STATE:
-            found.tensors[name] = value.detach()
+            tensors[name] = value.detach()
         else:
-            found.left_out.append(name)
-    if not found.tensors:
+            left_out.append(name)
+    if not tensors:
         raise BadInput(f"{path}: holds no tensor, and only tensors and dicts of them are read; "
                        f"is it the released file?")
-    return found
+    if left_out:
+        notes.append(f"left out {', '.join(sorted(left_out))}")
+    return tensors, notes
 
 
 # ------------------------------------------------------------------------------------ reading files
-
-def read_safetensors(path: Path, device: str) -> dict[str, torch.Tensor]:
-    """All tensors of a file; on "meta" shapes and dtypes alone, from its header."""
-    if device != "meta":
-        return load_file(path, device)
-    with safe_open(path, "pt") as file:
-        return {name: empty_like_slice(file.get_slice(name)) for name in file.keys()}
-
-
-def empty_like_slice(header) -> torch.Tensor:
-    """A tensor without numbers, of the shape and dtype in a safetensors header."""
-    dtype = SAFETENSORS_DTYPES[header.get_dtype()]
-    return torch.empty(header.get_shape(), dtype=dtype, device="meta")
-
-
-SAFETENSORS_DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
-    "U8": torch.uint8, "BOOL": torch.bool}
-
 
 def check_no_pointer(path: Path) -> None:
     """Raises BadInput where a file is git-lfs's note of a large one that was never fetched."""
@@ -129,11 +100,12 @@ def check_no_pointer(path: Path) -> None:
                        f"run git lfs pull in its folder")
 
 
-def read_file(path: Path, device: str) -> Checkpoint:
+def read_file(path: Path, device: str) -> tuple[Tensors, list[str]]:
     """One file. A .pkl may be a torch file (a zip) under that name."""
     check_no_pointer(path)
     if path.suffix == ".safetensors":
-        return Checkpoint(read_safetensors(path, device))
+        with safe_open(path, "pt") as file:              # mapped: on "meta", its header is read
+            return {name: file.get_tensor(name).to(device) for name in file.keys()}, []
     is_zip = zipfile.is_zipfile(path)
     if path.suffix == ".pkl" and not is_zip:
         with path.open("rb") as file:
@@ -155,27 +127,27 @@ def files_of(path: Path) -> list[Path]:
     return shards
 
 
-def read_checkpoint(path: Path, device: str = "cpu") -> Checkpoint:
+def read_checkpoint(path: Path, device: str = "cpu") -> tuple[Tensors, list[str]]:
     """A .safetensors, .pt, .pth, .bin or .pkl file, or all such files of a folder (its shards).
 
+    Returns the tensors, names of nested dicts joined by dots, and notes on what else is in it.
     device: "cpu", or "meta" for names, shapes and dtypes without numbers, in no time. Raises
     BadInput where a file is missing or broken, names code, or holds what is neither a tensor nor
     harmless.
     """
-    whole = Checkpoint()
+    tensors, notes = {}, []
     for file in files_of(path):
         try:
-            part = read_file(file, device)
+            of_file, more = read_file(file, device)
         except BadInput:
             raise
         except FileNotFoundError as error:
             raise BadInput(f"{file}: is missing; is the directory complete?") from error
         except BROKEN as error:
             raise BadInput(f"{file}: {why_broken(error)}") from error
-        whole.tensors |= part.tensors
-        whole.left_out += part.left_out
-        whole.first_used += part.first_used
-    return whole
+        tensors |= of_file
+        notes += more
+    return tensors, notes
 
 
 def why_broken(error: Exception) -> str:

@@ -16,7 +16,6 @@ between the GPUs of one machine.
 
 import argparse
 import math
-import sys
 from functools import partial
 
 import torch
@@ -183,9 +182,9 @@ def flags() -> Parser:
     return parser
 
 
-def parse(argv=None) -> tuple[argparse.Namespace, list[str]]:
-    """This module's flags, and those that are train.py's."""
-    args, rest = flags().parse_known_args(sys.argv[1:] if argv is None else argv)
+def parse(argv=None) -> tuple[argparse.Namespace, argparse.Namespace]:
+    """This module's flags, and train.py's."""
+    args, rest = flags().parse_known_args(argv)
     theirs = train.parse(rest)
     together = (args.gate_together or 1) % WORLD_SIZE == 0 and theirs.think != "full"
     if args.parallel == "fsdp" and theirs.lam > 0 and not together:
@@ -194,37 +193,30 @@ def parse(argv=None) -> tuple[argparse.Namespace, list[str]]:
                        f"in length")
     if args.recompute is None:
         args.recompute = PRESETS[theirs.preset].bf16
-    return args, rest
-
-
-def prepare(args, model, batches) -> bool:
-    """Change the model as the flags say, before it gets an optimizer; whether it is in shards."""
-    if args.gate_together:
-        batches.timesteps = partial(sample_timesteps_together, ranks=args.gate_together,
-                                    tau=batches.tau)
-    if args.recompute:
-        recompute_activations(model)
-    if args.parallel == "fsdp" and WORLD_SIZE > 1:
-        shard(model)
-        return True
-    return False
+    return args, theirs
 
 
 def main(argv=None) -> None:
-    args, rest = parse(argv)
-    step = bell_step if args.flow_weight == "bell" else train.uso_step
-    of_run = train.parse(rest)
-    settings = {**train.settings_of(of_run), "gate_together": args.gate_together,
-                "flow_weight": args.flow_weight}
-    train.begin(of_run, settings)
-    model = train.load(of_run)
-    latents = train.encode(model, of_run)
-    critic = Critic(model, of_run.think, of_run.decode) if of_run.lam > 0 else None
-    batches = train.make_batches(model, critic, latents, of_run)
-    sharded = prepare(args, model, batches)
-    claim_folder(of_run.out, of_run.argv, settings, train.may_grow(of_run))
-    run = train.train(model, critic, batches, of_run, step, of_run.objective)
-    train.end(run, gathered(model) if sharded else model, latents, of_run, settings)
+    ours, args = parse(argv)
+    step = bell_step if ours.flow_weight == "bell" else train.uso_step
+    settings = {**train.settings_of(args), "gate_together": ours.gate_together,
+                "flow_weight": ours.flow_weight}
+    train.begin(args, settings)
+    model = train.load(args)
+    latents = train.encode(model, args)
+    critic = Critic(model, args.think, args.decode) if args.lam > 0 else None
+    batches = train.make_batches(model, critic, latents, args)
+    if ours.gate_together:
+        batches.timesteps = partial(sample_timesteps_together, ranks=ours.gate_together,
+                                    tau=args.tau)
+    if ours.recompute:
+        recompute_activations(model)
+    sharded = ours.parallel == "fsdp" and WORLD_SIZE > 1
+    if sharded:                                          # before there is an optimizer
+        shard(model)
+    claim_folder(args.out, args.argv, settings, train.may_grow(args))
+    run = train.train(model, critic, batches, args, step, args.objective)
+    train.end(run, gathered(model) if sharded else model, latents, args, settings)
 
 
 if __name__ == "__main__":

@@ -13,18 +13,17 @@ from PIL import Image
 
 import data
 import evaluate
-import model
 import sample
 from common import precision
 from common.text import clean_text
 from common.unipc import unipc
 from common.video import fit, from_bytes, to_bytes
 from critic import SYSTEM, Critic
-from model import UnifiedModel, euler
+from model import PARTS, TRAINED, UnifiedModel, VisualContextAdapter, euler
 from presets import PRESETS
 from rvebench.benchmark import read_manifest
 from rvebench.generate import generate
-from small import SMALL, WAN
+from small import SMALL, WAN, a_clip
 from tiny import world
 from vlm import DownsampleProjector
 
@@ -57,32 +56,23 @@ def test_tokens_run_down_the_columns(seeded, side):
                 k = half * c + r if by_column else half * r + c
                 want = [padded[:, 2 * r + i, 2 * c + j] for i in (0, 1) for j in (0, 1)]
                 assert torch.equal(tokens[:, k], torch.cat(want, -1))
-
-
-def test_which_preset_reads_by_column(original, tiny):
-    assert WAN.patches_by_column and original.vlm.mm_projector.by_column
-    assert not TINY.patches_by_column and not tiny.vlm.mm_projector.by_column
+    assert WAN.patches_by_column and not TINY.patches_by_column
 
 
 # ------------------------------------------------------------------------- visual context adapter
 
-def test_layer_norms_of_the_visual_context_adapter(original, seeded):
+def test_layer_norms_of_the_visual_context_adapter(seeded):
     """eps 1e-6: where patch embeddings are small, another one shows."""
-    adapter = original.visual_context_adapter
+    adapter = VisualContextAdapter(16, 24, 24, SMALL.visual_kernel, SMALL.visual_eps)
+    nn.init.zeros_(adapter.patch_embedding.bias)
     latents = torch.randn(1, *SMALL.latent_shape) * 1e-4
-    kernel = (1, SMALL.visual_kernel, SMALL.visual_kernel)
-    patches = F.conv3d(latents, adapter.patch_embedding.weight, stride=kernel)
-    small = patches.flatten(2).transpose(1, 2)           # (1, T, D), of variance about 1e-6
+    patches = adapter.patch_embedding(latents).flatten(2).transpose(1, 2)                # (1, T, D)
 
     def norm(x, eps):
         centred = x - x.mean(-1, keepdim=True)
         return centred / (centred.pow(2).mean(-1, keepdim=True) + eps).sqrt()
-    bias = adapter.patch_embedding.bias.data.clone()
-    adapter.patch_embedding.bias.data.zero_()
-    got = adapter(latents)
-    adapter.patch_embedding.bias.data.copy_(bias)
-    want = norm(adapter.projection(norm(small, 1e-6)), 1e-6)
-    other = norm(adapter.projection(norm(small, 1e-5)), 1e-5)
+    got, (want, other) = adapter(latents), [
+        norm(adapter.projection(norm(patches, eps)), eps) for eps in (1e-6, 1e-5)]
     assert torch.allclose(got, want, atol=1e-5) and (other - want).abs().max() > .01
     assert WAN.visual_eps == 1e-6 and TINY.visual_eps == 1e-5
 
@@ -115,39 +105,36 @@ USER_TURN = "<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n"
 ANSWER_TURN = "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
 
 
-def heard(model, monkeypatch, source, text):
-    """The row that `encode_vlm` reads: its token ids, "frame" for a vision token."""
-    rows, join = [], model.vlm.join
+@pytest.mark.parametrize("name, sentence, prefix, end, vision_tokens", [
+    ("original", VILA_SENTENCE, "<video>\n", "<|end_of_text|>", 1),                  # one frame's
+    ("tiny", "You are a helpful assistant that edits videos.", "", "", 3 * 16)])
+def test_the_chat_of_the_condition(request, monkeypatch, name, sentence, prefix, end,
+                                   vision_tokens):
+    """Llama-3's chat as VILA writes it: one BOS, the frame, <video> and a new line, the prompt;
+    and tiny's."""
+    model = request.getfixturevalue(name)
+    rows, join, texts = [], model.vlm.join, model.vlm.tokenizer
     monkeypatch.setattr(model.vlm, "join", lambda these: rows.extend(these) or join(these))
-    h = model.encode_vlm(source, [text])[0]
-    ids = []
-    for part in rows[0]:
-        if isinstance(part, str):
-            ids += model.vlm.tokenizer(part, add_special_tokens=False).input_ids
-        else:
-            ids += ["frame"] * len(part)
-    assert len(h) == len(ids)
-    return ids
+    model.encode_vlm(a_clip(model.preset), ["frost came"])
+    (begun, seen, asked, answer), = rows
+    assert len(seen) == vision_tokens
+    assert begun == SYSTEM_TURN + sentence + USER_TURN
+    assert asked == f"{prefix}frost came" and answer == f"{ANSWER_TURN}[GEN_VID]{end}"
+    bos = texts.convert_tokens_to_ids("<|begin_of_text|>")
+    assert texts(begun, add_special_tokens=False).input_ids.count(bos) == 1
 
 
-def test_the_chat_of_the_condition(original, monkeypatch):
-    """Llama-3's chat as VILA writes it: one BOS, the frame, <video> and a new line, the prompt."""
-    source = torch.rand(1, SMALL.frames, 3, SMALL.height, SMALL.width) * 2 - 1
-    tokenize = lambda text: original.vlm.tokenizer(text, add_special_tokens=False).input_ids
-    want = [*tokenize(SYSTEM_TURN + VILA_SENTENCE + USER_TURN), "frame",
-            *tokenize(f"<video>\nfrost came{ANSWER_TURN}[GEN_VID]<|end_of_text|>")]
-    got = heard(original, monkeypatch, source, "frost came")
-    assert got == want and got.count(tokenize("<|begin_of_text|>")[0]) == 1
-
-
-def test_the_chat_of_the_tiny_preset_is_as_it_was(tiny, monkeypatch):
-    source = torch.rand(1, TINY.frames, 3, TINY.height, TINY.width) * 2 - 1
-    tokenize = lambda text: tiny.vlm.tokenizer(text, add_special_tokens=False).input_ids
-    got = heard(tiny, monkeypatch, source, "frost came")
-    sentence = "You are a helpful assistant that edits videos."
-    want = [*tokenize(SYSTEM_TURN + sentence + USER_TURN), *["frame"] * (TINY.vlm_frames * 16),
-            *tokenize("frost came"), *tokenize(f"{ANSWER_TURN}[GEN_VID]")]
-    assert got == want
+def test_the_critic_speaks_in_the_chat_of_the_condition(original, tiny, monkeypatch):
+    """VILA's own system sentence; the user says what is to be judged. Tiny was taught otherwise."""
+    rows, join = [], original.vlm.join
+    monkeypatch.setattr(original.vlm, "join", lambda these: rows.extend(these) or join(these))
+    clip = a_clip(SMALL)[:, :SMALL.vlm_frames]
+    Critic(original).margin(clip, clip, ["frost came"], ["a thought"])
+    before, after = rows
+    assert before[0] == SYSTEM_TURN + VILA_SENTENCE + USER_TURN
+    assert before[1] == f"{SYSTEM}\nfrost came\nSource :"
+    assert after[1].endswith("assistant<|end_header_id|>\n\nVerdict : ")
+    assert Critic(tiny).system == SYSTEM
 
 
 # ------------------------------------------------------------------------- frames, the VLM's view
@@ -216,47 +203,6 @@ def test_unipc_ends_where_the_flow_does(seeded):
     assert error(unipc, 100) < error(euler, 100) / 15 and error(unipc, 100) < .001
 
 
-def flow_of(model_, source, text, monkeypatch):
-    """What `sample` integrates: velocity(x, t), and the noise it begins with."""
-    flow = []
-    monkeypatch.setattr(model_, "decode_video", lambda x: x)
-    monkeypatch.setattr(model, "euler", lambda velocity, x, *rest: flow.extend([velocity, x]) or x)
-    model_.sample(source[None], [text], seed=3)
-    return flow
-
-
-def relative_error(x, want):
-    return ((x - want).pow(2).mean() / want.pow(2).mean()).sqrt().item()
-
-
-@torch.no_grad()
-def test_unipc_of_a_model_is_many_euler_steps(tiny, monkeypatch):
-    """To 1 % of its rms."""
-    g = torch.Generator().manual_seed(0)
-    source = torch.rand(TINY.frames, 3, TINY.height, TINY.width, generator=g) * 2 - 1
-    velocity, noise = flow_of(tiny, source, "frost", monkeypatch)
-    many = euler(velocity, noise, 200, 3.)
-    assert 0 < relative_error(unipc(velocity, noise, 80, 3.), many) < .01
-
-
-@torch.no_grad()
-def test_forty_steps_of_unipc_follow_the_flow_to_the_last_noise_level(monkeypatch):
-    """To 1 % of 200 Euler steps, on the trained weights. From t = 0.11 it goes to 0 at once."""
-    triplet = world.make_triplet(0, "rave", "val")
-    trained = UnifiedModel.from_preset("tiny")
-    velocity, noise = flow_of(trained, triplet.source, triplet.instruction, monkeypatch)
-    states = []
-    unipc(lambda x, t: states.append((t, x)) or velocity(x, t), noise, 40, 5.)
-    told, last = states[-1]
-    levels = model.shifted(torch.linspace(1, .999 / 40, 201), 5.).tolist()
-    x = noise
-    for t, t_next in zip(levels[:-1], levels[1:]):
-        x = x + (t_next - t) * velocity(x, t)
-    assert len(states) == 40 and levels[-1] == pytest.approx(.1135, abs=1e-4)
-    assert told == pytest.approx(.1135, abs=1e-3)
-    assert 0 < relative_error(last, x) < .01
-
-
 def test_noise_levels_of_unipc(seeded):
     """s = .999 (1 - k / N), t = 5 s / (1 + 4 s), told to the model in whole thousandths."""
     levels = []
@@ -281,18 +227,22 @@ def test_prompts_are_cleaned_as_diffusers_cleans_them(text):
 def test_t5_reads_clean_text_and_the_vlm_the_text_itself(original):
     same = original.encode_text(["frost &amp;  ice"])[0]
     assert torch.equal(original.encode_text(["frost & ice"])[0], same)
-    source = torch.rand(1, SMALL.frames, 3, SMALL.height, SMALL.width)
-    a, b = (original.encode_vlm(source, [text])[0] for text in ("frost &amp;  ice", "frost & ice"))
+    a, b = (original.encode_vlm(a_clip(SMALL), [text])[0]
+            for text in ("frost &amp;  ice", "frost & ice"))
     assert a.shape != b.shape
 
 
 def test_cleaning_changes_nothing_that_the_tiny_world_says():
-    rules = [rule for of_type in world.RULES.values() for rule in of_type]
-    phrases = [phrase for rule in rules for phrase in rule.phrases]
+    phrases = [phrase for of_type in world.RULES.values() for rule in of_type
+               for phrase in rule.phrases]
     assert len(phrases) > 50 and all(clean_text(phrase) == phrase for phrase in phrases)
 
 
 # ---------------------------------------------------------------------------------------- precision
+
+def relative_error(x, want):
+    return ((x - want).pow(2).mean() / want.pow(2).mean()).sqrt().item()
+
 
 @pytest.fixture
 def half(converted, monkeypatch):
@@ -305,23 +255,19 @@ def test_only_products_are_in_bfloat16(half):
     inside blocks half."""
     dit, dtypes = half.transformer, {}
     embedder = dit.condition_embedder
-
-    def keep(name):
-        def hook(module, inputs, output):
-            dtypes.setdefault(name, set()).add(output.dtype)
-        return hook
     exact = {"patches": dit.patch_embedding, "time": embedder.time_embedder,
              "time projection": embedder.time_proj, "block": dit.blocks[1], "head": dit.proj_out,
              "VAE in": half.vae.encoder.conv_in, "VAE out": half.vae.decoder.conv_out}
     rough = {"query": dit.blocks[0].attn1.to_q, "feed forward": dit.blocks[0].ffn.net[2],
              "text": embedder.text_embedder.linear_1, "llm": half.vlm.llm.model.layers[0].mlp,
              "siglip": half.vlm.vision_tower.encoder.layers[0].mlp}
-    handles = [module.register_forward_hook(keep(name)) for name, module in (exact | rough).items()]
-    source = torch.rand(1, SMALL.frames, 3, SMALL.height, SMALL.width) * 2 - 1
-    edited = half.sample(source, ["frost"], steps=1)
-    for handle in handles:
-        handle.remove()
-    assert edited.dtype == torch.float32
+    for name, module in (exact | rough).items():
+        module.register_forward_hook(lambda module, inputs, output, name=name:
+                                     dtypes.setdefault(name, set()).add(output.dtype))
+    states = half.released_unconditional                 # in a release they are float16
+    half.released_unconditional = {key: value.half() for key, value in states.items()}
+    edited = half.sample(a_clip(SMALL), ["frost"], steps=1)
+    assert edited.dtype == torch.float32 and edited.isfinite().all()
     assert {name: dtypes[name] for name in exact} == dict.fromkeys(exact, {torch.float32})
     assert {name: dtypes[name] for name in rough} == dict.fromkeys(rough, {torch.bfloat16})
 
@@ -340,32 +286,46 @@ def test_products_in_bfloat16_are_nearer_than_all_in_bfloat16(half, original, se
 
 
 def test_the_condition_is_read_in_float16_and_judged_in_bfloat16(converted, original, monkeypatch):
-    """As on a GPU: the states are nearer to float32's than bfloat16's are."""
+    """As on a GPU: the states are nearer to float32's than bfloat16's are. G, its adapter and the
+    VAE are in float32, and positions stay exact."""
     monkeypatch.setitem(PRESETS, "wan1.3b", replace(SMALL, bf16=True))
-    source = torch.rand(1, SMALL.frames, 3, SMALL.height, SMALL.width) * 2 - 1
-    exact, errors = original.encode_vlm(source, ["frost"])[0], []
+    exact, errors = original.encode_vlm(a_clip(SMALL), ["frost"])[0], []
     for dtype in (torch.float16, torch.bfloat16):
         monkeypatch.setattr(precision, "VLM_DTYPE", dtype)
         model = UnifiedModel.from_pretrained(converted)
-        assert {p.dtype for p in model.vlm.parameters()} == {dtype}
+        for name in PARTS:
+            want = dtype if name.startswith("vlm") else torch.bfloat16
+            want = torch.float32 if name in ("vae", *TRAINED) else want
+            assert {p.dtype for p in model.get_submodule(name).parameters()} == {want}, name
         with model.precision():
-            errors.append(relative_error(model.encode_vlm(source, ["frost"])[0].float(), exact))
+            states = model.encode_vlm(a_clip(SMALL), ["frost"])[0].float()
+        errors.append(relative_error(states, exact))
         Critic(model)
         assert {p.dtype for p in model.vlm.parameters()} == {torch.bfloat16}
-        assert model.vlm.llm.model.rotary_emb.inv_freq.dtype == torch.float32
+        positions = [x.vlm.llm.model.rotary_emb.inv_freq for x in (model, original)]
+        assert torch.equal(*positions)
     assert 0 < errors[0] < errors[1] / 3
 
 
-# ----------------------------------------------------------------------------- the critic's chat
+# --------------------------------------------------------------------------------- frames, guidance
 
-def test_the_critic_speaks_in_the_chat_of_the_condition(original, tiny, monkeypatch):
-    """VILA's own system sentence; the user says what is to be judged. Tiny was taught otherwise."""
-    rows, join = [], original.vlm.join
-    monkeypatch.setattr(original.vlm, "join", lambda these: rows.extend(these) or join(these))
-    clip = torch.rand(1, SMALL.vlm_frames, 3, SMALL.height, SMALL.width) * 2 - 1
-    Critic(original).margin(clip, clip, ["frost came"], ["a thought"])
-    before, after = rows
-    assert before[0] == SYSTEM_TURN + VILA_SENTENCE + USER_TURN
-    assert before[1] == f"{SYSTEM}\nfrost came\nSource :"
-    assert after[1].endswith("assistant<|end_header_id|>\n\nVerdict : ")
-    assert Critic(tiny).system == SYSTEM
+def test_first_frame_only(original):
+    a, b = a_clip(SMALL), a_clip(SMALL, seed=1)
+    mixed = torch.cat([a[:, :1], b[:, 1:]], 1)
+    h = original.encode_vlm(a, ["frost"])[0]
+    assert torch.equal(original.encode_vlm(mixed, ["frost"])[0], h)
+    assert not torch.equal(original.encode_vlm(b, ["frost"])[0], h)
+    assert WAN.first_frame and not TINY.first_frame
+
+
+def test_guidance_formula(original, monkeypatch):
+    """x after one step from t = 1 to 0 is the noise minus v = c + g (c - u)."""
+    halves = torch.tensor([2., 7.]).view(2, 1, 1, 1, 1)
+    monkeypatch.setattr(original, "preset", replace(SMALL, sampler="euler"))
+    monkeypatch.setattr(original, "decode_video", lambda x: x)
+    monkeypatch.setattr(original, "velocity",
+                        lambda x, t, c, s: halves.expand(2, *x.shape[1:]))
+    noise = torch.randn(1, *SMALL.latent_shape, generator=torch.Generator().manual_seed(0))
+    edited = original.sample(a_clip(SMALL), ["frost"], 1)                    # g = 3
+    assert torch.allclose(edited, noise - (2 + 3 * (2 - 7)), atol=1e-5)
+    assert WAN.context_length == 2560 and WAN.shift == 5
