@@ -17,6 +17,7 @@ says which was found.
 
 import json
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -125,11 +126,11 @@ def trained_parts(tensors: Tensors) -> dict[str, Tensors]:
     """transformer/model.pt by part; what has none of their prefixes is of the part ""."""
     names = {"wan_model": "transformer", "adapter": "adapter", "ar_vision_head": "ar_head",
              "visual_context_adapter": "visual_context_adapter"}
-    parts = {}
+    parts = defaultdict(dict)
     for key, value in tensors.items():
         prefix, _, rest = key.partition(".")
         part, name = (names[prefix], rest) if prefix in names else ("", key)
-        parts.setdefault(part, {})[name] = value
+        parts[part][name] = value
     if "transformer" in parts:
         parts["transformer"] = convert_wan_transformer_to_diffusers(parts["transformer"])
     return parts
@@ -202,7 +203,7 @@ def tokenizer_folders(folder: Path) -> dict[str, Path]:
 class Release:
     """What was found: tensors under our names, and what stands in the way of using them."""
     folder: Path
-    parts: dict[str, Tensors] = field(default_factory=dict)
+    parts: dict[str, Tensors] = field(default_factory=lambda: defaultdict(dict))
     files: dict[tuple[str, str], Path] = field(default_factory=dict)     # (part, key) -> its file
     tokenizers: dict[str, PreTrainedTokenizerFast] = field(default_factory=dict)
     unreadable: dict[str, str] = field(default_factory=dict)             # part -> error of its file
@@ -220,7 +221,7 @@ class Release:
 
     def add(self, part: str, path: Path, tensors: Tensors) -> None:
         """Of one part, later files win over earlier ones, key by key."""
-        self.parts.setdefault(part, {}).update(tensors)
+        self.parts[part].update(tensors)
         self.files.update({(part, key): path for key in tensors})
 
 
@@ -250,10 +251,8 @@ def read_tokenizers(release: Release) -> None:
             read_json(home / "tokenizer_config.json")
             release.tokenizers[name] = PreTrainedTokenizerFast.from_pretrained(
                 home, local_files_only=True)
-        except BadInput as error:
-            release.unreadable[f"{name} tokenizer"] = str(error)
         except Exception as error:                       # the tokenizers library raises no other
-            reason = " ".join(str(error).split())[:200]
+            reason = " ".join(str(error).split())[:300]
             release.unreadable[f"{name} tokenizer"] = (
                 f"{home}: its tokenizer cannot be read ({reason}); download it again")
 
