@@ -53,17 +53,17 @@ SAME_CONFIG = {
 VILA_CONFIG = {"mm_vision_select_layer": -2, "mm_vision_select_feature": "cls_patch",
                "image_aspect_ratio": "resize", "mm_projector_type": "mlp_downsample"}
 
-T5_NAMES = {
-    "attn.q": "layer.0.SelfAttention.q",
-    "attn.k": "layer.0.SelfAttention.k",
-    "attn.v": "layer.0.SelfAttention.v",
-    "attn.o": "layer.0.SelfAttention.o",
-    "norm1": "layer.0.layer_norm",
-    "norm2": "layer.1.layer_norm",
-    "pos_embedding.embedding": "layer.0.SelfAttention.relative_attention_bias",
-    "ffn.gate.0": "layer.1.DenseReluDense.wi_0",
-    "ffn.fc1": "layer.1.DenseReluDense.wi_1",
-    "ffn.fc2": "layer.1.DenseReluDense.wo",
+T5_NAMES = {                                             # Wan's names of UMT5's encoder -> ours
+    r"^token_embedding\.": "shared.",
+    r"^norm\.": "encoder.final_layer_norm.",
+    r"^blocks\.": "encoder.block.",
+    r"\.attn\.([qkvo])\.": r".layer.0.SelfAttention.\1.",
+    r"\.pos_embedding\.embedding\.": ".layer.0.SelfAttention.relative_attention_bias.",
+    r"\.norm1\.": ".layer.0.layer_norm.",
+    r"\.norm2\.": ".layer.1.layer_norm.",
+    r"\.ffn\.gate\.0\.": ".layer.1.DenseReluDense.wi_0.",
+    r"\.ffn\.fc1\.": ".layer.1.DenseReluDense.wi_1.",
+    r"\.ffn\.fc2\.": ".layer.1.DenseReluDense.wo.",
 }
 
 
@@ -73,27 +73,22 @@ def same_names(tensors: Tensors) -> Tensors:
     return tensors
 
 
-def without_wrappers(tensors: Tensors) -> Tensors:
-    """Without the prefixes that savers put around a model, and torch.compile around its parts."""
+def renamed(tensors: Tensors, patterns: dict) -> Tensors:
+    """Each name with these regular expressions replaced, one after the other."""
     def name(key):
-        return re.sub(r"^((model_state_dict|module)\.)+", "", key.replace("_orig_mod.", ""))
+        for theirs, ours in patterns.items():
+            key = re.sub(theirs, ours, key)
+        return key
     return {name(key): value for key, value in tensors.items()}
 
 
-def t5_name(key: str) -> str:
-    """Wan's name of a tensor of UMT5's encoder -> transformers'; an unknown one stays as it is."""
-    if key == "token_embedding.weight":
-        return "shared.weight"
-    if key == "norm.weight":
-        return "encoder.final_layer_norm.weight"
-    block = re.fullmatch(r"blocks\.(\d+)\.(.+)\.weight", key)
-    if block and block[2] in T5_NAMES:
-        return f"encoder.block.{block[1]}.{T5_NAMES[block[2]]}.weight"
-    return key
+def without_wrappers(tensors: Tensors) -> Tensors:
+    """Without the prefixes that savers put around a model, and torch.compile around its parts."""
+    return renamed(tensors, {r"_orig_mod\.": "", r"^((model_state_dict|module)\.)+": ""})
 
 
 def t5_names(tensors: Tensors) -> Tensors:
-    tensors = {t5_name(key): value for key, value in tensors.items()}
+    tensors = renamed(tensors, T5_NAMES)
     if "shared.weight" in tensors:                       # one table with two names
         tensors["encoder.embed_tokens.weight"] = tensors["shared.weight"]
     return tensors
@@ -104,16 +99,13 @@ def vision_tower_names(tensors: Tensors) -> Tensors:
 
     Without SigLIP's pooling head, which the method does not use.
     """
-    renamed = {re.sub(r"^(vision_tower\.)?(vision_model\.)?", "", key): value
-               for key, value in tensors.items()}
-    return {name: value for name, value in renamed.items() if not name.startswith("head.")}
+    tensors = renamed(tensors, {r"^(vision_tower\.)?(vision_model\.)?": ""})
+    return {name: value for name, value in tensors.items() if not name.startswith("head.")}
 
 
 def projector_names(tensors: Tensors) -> Tensors:
     """VILA's layer 0 only rearranges and has no weights; ours start with its layer 1."""
-    def name(key):
-        return re.sub(r"^layers\.(\d+)", lambda layer: f"layers.{int(layer[1]) - 1}", key)
-    return {name(key): value for key, value in tensors.items()}
+    return renamed(tensors, {r"^layers\.(\d+)": lambda n: f"layers.{int(n[1]) - 1}"})
 
 
 def boundary_names(tensors: Tensors) -> Tensors:
