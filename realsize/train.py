@@ -27,7 +27,7 @@ import train
 from common.distributed import WORLD_SIZE, whole
 from common.files import BadInput, Parser, positive, run_script
 from common.run import claim_folder
-from critic import Critic, critic_loss
+from critic import critic_loss
 from model import TRAINED, UnifiedModel, add_noise, flow_loss, shifted, velocity_target
 from presets import PRESETS
 
@@ -191,6 +191,9 @@ def parse(argv=None) -> tuple[argparse.Namespace, argparse.Namespace]:
         raise BadInput(f"--parallel fsdp: ranks that share the VLM must ask it together: pass "
                        f"--gate-together {WORLD_SIZE}, and not --think full, whose thoughts differ "
                        f"in length")
+    if theirs.pairs and (args.parallel == "fsdp" or args.flow_weight == "bell"):
+        raise BadInput(f"--pairs {theirs.pairs}: own edits go with neither --parallel fsdp nor "
+                       f"--flow-weight bell; drop one of them")
     if args.recompute is None:
         args.recompute = PRESETS[theirs.preset].bf16
     return args, theirs
@@ -198,17 +201,19 @@ def parse(argv=None) -> tuple[argparse.Namespace, argparse.Namespace]:
 
 def main(argv=None) -> None:
     ours, args = parse(argv)
-    step = bell_step if ours.flow_weight == "bell" else train.uso_step
+    step = train.own_edit_step if args.pairs else train.uso_step
+    if ours.flow_weight == "bell":
+        step = bell_step
     settings = {**train.settings_of(args), "gate_together": ours.gate_together,
                 "flow_weight": ours.flow_weight}
     train.begin(args, settings)
     model = train.load(args)
     latents = train.encode(model, args)
-    critic = Critic(model, args.think, args.decode) if args.lam > 0 else None
+    critic = train.make_critic(model, args)
     batches = train.make_batches(model, critic, latents, args)
     if ours.gate_together:
-        batches.timesteps = partial(sample_timesteps_together, ranks=ours.gate_together,
-                                    tau=args.tau)
+        gated = batches.pairs or batches
+        gated.timesteps = partial(sample_timesteps_together, ranks=ours.gate_together, tau=args.tau)
     if ours.recompute:
         recompute_activations(model)
     sharded = ours.parallel == "fsdp" and WORLD_SIZE > 1

@@ -141,6 +141,7 @@ BAD = {
         ("--parallel dp", "--parallel"),
         ("--gate-together 0", "--gate-together: must be at least 1"),
         ("--flow-weight ring --steps 3", "--flow-weight"),
+        ("--flow-weight bell --pairs 4", "--pairs 4: own edits go with neither"),
         ("--steps 0", "--steps: must be at least 1"),
     ],
     "realsize.cost": [
