@@ -263,26 +263,21 @@ def rows_of(printed):
     return {row[0]: dict(zip(cells[0], row)) for row in cells[2:]}
 
 
-@pytest.mark.parametrize("which", ["released", "untidy"])
-def test_check_of_what_converts(request, capsys, which, original):
-    check.main(["--weights", str(request.getfixturevalue(which))])
-    printed = capsys.readouterr().out
-    table = rows_of(printed)
-    assert {row["fits"] for row in table.values()} == {"yes"}
-    dit = sum(p.numel() for p in original.transformer.parameters())
-    assert f"{dit:,d}, float32" in table["transformer"]["found"]
-    assert "text_emb (3, 24)" in table["unconditional"]["found"] and "in memory: " in printed
-
-
-def test_check_counts_memory_by_the_dtype_of_use(released, capsys, monkeypatch):
-    size = {}
+def test_check_of_what_converts(released, capsys, monkeypatch, original):
+    """Memory is counted by the dtype of use."""
+    tables = {}
     monkeypatch.setattr(check, "GB", 1)
     for bf16 in (False, True):
         monkeypatch.setitem(PRESETS, "wan1.3b", replace(SMALL, bf16=bf16))
         check.main(["--weights", str(released)])
-        size[bf16] = rows_of(capsys.readouterr().out)
+        printed = capsys.readouterr().out
+        tables[bf16] = rows_of(printed)
+        assert {row["fits"] for row in tables[bf16].values()} == {"yes"}
+        assert "text_emb (3, 24)" in printed and "in memory: " in printed
+    dit = sum(p.numel() for p in original.transformer.parameters())
+    assert f"{dit:,d}, float32" in tables[True]["transformer"]["found"]
     for part, share in {"transformer": 1, "vae": 1, "vlm.llm": 2, "adapter": 2}.items():
-        exact, half = (float(size[bf16][part]["memory"].split()[0]) for bf16 in (False, True))
+        exact, half = (float(tables[bf16][part]["memory"].split()[0]) for bf16 in (False, True))
         assert exact == share * half
 
 
