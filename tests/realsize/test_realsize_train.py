@@ -242,12 +242,13 @@ def run_and_kill(moment: str, flags: list[str]):
     size_train.main(flags)
 
 
-def test_killed_at_every_moment(common, tmp_path):
+def test_killed_at_every_moment(common, tmp_path, monkeypatch):
     """In the end nothing but what the run left that nobody killed, to the last bit."""
+    monkeypatch.setattr(size_train.train, "start", lambda: torch.set_num_threads(1))
     flags = [*common, "--objective", "sft", "--out"]
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     size_train.main([*flags, str(straight)])
-    fork = multiprocessing.get_context("fork")           # it has imported all, and has one thread
+    fork = multiprocessing.get_context("fork")           # it has imported all; no thread but one
     for moment in MOMENTS:
         process = fork.Process(target=run_and_kill, args=(moment, [*flags, str(killed)]))
         process.start()
