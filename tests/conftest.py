@@ -48,3 +48,28 @@ def tiny_dir(tiny, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("model") / "tiny"
     tiny.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def triplets() -> list[world.Triplet]:
+    """Two of RAVE's val split."""
+    return [world.make_triplet(i, "rave", "val") for i in range(2)]
+
+
+@pytest.fixture(scope="session")
+def sources(triplets) -> torch.Tensor:
+    """Their sources (2, F, 3, H, W)."""
+    return torch.stack([triplet.source for triplet in triplets])
+
+
+@pytest.fixture(scope="session")
+def edits(triplets) -> torch.Tensor:
+    """Their targets (2, F, 3, H, W)."""
+    return torch.stack([triplet.target for triplet in triplets])
+
+
+@pytest.fixture
+def latents() -> torch.Tensor:
+    """Random ones, of two clips of the tiny preset (2, C, f, h, w)."""
+    shape = PRESETS["tiny"].latent_shape
+    return torch.randn(2, *shape, generator=torch.Generator().manual_seed(3))

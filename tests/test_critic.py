@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
 import critic
 from common.files import BadInput
@@ -20,26 +19,6 @@ TINY = PRESETS["tiny"]
 WORDS = ["wait", "a hard frost came overnight and all is different"]
 TURN = "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
 SEEN = [0, (TINY.frames - 1) // 2, TINY.frames - 1]      # the K frames
-
-
-@pytest.fixture(scope="module")
-def triplets():
-    return [world.make_triplet(i, "rave", "val") for i in range(2)]
-
-
-@pytest.fixture(scope="module")
-def sources(triplets):
-    return torch.stack([triplet.source for triplet in triplets])        # (2, F, 3, H, W)
-
-
-@pytest.fixture(scope="module")
-def edits(triplets):
-    return torch.stack([triplet.target for triplet in triplets])
-
-
-@pytest.fixture
-def latents():
-    return torch.randn(2, *TINY.latent_shape, generator=torch.Generator().manual_seed(3))
 
 
 @pytest.fixture
@@ -89,17 +68,21 @@ def test_exact_is_the_whole_clip(tiny, latents):
     with torch.no_grad():
         frames, video = decode_frames(tiny, latents, "exact"), tiny.decode_video(latents)
     assert torch.equal(frames, video[:, SEEN])
-    assert frames.min() >= -1 and frames.max() <= 1
+
+
+def test_alone_is_a_clip_of_each_latent_frame(tiny, latents):
+    with torch.no_grad():
+        alone = decode_frames(tiny, latents, "alone")
+        singles = [tiny.decode_video(latents[:, :, k:k + 1]) for k in range(latents.shape[2])]
+    assert torch.allclose(alone, torch.cat(singles, 1), atol=1e-5)
 
 
 def test_alone_is_exact_for_the_first_frame_only(tiny, latents):
+    """The VAE is causal: before the first frame there is nothing."""
     with torch.no_grad():
         exact, alone = (decode_frames(tiny, latents, how) for how in ("exact", "alone"))
-        single = tiny.decode_video(latents[:, :, 2:])[:, 0]             # the last latent, by hand
-    assert alone.shape == exact.shape
     assert torch.allclose(alone[:, 0], exact[:, 0], atol=1e-4)
     assert (alone[:, 1:] - exact[:, 1:]).abs().max() > 1e-3
-    assert torch.allclose(alone[:, -1], single, atol=1e-5)
 
 
 def test_no_more_frames_alone_than_there_are_latent_ones(tiny, latents, monkeypatch):
@@ -109,34 +92,16 @@ def test_no_more_frames_alone_than_there_are_latent_ones(tiny, latents, monkeypa
     assert decode_frames(tiny, latents, "exact").shape[1] == 5
 
 
-def test_the_decoder_is_causal(tiny, latents):
-    other = latents.clone()
-    other[:, :, -1] += 1
-    with torch.no_grad():
-        a, b = tiny.decode_video(latents), tiny.decode_video(other)
-        prefix = tiny.decode_video(latents[:, :, :-1])
-    n = TINY.frames - 4                                  # frames before those of the last latent
-    assert torch.equal(a[:, :n], b[:, :n]) and (a[:, -1] - b[:, -1]).abs().max() > 1e-3
-    assert prefix.shape[1] == n and torch.allclose(prefix, a[:, :n], atol=1e-5)
-
-
-def test_saturated_pixels_get_no_gradient(mine, latents):
-    raw = []
-    # the convolution that makes pixels: so that a part of them is saturated
-    conv = [x for x in mine.vae.decoder.modules() if isinstance(x, torch.nn.Conv3d)][-1]
-    with torch.no_grad():
-        conv.weight *= 1 / mine.vae.decode(latents).sample.std()
-    hook = mine.vae.decoder.register_forward_hook(lambda module, inputs, out: raw.append(out))
+def test_a_saturated_pixel_gets_no_gradient(mine, latents):
+    to_pixels = [x for x in mine.vae.decoder.modules() if isinstance(x, torch.nn.Conv3d)][-1]
+    with torch.no_grad():                                # so strong that a part is saturated
+        to_pixels.weight *= 1 / mine.vae.decode(latents).sample.std()
     x = latents.clone().requires_grad_(True)
     video = mine.decode_video(x)
-    hook.remove()
-    before = torch.cat(raw, 2).transpose(1, 2).detach()
-    out = before.abs() > 1
-    assert .05 < out.float().mean() < .95
-    assert torch.equal(video.detach(), before.clamp(-1, 1))
-    saturated, = torch.autograd.grad(video[out].sum(), x, retain_graph=True)
-    others, = torch.autograd.grad(video[~out].sum(), x)
-    assert saturated.eq(0).all() and others.abs().max() > 0
+    saturated = video.abs() == 1
+    assert .05 < saturated.float().mean() < .95
+    gradient, = torch.autograd.grad(video[saturated].sum(), x)
+    assert gradient.eq(0).all()
 
 
 @pytest.mark.parametrize("how", DECODE)
@@ -157,17 +122,15 @@ def test_a_thought_does_not_depend_on_the_batch(tiny, sources, edits, think):
     assert both == alone and any(both) == (think != "none")
 
 
-def test_only_full_thoughts_see_the_edit(tiny, sources, edits, monkeypatch):
-    asked, read, join = Critic(tiny, "expect"), [], tiny.vlm.join
-    said = asked.thoughts(sources, WORDS, limit=8)
-    assert said == asked.thoughts(sources, WORDS, -edits, limit=8)
+@pytest.mark.parametrize("think, clips", [("expect", 1), ("full", 2)])
+def test_only_full_thoughts_see_the_edit(tiny, sources, edits, monkeypatch, think, clips):
+    read, join = [], tiny.vlm.join
     monkeypatch.setattr(tiny.vlm, "join", lambda rows: read.append(rows) or join(rows))
-    for think in ("expect", "full"):
-        Critic(tiny, think).thoughts(sources, WORDS, edits, limit=1)
-    of_expect, of_full = ([part for part in rows[1] if isinstance(part, torch.Tensor)]
-                          for rows in read)
-    assert len(of_expect) == 1 and len(of_full) == 2
-    assert torch.allclose(of_full[1][1::2], tiny.vlm.see(edits)[1], atol=1e-5)
+    Critic(tiny, think).thoughts(sources, WORDS, edits, limit=1)
+    seen = [part for part in read[0][1] if isinstance(part, torch.Tensor)]
+    assert len(seen) == clips
+    if think == "full":                                  # side by side with the source's tokens
+        assert torch.allclose(seen[1][1::2], tiny.vlm.see(edits)[1], atol=1e-5)
 
 
 @pytest.mark.parametrize("said, want", [
@@ -187,16 +150,21 @@ def test_where_a_thought_ends(tiny, sources, monkeypatch, said, want):
     assert Critic(tiny, "expect").thoughts(sources[:1], ["wait"], limit=limit) == [want]
 
 
-@pytest.mark.parametrize("think", THINK)
-def test_what_is_kept_of_a_source(tiny, sources, think, monkeypatch):
-    """Thought and m_0; in "full" the thought is about the edit, and is not kept."""
-    asked = Critic(tiny, think)
+@pytest.fixture(params=THINK)
+def brief(tiny, monkeypatch, request):
+    """A critic, one for each way to think, whose thoughts end soon: random weights' never would."""
+    asked = Critic(tiny, request.param)
     monkeypatch.setattr(asked, "thoughts",
                         lambda *given: Critic.thoughts(asked, *given, limit=4))
-    thoughts, m0 = asked.about_sources(sources, WORDS)
-    said = asked.thoughts(sources, WORDS, sources)
-    assert thoughts == ([None, None] if think == "full" else said)
-    assert torch.equal(m0, asked.baseline(sources, WORDS, said))
+    return asked
+
+
+def test_what_is_kept_of_a_source(brief, sources):
+    """Thought and m_0; in "full" the thought is about the edit, and is not kept."""
+    thoughts, m0 = brief.about_sources(sources, WORDS)
+    said = brief.thoughts(sources, WORDS, sources)
+    assert thoughts == ([None, None] if brief.think == "full" else said)
+    assert torch.equal(m0, brief.baseline(sources, WORDS, said))
 
 
 def test_unknown_chain_of_thought(tiny):
@@ -245,25 +213,20 @@ def test_margin_with_its_cache_is_the_plain_pass(tiny, sources, edits, think):
     assert got_gradient[:, unseen].eq(0).all()
 
 
-@pytest.mark.parametrize("think", THINK)
-def test_margin_writes_its_own_thoughts(tiny, sources, edits, think, monkeypatch):
-    asked = Critic(tiny, think)
-    monkeypatch.setattr(asked, "thoughts",
-                        lambda *given: Critic.thoughts(asked, *given, limit=8))
-    with torch.no_grad():
-        thoughts = asked.thoughts(sources, WORDS, edits)
-        want = asked.margin(sources, edits, WORDS, thoughts)
-        assert torch.equal(asked.margin(sources, edits, WORDS), want)
+@torch.no_grad()
+def test_margin_writes_its_own_thoughts(brief, sources, edits):
+    want = brief.margin(sources, edits, WORDS, brief.thoughts(sources, WORDS, edits))
+    assert torch.equal(brief.margin(sources, edits, WORDS), want)
 
 
+@torch.no_grad()
 def test_margin_depends_on_all_three_and_on_the_picked_frames_alone(tiny, sources, edits):
     asked, pick = Critic(tiny, "none"), tiny.vlm.pick
-    with torch.no_grad():
-        m = asked.margin(sources, edits, WORDS)
-        assert torch.allclose(asked.margin(pick(sources), pick(edits), WORDS), m, atol=1e-5)
-        for other in ((edits, edits, WORDS), (sources, sources, WORDS),
-                      (sources, edits, ["stop", "go"])):
-            assert (asked.margin(*other) - m).abs().max() > 1e-5
+    m = asked.margin(sources, edits, WORDS)
+    assert torch.allclose(asked.margin(pick(sources), pick(edits), WORDS), m, atol=1e-5)
+    for other in ((edits, edits, WORDS), (sources, sources, WORDS),
+                  (sources, edits, ["stop", "go"])):
+        assert (asked.margin(*other) - m).abs().max() > 1e-5
 
 
 def test_baseline_is_the_margin_of_doing_nothing(tiny, sources):
@@ -341,19 +304,6 @@ def test_a_step_of_descent_makes_the_critic_say_yes(tiny, sources, edits):
     with torch.no_grad():
         step = .01 * F.normalize(gradient.flatten(1)).view_as(x)
         assert (asked.margin(sources, x - step, WORDS) > before).all()
-
-
-def test_inference_costs_the_same_after_tuning(tiny, sources):
-    base, tuned = (copy.deepcopy(tiny).requires_grad_(False) for _ in range(2))
-    for part in TRAINED:
-        for p in tuned.get_submodule(part).parameters():
-            p.add_(.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
-    flops, videos = [], []
-    for model in (base, tuned):
-        with FlopCounterMode(display=False) as counter:
-            videos.append(model.sample(sources[:1], WORDS[:1], steps=1))
-        flops.append(counter.get_total_flops())
-    assert flops[0] == flops[1] > 1e8 and (videos[0] - videos[1]).abs().max() > 1e-3
 
 
 # -------------------------------------------------------------------------------------- the command

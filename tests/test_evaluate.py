@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import evaluate
-from common.files import BadInput
+from common.files import BadInput, markdown
 from common.intervals import COLUMNS, geometric_mean, interval, overall, paired_difference
 from evaluate import generate, judge, table
 from tiny import world
@@ -49,7 +49,6 @@ def test_interval_by_hand():
     # the mean is Binomial(100, 1/2) / 10: quantiles 40 and 60
     mean, low, high = interval([0] * 50 + [10] * 50)
     assert mean == 5 and low == pytest.approx(4, abs=.11) and high == pytest.approx(6, abs=.11)
-    assert interval([0, 3, 10, 4] * 8) == interval([0, 3, 10, 4] * 8)
 
 
 def test_interval_of_little():
@@ -83,7 +82,11 @@ def test_table_by_hand():
     assert cells["B"][:3] == ["1", "0", "8.00"] and cells["B"][6] == "9.00"
     assert cells["C"] == ["0", "1"] + ["-"] * 6
     assert cells["all"][:2] == ["3", "2"] and cells["all"][2] == "5.33"
-    assert len({len(line) for line in text.splitlines()}) == 1
+
+
+def test_a_table_is_aligned_with_its_numbers_to_the_right():
+    text = markdown([["", "ms"], ["SFT", "1"], ["USO", "100"]])
+    assert text.splitlines() == ["|     |  ms |", "| --- | --: |", "| SFT |   1 |", "| USO | 100 |"]
 
 
 def test_no_interval_leaves_the_scale():
@@ -94,113 +97,112 @@ def test_no_interval_leaves_the_scale():
 
 # ----------------------------------------------------------------------------- generate and judge
 
-class Knows:
-    """A stand-in for the model: sample 2 becomes NaN, odd ones the source, others the target."""
+class Echo:
+    """A stand-in for the model: an edit is its source."""
     device = "cpu"
 
-    def __init__(self, triplets):
-        self.triplets, self.asked = triplets, []
+    def __init__(self):
+        self.asked = []
 
     def sample(self, source, instructions, steps, guidance, seed):
-        self.asked.append((len(source), steps, guidance, seed))
-        edits = []
-        for clip, words in zip(source, instructions, strict=True):
-            i, triplet = next((i, t) for i, t in enumerate(self.triplets)
-                              if torch.equal(t.source, clip))
-            assert words == triplet.instruction
-            edit = triplet.source if i % 2 else triplet.target
-            edits.append(edit * math.nan if i == 2 else edit)
-        return torch.stack(edits)
+        self.asked.append((instructions, steps, guidance, seed))
+        return source
+
+
+def test_each_samples_noise_goes_by_its_number_whatever_the_batch():
+    triplets, model = [world.make_triplet(i, "rave", "val") for i in range(5)], Echo()
+    pairs = [pair for now, edits in generate(model, triplets, 7, .5, seed=100, batch=2)
+             for pair in zip(now, edits, strict=True)]
+    words = [triplet.instruction for triplet in triplets]
+    assert model.asked == [(words[:2], 7, .5, 100), (words[2:4], 7, .5, 102),
+                           (words[4:], 7, .5, 104)]
+    assert len(pairs) == 5 and all(torch.equal(edit, triplet.source) for triplet, edit in pairs)
 
 
 @pytest.mark.parametrize("subset", ["rave", "icvg"])
-def test_generate_and_judge(subset):
-    triplets = [world.make_triplet(i, subset, "val") for i in range(5)]
-    model, rows = Knows(triplets), []
-    for now, edits in generate(model, triplets, 7, .5, seed=100, batch=2):
-        rows += map(judge, now, edits)
-    # noise goes by the sample
-    assert model.asked == [(2, 7, .5, 100), (2, 7, .5, 102), (1, 7, .5, 104)]
-    for i, row in enumerate(rows):
-        assert set(row) == {"failed", *COLUMNS}
-        if i == 2:
-            assert "finite" in row["failed"] and all(row[c] is None for c in COLUMNS)
-        else:
-            assert row["failed"] is None and (row["PC"] is None) == (subset == "icvg")
-            right = [0, 0] if i % 2 else [10, 10]
-            assert [row["EA"], row["Overall"]] == pytest.approx(right, abs=.01)
+def test_the_target_is_worth_ten_and_the_source_nothing(subset):
+    triplet = world.make_triplet(0, subset, "val")
+    for video, worth in ((triplet.target, 10), (triplet.source, 0)):
+        row = judge(triplet, video)
+        assert set(row) == {"failed", *COLUMNS} and row["failed"] is None
+        assert [row["EA"], row["Overall"]] == pytest.approx([worth] * 2, abs=.01)
+        assert (row["PC"] is None) == (subset == "icvg")
+
+
+def test_a_video_that_is_not_finite_has_no_score():
+    triplet = world.make_triplet(0, "rave", "val")
+    row = judge(triplet, triplet.target * math.nan)
+    assert "finite" in row["failed"] and all(row[column] is None for column in COLUMNS)
 
 
 # ------------------------------------------------------------------------------------ the command
 
 def test_the_command(tiny_dir, tmp_path, capfd):
-    evaluate.main(["--subset", "icvg", "--checkpoint", str(tiny_dir), "--n", "4", "--steps", "2",
+    evaluate.main(["--subset", "icvg", "--checkpoint", str(tiny_dir), "--n", "2", "--steps", "2",
                    "--out", str(tmp_path)])
     folder = tmp_path / "tiny-icvg-test-steps-2"
     assert {p.name for p in folder.iterdir()} == {"settings.json", "scores.jsonl", "table.md",
                                                   "strips.png"}
     rows = [json.loads(line) for line in (folder / "scores.jsonl").read_text().splitlines()]
-    assert [r["index"] for r in rows] == [0, 1, 2, 3]
-    assert [r["id"] for r in rows] == [f"icvg-test-{i}" for i in range(4)]
-    assert all(r["PC"] is None and r["failed"] is None for r in rows)
+    assert [row["id"] for row in rows] == ["icvg-test-0", "icvg-test-1"]
+    assert all(row["PC"] is None and row["failed"] is None for row in rows)
     text, shown = (folder / "table.md").read_text(), capfd.readouterr()
-    assert text in shown.out and table(rows) in text and text.count("Reasoning") == 4
+    assert text in shown.out and table(rows) in text and "2/2" in shown.err
     assert (folder / "strips.png").read_bytes().startswith(b"\x89PNG")
-    assert "4/4" in shown.err                            # the bar
 
 
 @pytest.fixture
-def score(tiny, tmp_path, monkeypatch):
-    """score(out, seed, stop_at=None): evaluate five samples with clips out of nowhere, stopped at
-    a noise seed; returns (folder, the noise seeds that were asked for)."""
-    asked, stops = [], []
+def asked(tiny, monkeypatch):
+    """The noise seeds that evaluate.py asks a model for whose edits are their sources."""
+    seeds = []
 
     def sample(model, source, instructions, steps, guidance, seed):
-        asked.append(seed)
-        if seed in stops:
-            raise KeyboardInterrupt
-        noise = [torch.Generator().manual_seed(seed + i) for i in range(len(source))]
-        return torch.stack([x * torch.rand(1, generator=g) for x, g in zip(source, noise)])
+        seeds.append(seed)
+        return source
     monkeypatch.setattr(type(tiny), "sample", sample)
     monkeypatch.setattr(evaluate, "load_model", lambda folder: tiny)
-
-    def run(out, seed=0, stop_at=None):
-        asked.clear()
-        stops[:] = [stop_at]
-        flags = ["--n", "5", "--batch", "2", "--seed", str(seed), "--out", str(tmp_path / out)]
-        evaluate.main(flags)
-        return tmp_path / out / ("tiny-rave-test" if seed == 0 else f"tiny-rave-test-seed-{seed}")
-    return run, asked
+    return seeds
 
 
-def test_a_stopped_evaluation_goes_on(score, tmp_path):
-    run, asked = score
-    whole = run("whole")
+def score(out, *flags):
+    """Score five samples, two at a time; returns the folder of the results."""
+    evaluate.main(["--n", "5", "--batch", "2", "--out", str(out), *flags])
+    return out / "tiny-rave-test"
+
+
+def test_a_stopped_evaluation_goes_on_where_its_scores_end(asked, tmp_path):
+    folder = score(tmp_path)
     assert asked == [0, 2, 4]
-    with pytest.raises(KeyboardInterrupt):
-        run("stopped", stop_at=2)
-    folder = tmp_path / "stopped/tiny-rave-test"
-    assert {p.name for p in folder.iterdir()} == {"settings.json", "scores.jsonl"}
-    run("stopped")
+    whole = {name: (folder / name).read_bytes() for name in ("scores.jsonl", "table.md")}
+    first, second, *_ = whole["scores.jsonl"].splitlines(keepends=True)
+    (folder / "scores.jsonl").write_bytes(first + second)
+    (folder / "strips.png").unlink()
+    asked.clear()
+    score(tmp_path)
     assert asked[:2] == [2, 4]                           # (then the strips' clips)
-    for name in ("scores.jsonl", "table.md"):
-        assert (folder / name).read_bytes() == (whole / name).read_bytes()
+    assert {name: (folder / name).read_bytes() for name in whole} == whole
     assert (folder / "strips.png").exists()
-    run("stopped")
-    assert asked == []                                   # nothing is made twice
 
 
-def test_scores_of_other_settings_are_kept(score):
-    run, asked = score
-    folder = run("out")
-    before = {file: file.read_bytes() for file in folder.iterdir()}
-    other = run("out", seed=7)                           # beside them
-    assert asked == [7, 9, 11] and other != folder and (other / "table.md").exists()
-    (folder / "settings.json").write_text('{"checkpoint": "another"}')
+def test_nothing_is_scored_twice(asked, tmp_path):
+    score(tmp_path)
+    asked.clear()
+    score(tmp_path)
+    assert asked == []
+
+
+def test_another_seed_has_another_folder(asked, tmp_path):
+    score(tmp_path, "--seed", "7")
+    assert asked == [7, 9, 11] and (tmp_path / "tiny-rave-test-seed-7" / "table.md").exists()
+
+
+def test_scores_of_other_weights_are_kept(asked, tmp_path):
+    file = score(tmp_path) / "scores.jsonl"
+    before = file.read_bytes()
+    file.with_name("settings.json").write_text('{"checkpoint": "another"}')
     with pytest.raises(BadInput, match="holds the scores of other weights"):
-        run("out")
-    for file, content in before.items():
-        assert file.name == "settings.json" or file.read_bytes() == content
+        score(tmp_path)
+    assert file.read_bytes() == before
 
 
 def test_weights_that_make_nothing_finite_are_no_success(tiny, tmp_path, monkeypatch):
