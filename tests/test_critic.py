@@ -167,11 +167,6 @@ def test_what_is_kept_of_a_source(brief, sources):
     assert torch.equal(m0, brief.baseline(sources, WORDS, said))
 
 
-def test_unknown_chain_of_thought(tiny):
-    with pytest.raises(ValueError, match="thought 'aloud': choose one of expect, full, none"):
-        Critic(tiny, "aloud")
-
-
 # ------------------------------------------------------------------------------------------- margin
 
 def plain_margin(model, think, source, edited, words, thoughts):

@@ -275,11 +275,6 @@ def test_a_stopped_cache_goes_on(latents, items, tiny, monkeypatch, tmp_path):
     assert [f.read_bytes() for f in again.files] == [f.read_bytes() for f in latents.files]
 
 
-def test_what_is_cached_is_not_encoded_again(latents, items, tiny, monkeypatch):
-    monkeypatch.setattr(data, "encode", lambda *args: pytest.fail("is cached"))
-    data.Latents(items, tiny, latents.files[0].parent, progress=False)
-
-
 def test_broken_files_are_made_again(latents, items, tiny, tmp_path):
     copy = shutil.copytree(latents.files[0].parent, tmp_path / "cache")
     cut_off, no_tensors, empty, of_another_time, gone = (copy / latents.files[i].name

@@ -1,9 +1,14 @@
 """python -m experiments: its flags, and one table from training to Markdown."""
 
+import importlib
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
 import pytest
 
 from common.files import BadInput
 from experiments import __main__ as command
+from experiments import jobs
 from experiments.runs import NEEDED_SCORES
 
 
@@ -31,14 +36,33 @@ def test_what_would_fail_later_is_refused_at_the_start(tiny_dir, tmp_path, flags
     assert not (tmp_path / "runs").exists() and not (tmp_path / "results").exists()
 
 
-def test_a_table_from_training_to_markdown(tiny_dir, tmp_path, capsys):
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """The jobs' commands, one after the other, here: it takes longer to import torch than to do
+    one. Returns the list of those that were done."""
+    done = []
+
+    def run(command, **how):
+        module, flags = ("evaluate", command[2:])
+        if command[1] == "-m":
+            module, flags = command[2], command[3:]
+        importlib.import_module(module).main(flags)
+        done.append(module)
+        return SimpleNamespace(returncode=0)
+    monkeypatch.setattr(jobs.subprocess, "run", run)
+    monkeypatch.setattr(jobs, "ThreadPoolExecutor", lambda *args, **named: ThreadPoolExecutor(1))
+    return done
+
+
+def test_a_table_from_training_to_markdown(in_this_process, tiny_dir, tmp_path, capsys):
     def of_this_size(*flags):
-        small = ["--weights", tiny_dir, "--seeds", 1, "--n", 2, "--steps", 1,
+        small = ["--weights", tiny_dir, "--seeds", 1, "--n", 1, "--steps", 1,
                  "--more", "--items 2 --batch 2", "--runs", tmp_path / "runs",
                  "--out", tmp_path / "results"]
         command.main([*map(str, small), *flags])
         return capsys.readouterr().out
     of_this_size("--table", "3")
+    assert sorted(in_this_process) == ["evaluate"] * 3 + ["experiments.train"] * 2
     text = (tmp_path / "results" / "table-3.md").read_text()
     assert "python -m experiments --table 3" in text
     assert "training seeds 0, 1 steps, targets wrong-30, --items 2 --batch 2;" in text
@@ -51,5 +75,3 @@ def test_a_table_from_training_to_markdown(tiny_dir, tmp_path, capsys):
     assert (tmp_path / "results" / "table-3.md").read_text() == text
     listed = of_this_size("--table", "4", "--list")
     assert "train rwr on wrong-30, 1 steps, seed 0" in listed and "train sft" not in listed
-    with pytest.raises(BadInput, match="failed, .*nothing.jsonl: cannot be read"):
-        of_this_size("--table", "5", "--more", "--data nothing.jsonl")

@@ -5,12 +5,17 @@ import json
 import numpy as np
 import pytest
 
-from critic import THINK
+from critic import THINK, Critic
 from experiments import figures, gradient_probe, one_step_probe
 from experiments.one_step_probe import NOISED
 from experiments.runs import (BASE, GAMED_RUNS, HALF, HEADLINE, LEARNERS, MAP, MAP_LONGER,
                               OWN_EDITS_ON_FEW, SFT_ON_FEW, TAUS, TRIPLETS, Score,
                               run_of_triplets)
+
+
+def cells_of(table):
+    """The cells of a Markdown table, but for its head."""
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
 
 
 def test_figure_4_is_a_rank_correlation(study, pretend):
@@ -26,20 +31,18 @@ def test_figure_4_is_a_rank_correlation(study, pretend):
 
 
 def test_figure_gradient(study, tiny_dir, monkeypatch):
-    levels = (.05, .5)
-    monkeypatch.setattr(gradient_probe, "LEVELS", levels)
-    study = study(weights=str(tiny_dir), n=2)
+    thoughts = Critic.thoughts                           # random weights' never end
+    monkeypatch.setattr(Critic, "thoughts", lambda *args: thoughts(*args, limit=4))
+    monkeypatch.setattr(gradient_probe, "LEVELS", (.05, .5))
+    study = study(weights=str(tiny_dir), n=1)
     text = figures.figure_gradient(study)
-    file = study.folder / "measured" / "gradient, wrong-30, 500 steps, 2 samples.json"
-    found = json.loads(file.read_text())
-    assert found.pop("levels") == list(levels)
-    rows = {name: np.array(x) for name, x in found.items()}
-    for name, x in rows.items():
-        assert x.shape == ((2,) if name == "area" else (2, 2))
+    file = study.folder / "measured" / "gradient, wrong-30, 500 steps, 1 samples.json"
+    rows = {name: np.array(x) for name, x in json.loads(file.read_text()).items()}
     for name in ("area", *THINK):
         assert ((0 <= rows[name]) & (rows[name] <= 1)).all()
     for which in ("right", "wrong"):             # there is a gradient, whatever this critic knows
-        assert (rows[f"size, {which}"] > 0).all() and (abs(rows[f"aim, {which}"]) <= 1).all()
+        assert rows[f"size, {which}"].shape == (2, 1) and (rows[f"size, {which}"] > 0).all()
+        assert (abs(rows[f"aim, {which}"]) <= 1).all()
     lines = [line.split()[1] for line in text.splitlines() if line.startswith("| 0")]
     assert lines == ["0.05", "0.5"]
     assert (study.out / "gradient.png").stat().st_size > 10_000
@@ -67,10 +70,10 @@ def test_gamed_has_each_run_once_with_both_margins(study, pretend):
     assert len(GAMED_RUNS) == len(set(GAMED_RUNS)) == 1 + 7
     for number, run in enumerate(GAMED_RUNS):
         pretend(study, Score(run, "rave", "val"), 0, [number] * 4, [number / 10] * 4)
-    rows = [line.split("|")[1:-1] for line in figures.figure_gamed(study).splitlines()[4:]]
-    rows, gains = rows[:8], rows[8 + 3:]
-    assert [row[0].strip() for row in rows] == GAMED_RUNS
-    assert [row[0].strip() for row in gains] == GAMED_RUNS[2:]             # base and sft are none
+    _, *tables = figures.figure_gamed(study).split("\n\n")
+    rows, gains = map(cells_of, tables)
+    assert [row[0] for row in rows] == GAMED_RUNS
+    assert [row[0] for row in gains] == GAMED_RUNS[2:]                     # base and sft are none
     assert [float(row[3].split()[0]) for row in gains] == [1, 2, 3, 4, 5, 6]
     for number, row in enumerate(rows):
         assert [float(cell.split()[0]) for cell in row[1:4]] == [number / 10, -number / 10, number]
@@ -82,44 +85,32 @@ def pretend_map(study, pretend, places):
     scores = {}
     for number, place in enumerate(places):
         sft, uso = place.runs
-        scores[sft] = 1
-        scores[uso] = 1 + number / 10
+        scores |= {sft: 1, uso: 1 + number / 10}
     for run, value in scores.items():
         pretend(study, Score(run, "rave"), 0, [value] * 5)
 
 
-def rows_of(text):
-    """The cells of a map's first table, and of what is below it."""
-    lines = [[cell.strip() for cell in line.split("|")] for line in text.splitlines()[4:]]
-    end = lines.index([""]) if [""] in lines else len(lines)
-    return lines[:end], lines[end + 3:]
-
-
 def test_map_is_uso_minus_sft_place_by_place(study, pretend):
     study = study(n=5, seeds=range(1), steps=100)
-    assert len(MAP) == len(set(MAP)) == 2 * 4 + 2 * 2
     pretend_map(study, pretend, MAP)
-    text = figures.figure_map(study)
-    assert "RAVE, 100 steps" in text
-    lines, differences = rows_of(text)
-    gains = [float(line[5].split()[0]) for line in lines]
-    assert gains == [pytest.approx(number / 10) for number in range(len(MAP))]
-    assert lines[3][1:5] == ["drift-60", "own", "m_0", "1.00 [1.00, 1.00]"]
-    assert differences[0][1] == "(uso, hardened critic) - (uso)"
-    found = [float(line[2].split()[0]) for line in differences]
-    assert found == [pytest.approx(x) for x in (.4, .2, .2, .6, .4)]
+    head, table, differences = figures.figure_map(study).split("\n\n")
+    assert "RAVE, 100 steps" in head
+    rows = cells_of(table)
+    assert rows[3][:4] == ["drift-60", "own", "m_0", "1.00 [1.00, 1.00]"]
+    gains = [float(row[4].split()[0]) for row in rows]
+    assert gains == pytest.approx([number / 10 for number in range(len(MAP))])
+    found = [float(row[1].split()[0]) for row in cells_of(differences)]
+    assert found == pytest.approx([.4, .2, .2, .6, .4])
     assert (study.out / "map.png").stat().st_size > 10_000
 
 
 def test_longer_map_is_drifted_data_with_both_critics(study, pretend):
     study = study(n=5, seeds=range(1), steps=100)
     pretend_map(study, pretend, MAP_LONGER)
-    text = figures.figure_map_longer(study)
-    assert "RAVE, 500 steps" in text
-    lines, _ = rows_of(text)
-    assert [line[1:4] for line in lines] == [["drift-60", "own", "m_0"],
-                                             ["drift-60", "hardened", "m_0"]]
-    assert [float(line[5].split()[0]) for line in lines] == [pytest.approx(0), pytest.approx(.1)]
+    head, table = figures.figure_map_longer(study).split("\n\n")
+    assert "RAVE, 500 steps" in head
+    assert [row[:3] for row in cells_of(table)] == [["drift-60", "own", "m_0"],
+                                                    ["drift-60", "hardened", "m_0"]]
 
 
 def test_one_step_figure_is_pearson_by_what_is_noised(study, monkeypatch):
