@@ -17,7 +17,7 @@ import bench
 import train
 from bench import PARTS, TAUS, WAYS, Way, expected_cost, trigger_rate
 from common.measure import Clock, count_flops, peak_memory
-from critic import Critic, critic_loss
+from critic import Critic
 
 CPU = torch.device("cpu")
 
@@ -111,20 +111,11 @@ def test_shut_the_gate_leaves_sft_bit_for_bit(model):
     assert all(torch.equal(shut[k], sft[k]) for k in sft)
 
 
-def test_no_weight_is_changed(model, tiny):
-    one_step(model, 1, "alone", "none")
-    assert all(torch.equal(p, tiny.get_parameter(k)) for k, p in model.named_parameters())
-
-
-def test_the_gate_and_its_reflections(tiny):
-    critic, batch = Critic(tiny, "expect", "alone"), bench.random_batch(tiny, 3)
-    bench.set_reflections(batch, critic)
+def test_the_first_ones_are_gated(tiny):
+    batch = bench.random_batch(tiny, 3)
     bench.set_gated(batch, 2)
     assert batch.near.tolist() == [True, True, False] == (batch.t < bench.TAU).tolist()
-    want = critic.baseline(batch.frames, batch.instructions, batch.thoughts)
-    assert torch.equal(batch.baseline, want) and batch.n_near == 2
-    x_t = torch.randn(batch.source.shape)
-    assert len(critic_loss(critic, x_t, x_t, batch)[0]) == 2
+    assert batch.n_near == 2
 
 
 def test_the_default_is_that_of_training():
@@ -137,7 +128,7 @@ def test_the_default_is_that_of_training():
 
 @pytest.fixture(scope="module")
 def written(tiny_dir, tmp_path_factory):
-    """(the folder, what was printed) of the command, with two of its six ways."""
+    """(the folder, bench.json, what is printed) of the command, with two of its six ways."""
     out, thoughts = tmp_path_factory.mktemp("new") / "bench", Critic.thoughts
     flags = ["--weights", str(tiny_dir), "--batch", "1", "--repeats", "1", "--out", str(out)]
     printed = io.StringIO()
@@ -146,22 +137,21 @@ def written(tiny_dir, tmp_path_factory):
         # random weights never stop
         patch.setattr(Critic, "thoughts", lambda *args: thoughts(*args, limit=4))
         bench.main(flags)
-    return out, printed.getvalue()
+    return out, json.loads((out / "bench.json").read_text()), printed.getvalue()
 
 
 def test_what_the_command_leaves(written, tiny_dir):
-    out, _ = written
-    assert {p.name for p in out.iterdir()} == {"bench.json", "bench.png"}
+    out, result, printed = written
     assert (out / "bench.png").read_bytes().startswith(b"\x89PNG")
-    result = json.loads((out / "bench.json").read_text())
     assert {"command", "date", "device", "load", "python", "torch", "diffusers"} < set(result)
     assert (result["batch"], result["weights"]) == (1, str(tiny_dir))
     assert list(result["steps"]) == ["SFT", "alone/expect", "exact/expect"]
+    assert all(f"| {part} " in printed for part in PARTS)
 
 
 def test_a_row_of_the_results_adds_up(written):
-    out, _ = written
-    steps = json.loads((out / "bench.json").read_text())["steps"]
+    _, result, _ = written
+    steps = result["steps"]
     for name, row in steps.items():
         assert row["peak_mib_all_gated"] >= steps["SFT"]["peak_mib_all_gated"] > 0
         assert (row["once_a_sample_ms"] > 0) == (name != "SFT")
@@ -175,10 +165,8 @@ def test_a_row_of_the_results_adds_up(written):
 
 
 def test_the_report_says_whether_the_goal_is_met(written):
-    out, printed = written
-    result = json.loads((out / "bench.json").read_text())
+    _, result, printed = written
     assert result["flops"]["SFT"] < result["flops"]["USO, all gated"]
     ratio = result["steps"]["alone/expect"]["tau"]["0.5"]["ratio"]
     met = "met" if ratio <= 2 else "NOT met"
     assert f"at most 2.0 at tau 0.5: {ratio:.2f}, {met}\n" in printed
-    assert all(f"| {part} " in printed for part in PARTS)

@@ -13,7 +13,6 @@ from critic import (DECODE, EDITED, SOURCE, SYSTEM, THINK, VERDICT, Critic, clea
                     decode_frames, gate, reason_loss)
 from model import TRAINED, add_noise, flow_loss, velocity_target
 from presets import PRESETS
-from tiny import world
 
 TINY = PRESETS["tiny"]
 WORDS = ["wait", "a hard frost came overnight and all is different"]
@@ -64,23 +63,12 @@ def test_baseline_has_no_gradient_in_eq_4():
 
 # ------------------------------------------------------------------------------------------- decode
 
-def test_exact_is_the_whole_clip(tiny, latents):
-    with torch.no_grad():
-        frames, video = decode_frames(tiny, latents, "exact"), tiny.decode_video(latents)
-    assert torch.equal(frames, video[:, SEEN])
-
-
+@torch.no_grad()
 def test_alone_is_a_clip_of_each_latent_frame(tiny, latents):
-    with torch.no_grad():
-        alone = decode_frames(tiny, latents, "alone")
-        singles = [tiny.decode_video(latents[:, :, k:k + 1]) for k in range(latents.shape[2])]
+    """Exact for the first one only: the VAE is causal, and before it there is nothing."""
+    exact, alone = (decode_frames(tiny, latents, how) for how in ("exact", "alone"))
+    singles = [tiny.decode_video(latents[:, :, k:k + 1]) for k in range(latents.shape[2])]
     assert torch.allclose(alone, torch.cat(singles, 1), atol=1e-5)
-
-
-def test_alone_is_exact_for_the_first_frame_only(tiny, latents):
-    """The VAE is causal: before the first frame there is nothing."""
-    with torch.no_grad():
-        exact, alone = (decode_frames(tiny, latents, how) for how in ("exact", "alone"))
     assert torch.allclose(alone[:, 0], exact[:, 0], atol=1e-4)
     assert (alone[:, 1:] - exact[:, 1:]).abs().max() > 1e-3
 
@@ -215,21 +203,10 @@ def test_margin_writes_its_own_thoughts(brief, sources, edits):
 
 
 @torch.no_grad()
-def test_margin_depends_on_all_three_and_on_the_picked_frames_alone(tiny, sources, edits):
-    asked, pick = Critic(tiny, "none"), tiny.vlm.pick
-    m = asked.margin(sources, edits, WORDS)
-    assert torch.allclose(asked.margin(pick(sources), pick(edits), WORDS), m, atol=1e-5)
-    for other in ((edits, edits, WORDS), (sources, sources, WORDS),
-                  (sources, edits, ["stop", "go"])):
-        assert (asked.margin(*other) - m).abs().max() > 1e-5
-
-
 def test_baseline_is_the_margin_of_doing_nothing(tiny, sources):
     asked, thoughts = Critic(tiny), ["the ball", "the sky"]
-    source = sources.clone().requires_grad_(True)
-    m0 = asked.baseline(source, WORDS, thoughts)
-    assert not m0.requires_grad
-    assert torch.equal(m0, asked.margin(sources, sources.clone(), WORDS, thoughts).detach())
+    m0 = asked.baseline(sources, WORDS, thoughts)
+    assert torch.equal(m0, asked.margin(sources, sources.clone(), WORDS, thoughts))
 
 
 @pytest.mark.parametrize("think", ["expect", "full"])
@@ -281,15 +258,6 @@ def test_reason_loss_reaches_what_flow_matching_reaches(mine, sources, latents, 
     assert reason == flow and flow <= trainable and len(flow) > .9 * len(trainable)
     assert {k.split(".")[0] for k in flow} == set(TRAINED)
     assert all(p.grad is None for k, p in mine.named_parameters() if k not in trainable)
-
-
-def test_only_the_gated_samples_feel_the_critic(tiny, sources, latents):
-    """The gradient of the reason loss is zero for a sample that is not shown."""
-    x = latents.clone().requires_grad_(True)
-    shown = gate(torch.tensor([.2, .8]), .5)
-    margin = Critic(tiny, "none").margin(sources[shown], decode_frames(tiny, x[shown]), WORDS[:1])
-    (.25 * reason_loss(margin, torch.zeros(1)).mean()).backward()
-    assert x.grad[0].abs().max() > 0 and x.grad[1].eq(0).all()
 
 
 def test_a_step_of_descent_makes_the_critic_say_yes(tiny, sources, edits):

@@ -87,12 +87,6 @@ def test_drift_is_on_a_share_of_the_targets():
     assert torch.equal(source, same) and torch.equal(drifted, drift.drifted(target))
 
 
-def test_drift_and_miss_may_meet_in_one_target():
-    miss, both = (data.world_items(n=4, wrong=1., drift=share) for share in (0., 1.))
-    for wrong, item in zip(miss, both):
-        assert torch.equal(item.load()[1], drift.drifted(wrong.load()[1]))
-
-
 @pytest.fixture
 def manifest(tmp_path):
     """Writes a manifest of these lines; a dict is completed to a good one, a field that is to be
@@ -352,17 +346,13 @@ def test_broken_reflections_are_asked_for_again(latents, tiny, tmp_path, broken)
 
 # ----------------------------------------------------------------------------- the order of samples
 
-@pytest.mark.parametrize("n, batch", [(10, 4), (7, 7), (3, 8), (1, 2), (100, 16)])
+@pytest.mark.parametrize("n, batch", [(10, 4), (7, 7), (3, 8), (1, 2)])
 def test_each_epoch_is_a_permutation(n, batch):
     flat = [i for step in range(4 * n) for i in data.batch_indices(n, batch, step, seed=5)]
     epochs = [flat[k:k + n] for k in range(0, len(flat), n)]
     assert all(sorted(epoch) == list(range(n)) for epoch in epochs)
     if n > 6:
         assert len({tuple(epoch) for epoch in epochs[:5]}) == 5    # each in another order
-
-
-def test_batch_indices_depend_on_the_seed():
-    assert data.batch_indices(50, 8, 3, seed=1) != data.batch_indices(50, 8, 3, seed=2)
 
 
 def test_draws_depend_on_step_and_seed_alone():
@@ -372,13 +362,6 @@ def test_draws_depend_on_step_and_seed_alone():
     assert all(torch.equal(a, b) for a, b in zip(first, data.draws(5, 1, 4, shape)))
     for other in (data.draws(6, 1, 4, shape), data.draws(5, 2, 4, shape)):
         assert not any(torch.equal(a, b) for a, b in zip(first, other))
-
-
-def test_draws_have_the_rates_of_gate_and_dropout():
-    ts, _, us = zip(*(data.draws(step, 1, 50, (1,)) for step in range(400)))
-    below, dropped = torch.cat(ts) < .5, torch.cat(us) < .1
-    assert below.float().mean().item() == pytest.approx(.25, abs=.01)  # tau / (3 - 2 tau)
-    assert dropped.float().mean().item() == pytest.approx(.1, abs=.01)
 
 
 def test_select_takes_rows_of_everything(latents, tiny):

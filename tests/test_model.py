@@ -187,12 +187,6 @@ def test_no_guidance_asks_the_generator_once_a_step(tiny, sources, monkeypatch):
     assert sizes == [1, 1, 2]
 
 
-def test_the_unconditional_context_knows_no_instruction(tiny, sources):
-    """With g = -1 only the unconditional half is left: the same edit whatever was asked."""
-    a, b = (tiny.sample(sources[:1], [text], steps=2, guidance=-1.) for text in (SHORT, LONG))
-    assert torch.allclose(a, b, atol=1e-5)
-
-
 # ---------------------------------------------------------------------------------- parts and sizes
 
 def test_freeze_leaves_only_the_generator_and_its_adapter(tiny_dir):
