@@ -3,8 +3,6 @@
 import copy
 import os
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -116,12 +114,3 @@ def test_bad_input_is_one_line_and_nothing_is_half_written(workplace, flags, wor
     line = str(error.value)
     assert words in line and len(line) < 500 and "\n" not in line
     assert sorted(os.listdir()) == before and not os.listdir("taken.mp4")
-
-
-def test_from_the_shell(workplace):
-    """The one test in a process of its own: exit code, no traceback."""
-    flags = ["--video", "none.mp4", "--instruction", "wait", "--out", "a.mp4"]
-    done = subprocess.run([sys.executable, sample.__file__, *flags], capture_output=True, text=True)
-    assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr == ("sample.py: none.mp4: there is no such video or folder of images; "
-                           "correct the path\n")

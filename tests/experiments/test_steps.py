@@ -9,7 +9,7 @@ import torch
 
 import train
 from critic import Critic
-from data import Batches, Latents, reflect, world_items, world_pairs
+from data import Batches, Latents, reflect, world_items
 from experiments import rivals, steps
 from model import load_model
 
@@ -46,47 +46,32 @@ def ready(made):
                                if gated(batch))
 
 
-def rows(model, batch):
-    """For each sample (row, context, x_t, v, L_FM), by Eq. 1 and 2."""
-    for i in range(len(batch.t)):
-        one = batch.select(torch.arange(len(batch.t)) == i)
-        t, noise, x0 = one.t.item(), one.noise, one.target
-        c = model.context(one.source, one.bridged, one.text)
-        x_t = (1 - t) * x0 + t * noise
-        v = model.velocity(x_t, one.t, c, one.source)
-        yield one, c, x_t, v, (v - (noise - x0)).square().mean()
-
-
 def ask(critic, one, x0_hat):
     """The margin of one sample's estimate, of which single latent frames are decoded alone."""
     frames = [critic.model.decode_video(x0_hat[:, :, k:k + 1]) for k in range(x0_hat.shape[2])]
     return critic.margin(one.frames, torch.cat(frames, 1), one.instructions, one.thoughts)[0]
 
 
-def rwr_by_hand(model, critic, batch):
-    losses = []
-    for one, _, x_t, v, flow in rows(model, batch):
-        weight = 1.
-        if one.near.item():
-            margin = ask(critic, one, x_t - one.t.item() * v).item()
-            weight = 2 / (1 + math.exp(one.baseline.item() - margin))
-        losses.append(weight * flow)
-    return torch.stack(losses).mean()
-
-
-def reasons_by_hand(model, critic, batch, estimate):
-    """(mean of L_FM, mean of L_reason over the gated samples) with another estimate."""
-    flows, reasons = [], []
-    for one, c, x_t, v, flow in rows(model, batch):
-        flows.append(flow)
-        if one.near.item():
-            margin = ask(critic, one, estimate(one, c, x_t, v))
-            reasons.append(torch.log1p(torch.exp(one.baseline.item() - margin)))
-    return torch.stack(flows).mean(), torch.stack(reasons).mean()
-
-
 def usual_estimate(one, c, x_t, v):
-    return x_t - one.t.item() * v
+    return x_t - one.t.item() * v                                            # Eq. 3
+
+
+def by_hand(model, critic, batch, estimate=usual_estimate):
+    """L_FM of each sample (B,), and the margin of each gated one's estimate (G,)."""
+    flows, margins = [], []
+    for i in range(len(batch.t)):
+        one = batch.select(torch.arange(len(batch.t)) == i)
+        c = model.context(one.source, one.bridged, one.text)                 # Eq. 1
+        x_t = (1 - one.t.item()) * one.target + one.t.item() * one.noise     # Eq. 2
+        v = model.velocity(x_t, one.t, c, one.source)
+        flows.append((v - (one.noise - one.target)).square().mean())
+        if one.near.item():
+            margins.append(ask(critic, one, estimate(one, c, x_t, v)))
+    return torch.stack(flows), torch.stack(margins)
+
+
+def reason_loss(margins, batch):
+    return torch.log1p(torch.exp(batch.baseline[batch.near] - margins)).mean()      # Eq. 4
 
 
 def gradient(model, loss):
@@ -107,7 +92,10 @@ def assert_same(model, got, want):
 def test_rwr(ready):
     model, critic, batch = ready
     loss, log = steps.rwr_step(model, critic, batch, 0.)
-    assert_same(model, loss, rwr_by_hand(model, critic, batch))
+    flows, margins = by_hand(model, critic, batch)
+    weights = torch.ones(len(flows))
+    weights[batch.near] = 2 * torch.sigmoid(margins.detach() - batch.baseline[batch.near])
+    assert_same(model, loss, (weights * flows).mean())
     assert log["flow_loss"] == loss.item() and 0 < log["p_yes"] < 1
 
 
@@ -130,9 +118,10 @@ def end_of_rollout(model, one):
 def test_refl(ready):
     model, critic, batch = ready
     loss, log = steps.refl_step(model, critic, batch, LAMBDA)
-    flow, reason = reasons_by_hand(model, critic, batch,
-                                   lambda one, c, x_t, v: end_of_rollout(model, one))
-    assert_same(model, loss, flow + LAMBDA * reason)
+    flows, margins = by_hand(model, critic, batch,
+                             lambda one, c, x_t, v: end_of_rollout(model, one))
+    reason = reason_loss(margins, batch)
+    assert_same(model, loss, flows.mean() + LAMBDA * reason)
     assert log["reason_loss"] == pytest.approx(reason.item(), abs=1e-4)
 
 
@@ -141,7 +130,8 @@ def test_own_edits(ready):
     model, critic, batch = ready
     assert batch.pairs.target is None
     loss, log = train.own_edit_step(model, critic, batch, LAMBDA)
-    flow, reasons = torch.stack([flow for *_, flow in rows(model, batch)]).mean(), []
+    flows, _ = by_hand(model, critic, batch)
+    flow, reasons = flows.mean(), []
     for i in batch.pairs.near.nonzero()[:, 0]:
         one = batch.pairs.select(torch.arange(len(batch.pairs.t)) == i)
         reasons.append(torch.log1p(torch.exp(-ask(critic, one, end_of_rollout(model, one)))))
@@ -164,8 +154,8 @@ def test_own_edits_in_two_micro_batches_are_the_same_step(made):
 def test_no_flow(ready):
     model, critic, batch = ready
     loss, log = steps.no_flow_step(model, critic, batch, LAMBDA)
-    _, reason = reasons_by_hand(model, critic, batch, usual_estimate)
-    assert_same(model, loss, LAMBDA * reason)
+    _, margins = by_hand(model, critic, batch)
+    assert_same(model, loss, LAMBDA * reason_loss(margins, batch))
     assert log["flow_loss"] == 0
 
 
@@ -177,9 +167,9 @@ def test_another_baseline(ready):
     batch = replace(batch, baseline=signs * 2.)
     step = steps.with_baseline(train.uso_step, lambda m_0: m_0.clamp_min(0))
     loss, _ = step(model, critic, batch, LAMBDA)
-    kept = torch.where(signs > 0, 2., 0.)
-    flow, reason = reasons_by_hand(model, critic, replace(batch, baseline=kept), usual_estimate)
-    assert_same(model, loss, flow + LAMBDA * reason)
+    kept = replace(batch, baseline=torch.where(signs > 0, 2., 0.))
+    flows, margins = by_hand(model, critic, kept)
+    assert_same(model, loss, flows.mean() + LAMBDA * reason_loss(margins, kept))
     assert batch.baseline.tolist() == (signs * 2).tolist()                   # is what it was
 
 
@@ -193,14 +183,10 @@ def test_grpo_rewards_each_rollout_by_its_own_question(ready, monkeypatch):
         return torch.tensor([3.] * len(c)), seen["rewards"].view(len(c), -1).mean(1)
     monkeypatch.setattr(steps, "group_loss", group_loss)
     loss, log = steps.grpo_step(model, critic, batch, LAMBDA)
-    margins, flows = [], []
-    for one, c, _, _, flow in rows(model, batch):
-        flows.append(flow.item())
-        if one.near.item():
-            margins += [ask(critic, one, one.target).item()] * rivals.GROUP
-    assert seen["rewards"].tolist() == pytest.approx(margins, abs=1e-4)
+    flows, margins = by_hand(model, critic, batch, lambda one, c, x_t, v: one.target)
+    assert torch.allclose(seen["rewards"], margins.repeat_interleave(rivals.GROUP), atol=1e-4)
     assert seen["seed"] == batch.seed and len(seen["c"]) == batch.near.sum()
-    assert loss.item() == pytest.approx(sum(flows) / len(flows) + LAMBDA * 3, abs=1e-4)
+    assert loss.item() == pytest.approx(flows.mean().item() + LAMBDA * 3, abs=1e-4)
 
 
 def test_grpo_moves_the_generator(ready):
