@@ -4,7 +4,6 @@
 """
 
 import os
-from contextlib import contextmanager
 from datetime import timedelta
 from typing import Iterable
 
@@ -87,16 +86,6 @@ def gather_rows(shard: list) -> list:
     dist.all_gather_object(shards, shard)
     n = sum(map(len, shards))
     return [shards[k % WORLD_SIZE][k // WORLD_SIZE] for k in range(n)]
-
-
-@contextmanager
-def first_rank_first():
-    """For what fills a cache on disk: rank 0 runs the block, then the others find it done."""
-    if RANK > 0:
-        dist.barrier()
-    yield
-    if RANK == 0 and WORLD_SIZE > 1:
-        dist.barrier()
 
 
 def wait_for_all() -> None:

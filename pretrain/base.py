@@ -15,6 +15,7 @@ Axis letters: B batch, N lessons, F frames, H W pixels, C f h w latents, T token
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Callable
 
 import torch
 import torch.nn as nn
@@ -62,49 +63,42 @@ def base_step(model: UnifiedModel, edits: Edits, unconditional: torch.Tensor, st
     return flow_loss(v, velocity_target(target, noise)).mean()
 
 
-def new_generator(model: UnifiedModel, seed: int) -> dict[str, nn.Parameter]:
-    """Give `model` a new G, connector and T5, random from `seed`; returns their parameters."""
+def new_generator(model: UnifiedModel, seed: int) -> None:
+    """Give `model` a new G, connector and T5, random from `seed`."""
     torch.manual_seed(seed)
     fresh = UnifiedModel(PRESETS["tiny"])
     for part in LEARNED:
         setattr(model, part, getattr(fresh, part))
-    return generator_params(model)
 
 
 def generator_params(model: UnifiedModel) -> dict[str, nn.Parameter]:
-    """The parameters of the model's own G, connector and T5 by name, to be trained."""
-    params = {}
-    for part in LEARNED:
-        for name, p in getattr(model, part).named_parameters():
-            params[f"{part}.{name}"] = p.requires_grad_(True)
-    return params
+    """The parameters of G, connector and T5 by name, to be trained."""
+    return {f"{part}.{name}": p.requires_grad_(True)
+            for part in LEARNED for name, p in getattr(model, part).named_parameters()}
 
 
 def encode_edits(model: UnifiedModel, sources: list[torch.Tensor], targets: list[torch.Tensor],
                  texts: list[str]) -> Edits:
     """All lessons through the frozen VLM and VAE, shared among the ranks."""
-    h = read_all(model, sources, texts)
-    return Edits(encode_all(model, sources, "encoding sources"),
-                 encode_all(model, targets, "encoding targets"), h, texts)
+    def read(videos, texts):                             # Eq. 1: h = U(V_src, I)
+        return model.encode_vlm(torch.stack(videos), texts)
+    h = encode_all(read, sources, texts, title="reading")
+    return Edits(encode_videos(model, sources), encode_videos(model, targets), h, texts)
 
 
-def read_all(model: UnifiedModel, videos: list[torch.Tensor],
-             texts: list[str]) -> list[torch.Tensor]:
-    """Eq. 1: h = U(V_src, I) of all rows, one (T, D) each."""
-    videos, texts = my_shard(videos), my_shard(texts)
-    h = []
-    for i in tqdm(range(0, len(videos), 16), desc="reading", disable=not is_first_rank()):
-        h += model.encode_vlm(torch.stack(videos[i:i + 16]), texts[i:i + 16])
-    return gather_rows(h)
-
-
-def encode_all(model: UnifiedModel, videos: list[torch.Tensor], title: str) -> torch.Tensor:
+def encode_videos(model: UnifiedModel, videos: list[torch.Tensor]) -> torch.Tensor:
     """The latents of all clips, (N, C, f, h, w)."""
-    videos = my_shard(videos)
-    latents = []
-    for i in tqdm(range(0, len(videos), 8), desc=title, disable=not is_first_rank()):
-        latents += model.encode_video(torch.stack(videos[i:i + 8]))
-    return torch.stack(gather_rows(latents))
+    def encode(some):
+        return model.encode_video(torch.stack(some))
+    return torch.stack(encode_all(encode, videos, title="encoding"))
+
+
+def encode_all(encode: Callable, *columns: list, title: str) -> list[torch.Tensor]:
+    """encode(rows of the columns), eight rows at a time, shared among the ranks: one a row."""
+    columns, encoded = [my_shard(column) for column in columns], []
+    for i in tqdm(range(0, len(columns[0]), 8), desc=title, disable=not is_first_rank()):
+        encoded += encode(*[column[i:i + 8] for column in columns])
+    return gather_rows(encoded)
 
 
 def main(argv=None) -> None:
@@ -118,11 +112,13 @@ def main(argv=None) -> None:
                         help="go on with the generator of --weights, whose VLM has changed since")
     args = stage.begin(parser, argv)
     model = load_model(args.weights, "tiny").requires_grad_(False)
-    params = generator_params(model) if args.adapt else new_generator(model, args.seed)
+    if not args.adapt:
+        new_generator(model, args.seed)
+    params = generator_params(model)
     lessons = render_lessons(base_lesson, args.items)
-    sources = [as_video(clips[0]) for clips, _ in lessons]
-    targets = [as_video(clips[1]) for clips, _ in lessons]
-    edits = encode_edits(model, sources, targets, [text for _, text in lessons])
+    clips, texts = zip(*lessons)
+    edits = encode_edits(model, [as_video(source) for source, _ in clips],
+                         [as_video(target) for _, target in clips], list(texts))
     unconditional, _ = model.unconditional()
     stage.claim(args)
     both = stage.optimizers(params, args.lr, 1e-4, muon=stage.hidden_matrices(params))

@@ -13,27 +13,27 @@ import torch
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-from common.distributed import first_rank_first, is_first_rank
+from common.distributed import is_first_rank, wait_for_all
 from common.files import replacing
 from common.run import Run
 from common.video import to_bytes
 from critic import clean_estimate
 from model import UnifiedModel, add_noise
 from pretrain import stage
-from pretrain.base import Edits, base_step, encode_all, encode_edits, new_generator
+from pretrain.base import (Edits, base_step, encode_edits, encode_videos, generator_params,
+                           new_generator)
 from pretrain.lessons import VLM_STRIDE, Answer, as_video, grade, training_triplet
 
 
 def draft_answers(lessons: list[dict], args) -> list[tuple[dict, list[Answer]]]:
     """What the draft made of each of the first --draft-items lessons; kept in the run's folder."""
-    file = args.out / "estimates.safetensors"
+    file, lessons_of_draft = args.out / "estimates.safetensors", lessons[:args.draft_items]
     if not file.exists():
-        lessons_of_draft = lessons[:args.draft_items]
         with_wrong = train_draft(lessons_of_draft, args)
-        with first_rank_first():
-            if not file.exists():
-                write_answers(file, lessons_of_draft, *with_wrong, args.seed)
-    return read_answers(file, lessons)
+        if is_first_rank():
+            write_answers(file, lessons_of_draft, *with_wrong, args.seed)
+        wait_for_all()
+    return read_answers(file, lessons_of_draft)
 
 
 def train_draft(lessons: list[dict], args) -> tuple[UnifiedModel, Edits, torch.Tensor]:
@@ -45,8 +45,9 @@ def train_draft(lessons: list[dict], args) -> tuple[UnifiedModel, Edits, torch.T
     sources, targets, wrong = [[as_video(lesson[key]) for lesson in lessons]
                                for key in ("source", "target", "wrong")]
     edits = encode_edits(model, sources, targets, [lesson["instruction"] for lesson in lessons])
-    wrong = encode_all(model, wrong, "encoding wrong answers")
-    params = new_generator(model, args.seed)
+    wrong = encode_videos(model, wrong)
+    new_generator(model, args.seed)
+    params = generator_params(model)
     unconditional, _ = model.unconditional()
     run = Run(args.out / "draft", params, stage.optimizers(params, 1e-3, 1e-4), name="draft")
     for step in run.steps(args.draft_steps):

@@ -1,31 +1,19 @@
 """What the tests of pretraining share."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from pretrain import lessons
 from tiny import world
 
 
-class OneProcess:
-    """Stands in for the pool of processes that render."""
-
-    def __init__(self, *settings):
-        pass
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        pass
-
-    def map(self, work, numbers, chunksize):
-        return map(work, numbers)
-
-
-@pytest.fixture
-def small_world(monkeypatch):
-    """Few texts for the tokenizer, and no pool of processes for the renderer."""
-    rules = [rule for of_subset in world.RULES.values() for rule in of_subset]
-    phrases = [phrase for rule in rules for phrase in rule.phrases]
-    monkeypatch.setattr(world, "all_texts", lambda: phrases)
-    monkeypatch.setattr(lessons, "ProcessPoolExecutor", OneProcess)
+@pytest.fixture(scope="module")
+def small_world():
+    """Few texts for the tokenizer, and no processes for the renderer."""
+    phrases = [phrase for rules in world.RULES.values() for rule in rules
+               for phrase in rule.phrases]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(world, "all_texts", lambda: phrases)
+        patch.setattr(lessons, "ProcessPoolExecutor", lambda *settings: ThreadPoolExecutor(1))
+        yield

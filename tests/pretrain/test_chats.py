@@ -9,8 +9,8 @@ import torch
 from critic import THINK, Critic
 from presets import PRESETS
 from pretrain import heads
-from pretrain.chats import (caption_row, find_parts, teach, thought_row, verdict_row,
-                        world_tokenizer)
+from pretrain.chats import (caption_row, find_parts, teach, thought_row, token_ids, verdict_row,
+                            world_tokenizer)
 from pretrain.lessons import MISS_SHARE, grade, vlm_frames, vlm_lesson
 from pretrain.vlm import order
 from tiny.world import MISSES, make_triplet
@@ -47,7 +47,7 @@ def test_what_is_taught_is_what_is_asked(tiny, vlm, monkeypatch, think, seen):
 def test_losses_against_one_row_at_a_time(vlm):
     """The mean log-probability of what is to be written, without padding or batches."""
     g = torch.Generator().manual_seed(0)
-    source, edited = torch.randn(3, WIDTH, generator=g), torch.randn(3, WIDTH, generator=g)
+    source, edited = torch.randn(2, 3, WIDTH, generator=g)
     rows = [verdict_row("expect", source, edited, "frost came", "it is ice", "there is ice", .9),
             verdict_row("none", source, edited, "wait", "", "", .2),
             verdict_row("full", source, edited, "wait", "it is snow", "nothing", .3)]
@@ -59,15 +59,14 @@ def test_losses_against_one_row_at_a_time(vlm):
         said = vlm.read(embeddings, mask).logits[0].log_softmax(-1)
         position = 0
         for part, role in row:
-            ids = list(part)
-            if isinstance(part, str):
-                ids = vlm.tokenizer(part, add_special_tokens=False).input_ids
+            ids = token_ids(vlm, part)
+            before = said[position - 1]                  # a position says the token after it
             if role == "learn":
                 written += [said[position + k - 1, token] for k, token in enumerate(ids)]
             if role == "verdict":
                 assert ids == [yes if y > .5 else no]
-                verdicts.append(-y * said[position - 1, yes] - (1 - y) * said[position - 1, no])
-                margins.append(said[position - 1, yes] - said[position - 1, no])
+                verdicts.append(-y * before[yes] - (1 - y) * before[no])
+                margins.append(before[yes] - before[no])
             position += len(ids)
     taught = teach(vlm, rows, grades)
     assert taught.text_loss.item() == pytest.approx(-torch.stack(written).mean().item(), abs=1e-4)
@@ -102,29 +101,19 @@ def test_balanced_is_half_of_either_side():
     assert heads.balanced(loss, share).item() == pytest.approx((where_0 + where_1) / 2)
 
 
-def test_comparing_asks_where_the_edit_differs_from_the_target(tiny):
+def test_comparing_asks_where_the_edit_differs_from_the_target(tiny, monkeypatch):
     """Logits that say so cost little, the opposite much."""
     lesson = vlm_lesson(0)
-    target = vlm_frames(lesson["target"])
-    frames = target.clone()
+    frames = vlm_frames(lesson["target"])
     place = frames[:, :, 8:16, 16:24]                    # one token's, in all frames
     place.copy_(-place.sign())
-    token = 1 * 4 + 2
     far = torch.zeros(1, 48, 4)
-    far[:, token::16] = 1
-
-    class Says(torch.nn.Module):
-        def __init__(self, logits):
-            super().__init__()
-            self.logits = logits
-
-        def is_another(self, states):
-            return self.logits
-    states = torch.zeros(1, 48, 1)
-    right, wrong = [
-        heads.compares(Says(sign * (40 * far - 20)), states, frames[None], [lesson]).item()
-        for sign in (1, -1)]
-    assert right < 1e-6 and wrong == pytest.approx(20)
+    far[:, 1 * 4 + 2::16] = 1
+    of_vlm, losses = heads.Heads(tiny.vlm), []
+    for sign in (1, -1):
+        monkeypatch.setattr(of_vlm, "is_another", lambda states: sign * (40 * far - 20))
+        losses.append(heads.compares(of_vlm, torch.zeros(1, 48, 1), frames[None], [lesson]).item())
+    assert losses[0] < 1e-6 and losses[1] == pytest.approx(20)
 
 
 def test_order():

@@ -1,17 +1,17 @@
-"""The stages of pretraining, three steps of each: what they train, resume, bad flags."""
+"""The stages of pretraining, two steps of each: what they train, resume, bad flags."""
 
 import csv
+import importlib
 import math
 from pathlib import Path
 
-import pretrain.base
-import pretrain.harden
-import pretrain.vae
-import pretrain.vlm
 import pytest
 import torch
 from safetensors.torch import load_file
 
+import pretrain.harden
+import pretrain.vae
+import pretrain.vlm
 from common.files import BadInput
 from model import TRAINED, load_model
 from presets import PRESETS
@@ -19,28 +19,51 @@ from pretrain import draft, stage
 from pretrain.vae import decode_unclamped
 
 TINY = PRESETS["tiny"]
-SMALL = {"vae": ["--items", "4", "--batch", "2"],
-         "vlm": ["--items", "8", "--batch", "8", "--draft-items", "2", "--draft-steps", "1"],
-         "base": ["--items", "8", "--batch", "2"],
+FLAGS = {"vae": ["--items", "4", "--batch", "2"],
+         "vlm": ["--items", "4", "--batch", "4", "--draft-items", "2", "--draft-steps", "1"],
+         "base": ["--items", "4", "--batch", "2"],
          "harden": ["--items", "4", "--batch", "8"]}
-MAIN = {"vae": pretrain.vae.main, "vlm": pretrain.vlm.main, "base": pretrain.base.main,
-        "harden": pretrain.harden.main}
 
 
 def run_stage(name: str, out: Path, *flags: str) -> Path:
-    """Three steps; returns the model's folder."""
-    MAIN[name]([*SMALL[name], "--steps", "3", "--out", str(out), *flags])
+    """Two steps; returns the model's folder."""
+    module = importlib.import_module(f"pretrain.{name}")
+    module.main([*FLAGS[name], "--steps", "2", "--save-every", "1", "--out", str(out), *flags])
     return out / "model"
 
 
-def read_log(run: Path) -> list[dict[str, float]]:
-    rows = csv.DictReader((run / "log.csv").open())
-    return [{k: float(v) for k, v in row.items()} for row in rows]
+def stop_at_step_1(script, function: str, *run):
+    """Ctrl-C in a stage's second step."""
+    step, calls = getattr(script, function), []
+
+    def stopping(*args):
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return step(*args)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(script, function, stopping)
+        run_stage(*run)
 
 
-def weights(folder: Path) -> dict[str, bytes]:
-    files = sorted(folder.rglob("*.safetensors"))
-    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
+@pytest.fixture(scope="module")
+def stages(small_world, tmp_path_factory) -> dict[str, Path]:
+    """The model's folder of each stage, which begins with what the one before wrote.
+
+    That of the VLM was stopped, and went on without a second draft.
+    """
+    out, made = tmp_path_factory.mktemp("stages"), {}
+    made["vae"] = run_stage("vae", out / "vae")
+    of_vlm = ("vlm", out / "vlm", "--weights", str(made["vae"]))
+    stop_at_step_1(pretrain.vlm, "vlm_step", *of_vlm)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(draft, "train_draft", lambda *args: pytest.fail("it is there"))
+        made["vlm"] = run_stage(*of_vlm)
+        made["base"] = run_stage("base", out / "base", "--weights", str(made["vlm"]))
+        patch.setattr(pretrain.harden, "HEAD_STEPS", 1)
+        made["harden"] = run_stage("harden", out / "harden", "--weights", str(made["base"]))
+    made["adapt"] = run_stage("base", out / "adapt", "--weights", str(made["harden"]), "--adapt")
+    return made
 
 
 def moved_parts(before, after) -> set[str]:
@@ -49,64 +72,39 @@ def moved_parts(before, after) -> set[str]:
             if not torch.equal(p, before.get_parameter(k))}
 
 
-def test_stages_follow_each_other(small_world, tmp_path, monkeypatch):
-    """What they are good for only hours can show; here it is that each trains its own part."""
-    vae = run_stage("vae", tmp_path / "vae")
-    vlm = run_stage("vlm", tmp_path / "vlm", "--weights", str(vae))
-    base = run_stage("base", tmp_path / "base", "--weights", str(vlm))
-    for name in ("vae", "vlm", "base"):
-        assert all(math.isfinite(row["loss"]) for row in read_log(tmp_path / name))
-    vae_weights = load_file(vae / "vae" / "diffusion_pytorch_model.safetensors")
-    before, end = load_model(vlm), load_model(base)
-    learned = {*TRAINED, "ar_head", "adapter", "boundary", "text_encoder"}
-    assert moved_parts(before, end) == learned
-    assert all(torch.equal(p, vae_weights[k].float()) for k, p in end.vae.named_parameters())
-    std = end.vae.config.latents_std
+def test_each_stage_trains_its_own_part(stages):
+    """What they are good for only hours can show."""
+    for folder in stages.values():
+        log = csv.DictReader((folder.parent / "log.csv").open())
+        assert all(math.isfinite(float(row["loss"])) for row in log)
+    vae = load_file(stages["vae"] / "vae" / "diffusion_pytorch_model.safetensors")
+    vlm, base, hardened, adapted = (load_model(stages[name])
+                                    for name in ("vlm", "base", "harden", "adapt"))
+    generator = {*TRAINED, "ar_head", "adapter", "boundary", "text_encoder"}
+    assert moved_parts(vlm, base) == moved_parts(hardened, adapted) == generator
+    assert moved_parts(base, hardened) == {"vlm"}
+    far = max((p - hardened.get_parameter(k)).abs().max() for k, p in adapted.named_parameters())
+    assert 0 < far < .05                     # two steps from where it was, not from random weights
+    assert all(torch.equal(p, vae[k].float()) for k, p in base.vae.named_parameters())
+    std = base.vae.config.latents_std
     assert min(std) > 0 and std != TINY.vae["latents_std"]
     grey = torch.zeros(1, TINY.frames, 3, TINY.height, TINY.width)
-    assert end.sample(grey, ["wait"], steps=1).isfinite().all()
-
-    monkeypatch.setattr(pretrain.harden, "HEAD_STEPS", 1)
-    hardened = run_stage("harden", tmp_path / "harden", "--weights", str(base))
-    adapted = run_stage("base", tmp_path / "adapt", "--weights", str(hardened), "--adapt")
-    after, again = load_model(hardened), load_model(adapted)
-    assert moved_parts(end, after) == {"vlm"} and moved_parts(after, again) == learned
-    far = max((p - after.get_parameter(k)).abs().max() for k, p in again.named_parameters())
-    assert 0 < far < .05                    # three steps from where it was, not from random weights
-    assert all(math.isfinite(row["loss"]) for row in read_log(tmp_path / "harden"))
+    assert base.sample(grey, ["wait"], steps=1).isfinite().all()
 
 
-def stop_at(monkeypatch, script, name: str, call: int):
-    """Ctrl-C at the `call`-th call of a function of the script."""
-    function, calls = getattr(script, name), []
-
-    def stopping(*args, **named):
-        calls.append(1)
-        if len(calls) == call:
-            raise KeyboardInterrupt
-        return function(*args, **named)
-    monkeypatch.setattr(script, name, stopping)
+def test_a_stopped_vae_goes_on_bit_for_bit(stages, tmp_path):
+    stop_at_step_1(pretrain.vae, "vae_step", "vae", tmp_path)
+    assert not (tmp_path / "model").exists()
+    stopped = run_stage("vae", tmp_path) / "vae" / "diffusion_pytorch_model.safetensors"
+    assert stopped.read_bytes() == (stages["vae"] / "vae" / stopped.name).read_bytes()
 
 
-def test_a_stopped_vae_goes_on_bit_for_bit(small_world, tmp_path, monkeypatch):
-    straight = run_stage("vae", tmp_path / "straight", "--save-every", "1")
-    with monkeypatch.context() as patch:
-        stop_at(patch, pretrain.vae, "vae_step", 3)
-        with pytest.raises(KeyboardInterrupt):
-            run_stage("vae", tmp_path / "stopped", "--save-every", "1")
-    assert not (tmp_path / "stopped" / "model").exists()
-    assert weights(run_stage("vae", tmp_path / "stopped", "--save-every", "1")) == weights(straight)
-
-
-def test_the_draft_is_made_once(small_world, tmp_path, tiny_dir, monkeypatch):
-    flags = ["--weights", str(tiny_dir), "--save-every", "1"]
-    straight = run_stage("vlm", tmp_path / "straight", *flags)
-    with monkeypatch.context() as patch:
-        stop_at(patch, pretrain.vlm, "vlm_step", 2)
-        with pytest.raises(KeyboardInterrupt):
-            run_stage("vlm", tmp_path / "stopped", *flags)
-    monkeypatch.setattr(draft, "train_draft", lambda *args: pytest.fail("it is there"))
-    assert weights(run_stage("vlm", tmp_path / "stopped", *flags)) == weights(straight)
+def test_a_folder_with_another_run_is_refused(stages):
+    run = stages["vae"].parent
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with pytest.raises(BadInput, match="another --seed"):
+        run_stage("vae", run, "--seed", "1")
+    assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
 
 
 # ------------------------------------------------------------------------------------------- pieces
@@ -129,11 +127,3 @@ def test_muon_gets_the_matrices_between_embeddings_and_heads(tiny):
     adamw, muon = stage.optimizers(params, 1e-3, .01, matrices)
     both = [p for optimizer in (adamw, muon) for p in optimizer.param_groups[0]["params"]]
     assert len(both) == len(params) and len(muon.param_groups[0]["params"]) == len(matrices)
-
-
-def test_a_folder_with_another_run_is_refused(small_world, tmp_path):
-    run_stage("vae", tmp_path / "run")
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    with pytest.raises(BadInput, match="another --seed"):
-        run_stage("vae", tmp_path / "run", "--seed", "1")
-    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
