@@ -40,13 +40,14 @@ class Edits:
     target: torch.Tensor                                 # (N, C, f, h, w)
     h: list[torch.Tensor]                                # N x (T, D)       U(V_src, I)
     texts: list[str]                                     # N instructions
+    nothing: torch.Tensor                                # (T, D)            U of an empty one
 
 
-def base_step(model: UnifiedModel, edits: Edits, unconditional: torch.Tensor, step: int, batch: int,
-              seed: int, drop: float) -> torch.Tensor:
+def base_step(model: UnifiedModel, edits: Edits, step: int, batch: int, seed: int,
+              drop: float) -> torch.Tensor:
     """Flow matching on batch number `step`, with T5 and the connector in training: the loss.
 
-    unconditional: (T, D), U's states of an empty instruction, for the share `drop` of the samples.
+    drop: the share of the samples that are trained with an empty instruction.
     """
     rows = my_shard(batch_indices(len(edits.source), batch, step, seed))
     t, noise, u = [my_shard(x) for x in draws(step, seed, batch, model.preset.latent_shape)]
@@ -54,7 +55,7 @@ def base_step(model: UnifiedModel, edits: Edits, unconditional: torch.Tensor, st
     texts, h = [], []
     for i, dropped in zip(rows, u < drop):
         texts.append("<pad>" if dropped else edits.texts[i])
-        h.append(unconditional if dropped else edits.h[i])
+        h.append(edits.nothing if dropped else edits.h[i])
     text = model.encode_text(texts)
     bridged = model.bridge(h)                                                # (B, T, D)
     x_t = add_noise(target, noise, t)                                        # Eq. 2
@@ -83,7 +84,8 @@ def encode_edits(model: UnifiedModel, sources: list[torch.Tensor], targets: list
     def read(videos, texts):                             # Eq. 1: h = U(V_src, I)
         return model.encode_vlm(torch.stack(videos), texts)
     h = encode_all(read, sources, texts, title="reading")
-    return Edits(encode_videos(model, sources), encode_videos(model, targets), h, texts)
+    nothing, _ = model.unconditional()
+    return Edits(encode_videos(model, sources), encode_videos(model, targets), h, texts, nothing)
 
 
 def encode_videos(model: UnifiedModel, videos: list[torch.Tensor]) -> torch.Tensor:
@@ -119,13 +121,12 @@ def main(argv=None) -> None:
     clips, texts = zip(*lessons)
     edits = encode_edits(model, [as_video(source) for source, _ in clips],
                          [as_video(target) for _, target in clips], list(texts))
-    unconditional, _ = model.unconditional()
     stage.claim(args)
     both = stage.optimizers(params, args.lr, 1e-4, muon=stage.hidden_matrices(params))
     run = Run(args.out, params, both, save_every=args.save_every, name="base")
     for step in run.steps(args.steps):
         # -------------------------------------------------------------------- one training step
-        loss = base_step(model, edits, unconditional, step, args.batch, args.seed, args.drop)
+        loss = base_step(model, edits, step, args.batch, args.seed, args.drop)
         run.backward(loss, {})
         run.update()
         # ---------------------------------------------------------------------------------------

@@ -48,10 +48,9 @@ def train_draft(lessons: list[dict], args) -> tuple[UnifiedModel, Edits, torch.T
     wrong = encode_videos(model, wrong)
     new_generator(model, args.seed)
     params = generator_params(model)
-    unconditional, _ = model.unconditional()
     run = Run(args.out / "draft", params, stage.optimizers(params, 1e-3, 1e-4), name="draft")
     for step in run.steps(args.draft_steps):
-        loss = base_step(model, edits, unconditional, step, args.batch, args.seed, drop=0.)
+        loss = base_step(model, edits, step, args.batch, args.seed, drop=0.)
         run.backward(loss, {})
         run.update()
     run.write_log()
@@ -72,10 +71,10 @@ def write_answers(file: Path, lessons: list[dict], model: UnifiedModel, edits: E
             texts = [edits.texts[i] for i in rows]
             videos.append(model.sample(sources, texts, steps=8, guidance=0, seed=start))
         for batch in videos:
-            for i, video in zip(rows, batch):
-                which.append(i)
-                frames.append(to_bytes(video[::VLM_STRIDE]))
-                grades.append(grade(training_triplet(lessons[i]["index"]), video))
+            which += rows
+            frames += to_bytes(batch[:, ::VLM_STRIDE])
+            grades += [grade(training_triplet(lessons[i]["index"]), video)
+                       for i, video in zip(rows, batch)]
     kept = {"which": torch.tensor(which), "frames": torch.stack(frames),
             "grades": torch.tensor(grades)}
     with replacing(file) as temporary:
