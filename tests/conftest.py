@@ -20,6 +20,7 @@ torch.set_num_threads(1)
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from browser import browser, one_browser
+from clips import painted
 from tiny import world
 from model import UnifiedModel
 from presets import PRESETS

@@ -1,14 +1,13 @@
 """Cuts, frames and clips of films."""
 
-import subprocess
 from pathlib import Path
 
 import cv2
-import imageio_ffmpeg
 import numpy as np
 import pytest
 import torch
 
+from clips import N, ffmpeg, read_paint
 from common import video
 from common.files import BadInput
 from curation import go, read
@@ -71,65 +70,34 @@ def test_films_that_are_skipped(tmp_path, capsys):
 
 # ------------------------------------------------------------- films whose frames show their number
 
-N, BLOCK = 100, 16
-
-
-def paint(number):
-    """A frame with its number as 3 x 4 black and white blocks, on grey or a colour in turn."""
-    frame = np.full((4 * BLOCK, 6 * BLOCK, 3), (90, 90, 90), np.uint8)
-    if number // 50 % 2:
-        frame[:] = (180, 60, 20)
-    for bit in range(12):
-        row, column = divmod(bit, 4)
-        y, x = BLOCK * row + BLOCK // 2, BLOCK * column + BLOCK
-        frame[y:y + BLOCK, x:x + BLOCK] = 255 * (number >> bit & 1)
-    return frame
-
-
-def number_of(frame):
-    """The number that is painted in a frame of any size."""
-    frame = cv2.resize(frame, (6 * BLOCK, 4 * BLOCK), interpolation=cv2.INTER_AREA).astype(int)
-    middles = [(BLOCK * (bit // 4) + BLOCK, BLOCK * (bit % 4) + 3 * BLOCK // 2)
-               for bit in range(12)]
-    return sum((frame[y - 3:y + 3, x - 3:x + 3].mean() > 127) << bit
-               for bit, (y, x) in enumerate(middles))
-
-
-X264 = ["-c:v", "libx264", "-crf", "16", "-g", "12", "-pix_fmt", "yuv420p"]
-SOUND = ["-f", "lavfi", "-i", "sine=d=6"]
-FILMS = {
-    "Alien: Romulus.mp4": ([], ["-vf", "settb=1/1000,setpts='if(lt(N,50),N*40,1500+N*10)'",
-                                "-fps_mode", "passthrough", *X264]),        # slow, then fast
-    "dropped.mkv": ([], ["-vf", "select='lt(n,60)+not(mod(n,2))'", "-fps_mode", "vfr", *X264]),
-    "sound is longer.ts": (SOUND, [*X264, "-c:a", "ac3"]),
-}
+X264 = ("-c:v", "libx264", "-crf", "16", "-g", "12", "-pix_fmt", "yuv420p")
+FILMS = {                                                # what ffmpeg is given beside the film
+    "Alien: Romulus.mp4": ("-vf", "settb=1/1000,setpts='if(lt(N,50),N*40,1500+N*10)'",
+                           "-fps_mode", "passthrough", *X264),             # slow, then fast
+    "dropped.mkv": ("-vf", "select='lt(n,60)+not(mod(n,2))'", "-fps_mode", "vfr", *X264),
+    "sound is longer.ts": ("-f", "lavfi", "-i", "sine=d=12", *X264, "-c:a", "ac3")}
 
 
 @pytest.mark.parametrize("name", FILMS)
-def test_the_vlm_and_the_clip_show_the_same_frames(name, tmp_path, monkeypatch):
+def test_the_vlm_and_the_clip_show_the_same_frames(name, painted, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    ffmpeg("-i", painted, *FILMS[name], tmp_path / name)
     path = Path(name)
-    inputs, options = FILMS[name]
-    pixels = np.stack([paint(k) for k in range(N)])
-    subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-f", "rawvideo", "-pix_fmt",
-                    "rgb24", "-s", f"{6 * BLOCK}x{4 * BLOCK}", "-r", "25", "-i", "-", *inputs,
-                    *options, tmp_path / name], input=pixels.tobytes(), check=True)
-    painted = [number_of(frame) for frame in video.frames(path)]
-    assert painted == [k for k in range(N) if k < 60 or k % 2 == 0 or name != "dropped.mkv"]
+    held = read_paint(video.frames(path))
+    assert held == [k for k in range(N) if k < 60 or k % 2 == 0 or name != "dropped.mkv"]
     shots, frames, fps = film.find_shots(path)
-    assert frames == len(painted)                # (blocks that turn may look like a cut, too)
-    assert 50 in [painted[first] for first, _ in shots]
-    clips = [(3, 40), (53, len(painted) - 4)]
+    assert frames == len(held)                           # (blocks that turn may be a cut, too)
+    assert 50 in [held[first] for first, _ in shots]
+    clips = [(3, 40), (53, len(held) - 4)]
     outs = [Path("0.mp4"), Path("1.mp4")]
     film.write_clips(path, clips, fps, outs)
     for (a, b), seen, out in zip(clips, film.read_clips(path, clips, k=5), outs, strict=True):
-        written = [number_of(frame) for frame in video.frames(out)]
-        assert written == painted[a:b]           # the clip has its frames, all of them
-        shown = [number_of(frame) for frame in seen]     # and the VLM sees some of the same
-        assert shown == [written[(2 * i + 1) * (b - a) // 10] for i in range(5)]
-        assert [number_of(frame) for frame in film.read_frames(out, k=5, side=64)] == shown
-    with pytest.raises(BadInput, match=f"{name}: frame 1.. cannot be read; is it the file whose"):
-        film.write_clips(path, [(100, 110)], fps, [Path("2.mp4")])
+        assert read_paint(video.frames(out)) == held[a:b]     # the clip has its frames, all of them
+        shown = read_paint(seen)                         # and the VLM sees some of the same
+        assert shown == [held[a:b][(2 * i + 1) * (b - a) // 10] for i in range(5)]
+        assert read_paint(film.read_frames(out, k=5, side=64)) == shown
+    with pytest.raises(BadInput, match=f"{name}: frame 2.. cannot be read; is it the file whose"):
+        film.write_clips(path, [(200, 210)], fps, [Path("2.mp4")])
     assert not Path("2.mp4").exists()
 
 
