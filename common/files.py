@@ -11,7 +11,6 @@ import sys
 import tempfile
 import time
 from contextlib import contextmanager, suppress
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Callable, Iterator
 
@@ -55,18 +54,6 @@ def tell_torchrun(line: str) -> None:
         details = {"py_callstack": line, "timestamp": str(int(time.time()))}
         record = {"message": {"message": line, "extraInfo": details}}
         Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(json.dumps(record), "utf-8")
-
-
-def require_packages(folder: str, *modules: str) -> None:
-    """For the __init__.py of a folder that needs more than requirements.txt.
-
-    Ends the command with one line and exit code 2 where one of these modules is not installed.
-    """
-    missing = [module for module in modules if find_spec(module) is None]
-    if missing:
-        print(f"{folder} needs {', '.join(missing)}: pip install -r requirements-dev.txt",
-              file=sys.stderr)
-        sys.exit(2)
 
 
 def check_hub(name: str) -> None:

@@ -33,15 +33,13 @@ def from_json(text: str | bytes):
         raise ValueError("it is nested too deeply") from error
 
 
-def read_rows(path: str | Path, what: str = "row",
-              fields: tuple[str, ...] = ()) -> Iterator[tuple[int, dict]]:
-    """(offset in bytes, row) of each whole line; no rows where there is no file.
+def read_rows(path: str | Path, what: str = "row", fields: tuple[str, ...] = ()) -> Iterator[dict]:
+    """The row of each whole line; no rows where there is no file.
 
     Raises BadInput, naming file:line, for a line that is no JSON object with these fields: no
     `what`.
     """
-    for offset, _, row in _read_lines(Path(path), what, fields):
-        yield offset, row
+    return (row for _, _, row in _read_lines(Path(path), what, fields))
 
 
 def _read_lines(path: Path, what: str,
@@ -109,7 +107,7 @@ class Store:
 
     def __iter__(self) -> Iterator[dict]:
         """All rows, in the order of the file."""
-        return (row for _, row in read_rows(self.path, *self._format))
+        return read_rows(self.path, *self._format)
 
     def __len__(self) -> int:
         """How many keys there are."""

@@ -286,13 +286,12 @@ def read_run(folder: Path) -> dict:
     try:
         record = json.loads(file.read_text("utf-8"))
         argv, settings = record["argv"], record["settings"]
+        texts = isinstance(argv, list) and all(isinstance(text, str) for text in argv)
+        if not (texts and isinstance(settings, dict)):
+            raise ValueError("argv is no list of texts, or settings no object")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{file}: is broken ({error}); "
                        f"delete the folder, or choose another") from error
-    texts = isinstance(argv, list) and all(isinstance(text, str) for text in argv)
-    if not (texts and isinstance(settings, dict)):
-        raise BadInput(f"{file}: is broken (argv is no list of texts, or settings no object); "
-                       f"delete the folder, or choose another")
     return {"argv": argv, "settings": settings}
 
 

@@ -347,14 +347,6 @@ def list_pictures(folder: Path) -> list[Path]:
     return sorted(pictures, key=_numbers_in_name)
 
 
-def list_videos(folder: str | Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """The files with these suffixes in a folder and its subfolders, sorted."""
-    folder = Path(folder)
-    return sorted(path for path in folder.rglob("*")
-                  if path.suffix.lower() in suffixes and path.is_file()
-                  and not any(map(is_hidden, path.relative_to(folder).parts)))
-
-
 def is_hidden(name: str) -> bool:
     """Whether a file or folder is the system's own: ".thumbs", a Mac's "._film.mp4", __MACOSX."""
     return name.startswith(".") or name == "__MACOSX"

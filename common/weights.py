@@ -13,16 +13,13 @@ import json
 import os
 import re
 import shutil
-import tempfile
 import warnings
-from contextlib import contextmanager
 from pathlib import Path
 
 import diffusers
 import torch
 import torch.nn as nn
 import transformers
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
@@ -166,29 +163,11 @@ def read_part(path: Path, part: nn.Module, dtype: torch.dtype) -> nn.Module:
     if not hasattr(part, "save_pretrained"):
         part.load_state_dict(read_tensors(path), assign=True)
         return part
-    with without_wrappers(require(path)) as folder:
-        loaded, info = type(part).from_pretrained(
-            folder, torch_dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True,
-            use_safetensors=True)
+    loaded, info = type(part).from_pretrained(
+        require(path), torch_dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True,
+        use_safetensors=True)
     wrong = {kind: [key if isinstance(key, str) else key[0] for key in keys][:5]
              for kind, keys in info.items() if keys}
     if wrong:
         raise ValueError(f"{path} does not fit: {wrong}")
     return loaded
-
-
-@contextmanager
-def without_wrappers(folder: Path):
-    """The folder; where its tensors' names have the prefixes of wrappers, a copy without them."""
-    files = list(folder.glob("*.safetensors"))
-    with tempfile.TemporaryDirectory() as copied:
-        wrapped = False
-        for file in files:
-            with safe_open(file, "pt") as opened:
-                wrapped |= any(WRAPPERS.match(name) for name in opened.keys())
-        if wrapped:
-            shutil.copy(folder / "config.json", copied)
-            for file in files:
-                save_file(read_tensors(file.with_suffix("")), Path(copied, file.name),
-                          {"format": "pt"})
-        yield copied if wrapped else folder

@@ -20,7 +20,7 @@ NOTHING, REFERENCE = "do nothing (the source)", "reference"
 def read_results(folder: Path) -> tuple[list[dict], dict]:
     """(rows, about) of a folder of results. Raises BadInput where there are none."""
     try:
-        rows = [row for _, row in read_rows(folder / "scores.jsonl", "score", ROW)]
+        rows = list(read_rows(folder / "scores.jsonl", "score", ROW))
         about = from_json((folder / "about.json").read_text("utf-8"))
         if not rows or not about.keys() >= set(ABOUT):
             raise ValueError("fields are missing")

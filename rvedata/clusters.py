@@ -120,24 +120,17 @@ def _share_and_variance(counts: np.ndarray, centres: np.ndarray) -> tuple[np.nda
 
 # ------------------------------------------------------------------------------------- the clusters
 
-def link_clips(image: np.ndarray, threshold: float) -> np.ndarray:
-    """Cluster labels (N,): the connected components of cosines above the threshold.
-
-    image: (N, D), rows of length 1.
-    """
-    linked = csr_matrix(image @ image.T > threshold)
-    return connected_components(linked, directed=False)[1]
-
-
 def clusters_of(clips: list[dict], image: np.ndarray, size: int,
                 threshold: float) -> list[list[int]]:
     """The clusters of a movie, as rows of `image` (N, D): at least two clips of a window each.
 
-    Windows overlap: of two clusters one of which lies within the other, the larger one counts.
+    They are the connected components of cosines above the threshold. Windows overlap: of two
+    clusters one of which lies within the other, the larger one counts.
     """
     per_window = []
     for _, rows in windows(clips, size):
-        labels = link_clips(image[rows], threshold)
+        linked = csr_matrix(image[rows] @ image[rows].T > threshold)
+        _, labels = connected_components(linked, directed=False)
         members = [np.flatnonzero(labels == label) + rows.start for label in np.unique(labels)]
         per_window.append([frozenset(some.tolist()) for some in members if len(some) > 1])
     found = []

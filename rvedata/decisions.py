@@ -19,30 +19,22 @@ from common.files import BadInput
 from common.manifest import SUBSET_OF
 
 KEPT = "decisions.json"
-NOT_OURS = (OSError, ValueError, AttributeError, TypeError, KeyError)
 
 
-def read_decisions(path: Path, triplets: dict[str, dict]) -> tuple[str, dict[str, dict]]:
-    """(who decided, {id: decision}) of a file. Raises BadInput if it is none of these triplets."""
+def read_decisions(path: Path, triplets: dict[str, dict]) -> dict[str, dict[str, dict]]:
+    """{who decided: {id: decision}} of a person's file, or of the list in decisions.json.
+
+    Raises BadInput where it is none of these triplets.
+    """
     try:
-        return check_person(json.loads(path.read_text("utf-8")), triplets, path.stem)
+        said = json.loads(path.read_text("utf-8"))
+        people = said if isinstance(said, list) else [said]
+        return dict(check_person(each, triplets, path.stem) for each in people)
     except BadInput as error:
-        raise BadInput(f"--decisions {path}: {error}") from error
-    except NOT_OURS as error:
-        raise BadInput(f"--decisions {path}: cannot be read ({error!r:.80}); "
+        raise BadInput(f"{path}: {error}") from error
+    except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:
+        raise BadInput(f"{path}: cannot be read ({error!r:.80}); "
                        f"give what verify.html saved") from error
-
-
-def read_kept(folder: Path, triplets: dict[str, dict]) -> dict[str, dict[str, dict]]:
-    """{who decided: {id: decision}} of earlier runs, kept in the folder. Raises BadInput."""
-    path = folder / KEPT
-    if not path.exists():
-        return {}
-    try:
-        kept = json.loads(path.read_text("utf-8"))
-        return dict(check_person(said, triplets, "") for said in kept)
-    except NOT_OURS as error:
-        raise BadInput(f"{path}: {error}; take it away, and pass --decisions again") from error
 
 
 def check_person(said: dict, triplets: dict[str, dict], name: str) -> tuple[str, dict[str, dict]]:
@@ -64,11 +56,6 @@ def check_person(said: dict, triplets: dict[str, dict], name: str) -> tuple[str,
         if not isinstance(text, str) or not text.strip():
             raise BadInput(f"{key[:80]!r} would have no instruction; write one")
     return str(said.get("annotator") or name), decisions
-
-
-def to_keep(people: dict[str, dict[str, dict]]) -> list[dict]:
-    """What `read_kept` reads."""
-    return [{"annotator": name, "decisions": decisions} for name, decisions in people.items()]
 
 
 def settle(people: dict[str, dict[str, dict]]) -> dict[str, dict]:

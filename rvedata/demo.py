@@ -20,33 +20,6 @@ TRAIN = Path(__file__).parents[1] / "train.py"
 TRIPLETS_A_MOVIE = 8
 
 
-def demo(args: Namespace) -> None:
-    """Make the films, run all commands on them, train."""
-    vlm, films, out = TinyWorldVLM(), args.out / "films", str(args.out)
-    print(f"films and edits of the tiny world into {films}")
-    make_movies(films / "movies", args.movies, TRIPLETS_A_MOVIE, vlm)
-    metadata = make_ditto(films / "ditto", TRIPLETS_A_MOVIE * args.movies, vlm)
-    rave.main(["--ditto", str(metadata), "--videos", f"{films}/ditto", "--out", f"{out}/rave"], vlm)
-    icvg.main(["--movies", f"{films}/movies", "--out", f"{out}/icvg", "--least", "9",
-               "--siglip", "pixels"], vlm)
-    split.main(["--from", f"{out}/rave", f"{out}/icvg", "--out", f"{out}/bench", "--n", "16",
-                "--siglip", "pixels"])
-    train(f"{out}/bench/train.jsonl", args)
-    print(f"look at {out}/icvg/report.html, {out}/rave/report.html and {out}/bench/verify.html")
-
-
-def train(manifest: str, args: Namespace) -> None:
-    """A few steps of train.py on the manifest, as a user would. Raises BadInput if they fail."""
-    command = [sys.executable, str(TRAIN), "--data", manifest, "--steps", str(args.steps),
-               "--batch", "4", "--eval-items", "0", "--out", f"{args.out}/train",
-               "--cache", f"{args.out}/cache"]
-    if args.weights:
-        command += ["--weights", args.weights]
-    code = subprocess.run(command).returncode
-    if code:
-        raise BadInput(f"the data are made, but train.py ended with code {code} on {manifest}")
-
-
 def parse(argv: list[str] | None = None) -> Namespace:
     parser = Parser(description=__doc__.split("\n\n")[0])
     add = parser.add_argument
@@ -58,9 +31,27 @@ def parse(argv: list[str] | None = None) -> Namespace:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Make the films, run all commands on them, train a few steps as a user would."""
     args = parse(argv)
     check_writable(args.out / "a file")
-    demo(args)
+    vlm, films, out = TinyWorldVLM(), args.out / "films", str(args.out)
+    print(f"films and edits of the tiny world into {films}")
+    make_movies(films / "movies", args.movies, TRIPLETS_A_MOVIE, vlm)
+    metadata = make_ditto(films / "ditto", TRIPLETS_A_MOVIE * args.movies, vlm)
+    rave.main(["--ditto", str(metadata), "--videos", f"{films}/ditto", "--out", f"{out}/rave"], vlm)
+    icvg.main(["--movies", f"{films}/movies", "--out", f"{out}/icvg", "--least", "9",
+               "--siglip", "pixels"], vlm)
+    split.main(["--from", f"{out}/rave", f"{out}/icvg", "--out", f"{out}/bench", "--n", "16",
+                "--siglip", "pixels"])
+    command = [sys.executable, str(TRAIN), "--data", f"{out}/bench/train.jsonl",
+               "--steps", str(args.steps), "--batch", "4", "--eval-items", "0",
+               "--out", f"{out}/train", "--cache", f"{out}/cache"]
+    if args.weights:
+        command += ["--weights", args.weights]
+    code = subprocess.run(command).returncode
+    if code:
+        raise BadInput(f"the data are made, but train.py ended with code {code} on {out}/bench")
+    print(f"look at {out}/icvg/report.html, {out}/rave/report.html and {out}/bench/verify.html")
 
 
 if __name__ == "__main__":

@@ -1,19 +1,13 @@
 """What is in a film? Its shots, frames of its clips for a VLM, and the clips as files (Sec. 3.1.2).
 
-A frame is named by its number among all that ffmpeg decodes, from the first on; nothing is looked
-up by time, and no header is believed. So shots, the frames that a VLM sees and the clips that are
-written agree in every container, at every frame rate. The price is that a film is decoded from its
-start once for each of the three; a seek would be faster, and wrong in some files.
-
-PySceneDetect finds hard cuts, `DissolveDetector` dissolves. Fades go through black, which is no
-shot; a flash of one or two frames is no cut.
+A frame is named by its number among all that ffmpeg decodes, so that shots, the frames that a VLM
+sees and the clips that are written agree. The price is that a film is decoded from its start once
+for each of the three; a seek would be faster, and wrong in some files.
 
 Axis letters: H W pixels. A frame is (H, W, 3) uint8. A clip (a, b) has the frames a to b - 1.
 """
 
 import logging
-import math
-import os
 from collections import deque
 from itertools import chain, groupby, islice
 from pathlib import Path
@@ -61,14 +55,18 @@ def without_flashes(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     """The frames (H, W, 3), but instead of a flash of one or two the frame before it."""
     window = deque()                                     # (frame, thumbnail) of five
     for frame in frames:
-        small = cv2.resize(frame, (32, 18), interpolation=cv2.INTER_AREA).astype(np.float32)
-        window.append((frame, small))
+        window.append((frame, thumbnail(frame)))
         if len(window) == 5:
             if is_flash(*[small for _, small in window]):
                 window[2] = window[1]
             yield window.popleft()[0]
     for frame, _ in window:
         yield frame
+
+
+def thumbnail(picture: np.ndarray) -> np.ndarray:
+    """A picture (H, W, 3) or (H, W) at 32 x 18, float32."""
+    return cv2.resize(picture, (32, 18), interpolation=cv2.INTER_AREA).astype(np.float32)
 
 
 def is_flash(two_before: np.ndarray, before: np.ndarray, now: np.ndarray,
@@ -122,7 +120,6 @@ class DissolveDetector:
     In a dissolve the frame in the middle of a window is the mean of those at its ends, which show
     different things. Motion breaks the first, a change of light the second.
     """
-    SIZE = (32, 18)                                      # of the grey thumbnails, W H
     CHANGE = 12.0                                        # grey levels between the ends, at least
     RESIDUAL = 0.2                                       # of the middle from their mean, in changes
     CORRELATION = 0.7                                    # between the ends, at most
@@ -135,15 +132,15 @@ class DissolveDetector:
 
     def add(self, frame: np.ndarray) -> None:
         """The next frame (H, W, 3)."""
-        grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
-        small = cv2.resize(grey, self.SIZE, interpolation=cv2.INTER_AREA)
-        self.window.append(small.astype(np.float32))
+        self.window.append(thumbnail(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)))
         self.count += 1
         if len(self.window) < self.window.maxlen:
             return
-        first, middle, last = self.window[0], self.window[self.half], self.window[-1]
+        first, middle, last = [self.window[k] for k in (0, self.half, -1)]
         change = np.abs(last - first).mean()
-        if change < self.CHANGE or _correlation(first, last) > self.CORRELATION:
+        with np.errstate(invalid="ignore"):              # a flat picture has none: NaN
+            correlation = np.corrcoef(first.ravel(), last.ravel())[0, 1]
+        if change < self.CHANGE or correlation > self.CORRELATION:
             return
         residual = np.abs(middle - (first + last) / 2).mean() / change
         if residual < self.RESIDUAL:
@@ -156,13 +153,6 @@ class DissolveDetector:
             if all(abs(middle - other) > 2 * self.half for other in found):
                 found.append(middle)
         return [(middle - self.half, middle + self.half) for middle in sorted(found)]
-
-
-def _correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Pearson's, of two pictures; 0 if one of them is flat."""
-    a, b = a - a.mean(), b - b.mean()
-    norm = math.sqrt(float((a * a).sum()) * float((b * b).sum()))
-    return float((a * b).sum()) / norm if norm > 0 else 0.
 
 
 # ------------------------------------------------------------------------------------------- frames
@@ -215,20 +205,20 @@ def write_clips(path: Path, clips: list[tuple[int, int]], fps: float, outs: list
     frames = frames_at(path, (number for clip in clips for number in range(*clip)))
     for (a, b), out in zip(clips, outs):
         with replacing(out) as temporary:
-            frame = next(frames)
-            height, width = frame.shape[:2]
-            writer = _clip_writer(temporary, width, height, fps)
-            for frame in chain([frame], islice(frames, b - a - 1)):
+            first = next(frames)
+            writer = _clip_writer(temporary, first, fps)
+            for frame in chain([first], islice(frames, b - a - 1)):
                 writer.send(frame)
             writer.close()
             video.count_frames(temporary, b - a)
 
 
-def _clip_writer(path: Path, width: int, height: int, fps: float) -> Iterator:
-    """A generator to which frames (height, width, 3) are sent; x264, even sides, BT.709."""
+def _clip_writer(path: Path, first: np.ndarray, fps: float) -> Iterator:
+    """A generator to which frames as large as the first are sent; x264, even sides, BT.709."""
+    height, width = first.shape[:2]
     bt709 = ["-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709"]
     writer = imageio_ffmpeg.write_frames(
-        os.fspath(path.absolute()), (width, height), fps=fps, codec="libx264", quality=None,
+        str(path.absolute()), (width, height), fps=fps, codec="libx264", quality=None,
         macro_block_size=1, ffmpeg_log_level="quiet",
         output_params=["-crf", "18", *bt709, "-vf", "scale=trunc(iw/2)*2:trunc(ih/2)*2"
                        ":out_color_matrix=bt709,format=yuv420p"])

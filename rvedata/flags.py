@@ -9,7 +9,6 @@ from presets import PRESETS
 from rvedata import embed
 from rvedata.instructions import EXAMPLES
 
-
 price = between(0, math.inf)
 ratio = between(0, 1)
 
@@ -59,12 +58,3 @@ def add_vlm_flags(parser: argparse.ArgumentParser) -> None:
     add("--price-out", type=price, default=0., help="openai: dollars a million tokens of answers")
     add("--overlap", type=ratio, default=.5,
         help="share of the literal content words that may be said again, at most")
-
-
-def add_caption_flags(parser: argparse.ArgumentParser) -> None:
-    """Captions by another endpoint model than the instructions (see vlm.make_captioner)."""
-    add = parser.add_argument
-    add("--caption-model", help="openai: model that writes the captions; --model if not given")
-    add("--caption-base-url", help="openai: its endpoint; --base-url if not given")
-    add("--caption-prices", type=price, nargs=2, default=(0., 0.), metavar=("IN", "OUT"),
-        help="openai: its dollars a million tokens")

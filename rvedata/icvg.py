@@ -12,9 +12,6 @@ The same command goes on after a stop; to do a stage again, delete its file and 
 costs (shots, captions, embeddings, instructions) is added line by line. What is cheap (clusters,
 pairs, triplets) is written anew from all lines there are, sorted, so neither the order of
 the work nor the number of machines matters.
-
-Chosen where the paper is silent: of a shot the middle 80 % are used, five seconds at most; see also
-clusters.py and pairs.py.
 """
 
 from argparse import Namespace
@@ -30,8 +27,7 @@ from rvedata import pages
 from rvedata.clusters import find_clusters
 from rvedata.embed import embed_clips, load_embedder
 from rvedata.film import read_frames, write_clips
-from rvedata.flags import (add_caption_flags, add_siglip_flag, add_vlm_flags, add_work_flags, price,
-                           ratio)
+from rvedata.flags import add_siglip_flag, add_vlm_flags, add_work_flags, price, ratio
 from rvedata.instructions import (CAPTION, print_check_counts, read_examples, text_schema,
                                   write_instruction)
 from rvedata.manifest import VIDEO_FIELDS, write_triplets
@@ -40,7 +36,7 @@ from rvedata.shots import (clips_of, find_all_shots, movie_names, raise_if_error
                            with_frames)
 from rvedata.stages import (Rejected, finished_ids, my_shard, read_accepted, read_grouped,
                             read_records, run_stage, short_hash)
-from rvedata.vlm import cost_of, make_captioner, make_vlm
+from rvedata.vlm import make_captioner, make_vlm
 
 CHUNK = 64                                               # shots whose embeddings share a file
 
@@ -68,7 +64,7 @@ def caption_shots(args: Namespace, ask: Callable) -> None:
                 yield {"id": clip["id"], "clip": clip, "frames": frames}
 
     total = sum(1 for movie in read_movies(args) for _ in clips_of(movie, args.seconds, args.least))
-    run_stage(path, items(), work, args.skip_bad, args.workers, total, cost_of(ask))
+    run_stage(path, items(), work, args.skip_bad, args.workers, total, getattr(ask, "cost", None))
 
 
 def embed_shots(args: Namespace, embed: tuple[Callable, Callable]) -> None:
@@ -105,9 +101,8 @@ def chunks_of_movies(args: Namespace) -> Iterator[list[dict]]:
     """Of each movie of this shard its captioned shots in chunks {id, movie, chunk, members}."""
     captions = read_grouped(args.out / "captions.jsonl", key=lambda clip: clip["movie"],
                             movie=str, index=int, clip=list, caption=str)
-    names = set(movie_names(args.movies))
     for movie, clips in captions:
-        if movie not in names or not my_shard(movie, args.shard):
+        if movie not in args.films or not my_shard(movie, args.shard):
             continue
         chunks = []
         for number, members in groupby(clips, key=lambda clip: clip["index"] // CHUNK):
@@ -148,7 +143,7 @@ def instruct_pairs(args: Namespace, ask: Callable) -> None:
                 yield {**pair, "error": error, "shown": dict(zip(VIDEO_FIELDS, paths))}
 
     total = sum(len(pairs) for pairs in pairs_of_movies(args))
-    run_stage(path, items(), work, args.skip_bad, args.workers, total, cost_of(ask))
+    run_stage(path, items(), work, args.skip_bad, args.workers, total, getattr(ask, "cost", None))
     print_check_counts(path)
 
 
@@ -190,14 +185,13 @@ def curate(args: Namespace, ask: Callable, caption: Callable,
     find_all_shots(args)
     caption_shots(args, caption)
     embed_shots(args, embed)
-    done = {record["id"] for _, record in read_records(args.out / "shots.jsonl")}
-    names = set(movie_names(args.movies))
-    if names - done:
+    done = {record["id"] for record in read_records(args.out / "shots.jsonl")}
+    if args.films - done:
         index, n = args.shard
         print(f"shard {index}/{n} is done up to the embeddings; merge all shards, and go on there")
         return
     try:
-        threshold = find_clusters(args.out, names, args.window, args.threshold)
+        threshold = find_clusters(args.out, args.films, args.window, args.threshold)
         low, high = args.bounds or (threshold, .995)
         similarity, diversity = args.score
         select_pairs(args.out, similarity, diversity, args.per_cluster, low, high)
@@ -235,7 +229,10 @@ def parse(argv: list[str] | None = None) -> Namespace:
     add_work_flags(parser)
     add_siglip_flag(parser)
     add_vlm_flags(parser)
-    add_caption_flags(parser)
+    add("--caption-model", help="openai: model that writes the captions; --model if not given")
+    add("--caption-base-url", help="openai: its endpoint; --base-url if not given")
+    add("--caption-prices", type=price, nargs=2, default=(0., 0.), metavar=("IN", "OUT"),
+        help="openai: its dollars a million tokens")
     args = parser.parse_args(argv)
     if args.bounds and args.bounds[0] > args.bounds[1]:
         low, high = args.bounds
@@ -243,7 +240,7 @@ def parse(argv: list[str] | None = None) -> Namespace:
     if args.caption_base_url and not args.caption_model:
         raise BadInput("--caption-base-url: is for --caption-model, which is not given; add it")
     args.examples = read_examples(args.examples)
-    movie_names(args.movies)
+    args.films = movie_names(args.movies)
     return args
 
 

@@ -60,10 +60,9 @@ def read_examples(path: Path) -> dict:
     try:
         examples = json.loads(path.read_text("utf-8"))
         for subset, types in world.TYPES.items():
-            present = {example["type"] for example in examples[subset]}
-            for name in types:
-                if name not in present:
-                    raise ValueError(f"no example of {name}")
+            missing = set(types) - {example["type"] for example in examples[subset]}
+            if missing:
+                raise ValueError(f"no example of {', '.join(sorted(missing))}")
         if not all(verb.isalpha() for verb in examples["forbidden"]):
             raise ValueError("a forbidden verb is no single word")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -143,10 +142,8 @@ def why_refused(ask: Callable, parts: list, answer: dict, literal: str, types: l
     A forbidden verb is only a suspicion ("the weather is about to change"): the VLM decides.
     """
     reason = why_unusable(answer, literal, types, forbidden, overlap)
-    suspected = reason.startswith(STATES)
+    suspected = reason.startswith(STATES) and not why_unusable(answer, literal, types, [], overlap)
     if reason and not suspected:
-        return reason
-    if suspected and why_unusable(answer, literal, types, [], overlap):
         return reason
     return second_question(ask, parts, answer["instruction"], literal, reason)
 
@@ -173,18 +170,15 @@ def second_question(ask: Callable, parts: list, instruction: str, literal: str,
 
 def middle_frames(parts: list) -> list[np.ndarray]:
     """Of each row of frames the middle one."""
-    frames = []
-    for is_frame, row in groupby(parts, lambda part: isinstance(part, np.ndarray)):
-        row = list(row)
-        if is_frame:
-            frames.append(row[len(row) // 2])
-    return frames
+    rows = [list(row) for is_frame, row in groupby(parts, lambda part: isinstance(part, np.ndarray))
+            if is_frame]
+    return [row[len(row) // 2] for row in rows]
 
 
 def print_check_counts(path: Path) -> None:
     """One line: how many answers in a stage's file were sent back, by words and by the VLM."""
     words = asked = 0
-    for _, record in read_records(path):
+    for record in read_records(path):
         reason = record.get("sent_back") or record.get("rejected") or ""
         if reason.startswith(ASKED):
             asked += 1

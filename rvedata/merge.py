@@ -19,25 +19,11 @@ from rvedata.stages import read_records, write_stage
 REPLIES = {"replies.jsonl", "replies-captions.jsonl"}
 
 
-def merge(folders: list[Path], out: Path) -> None:
-    """Write the stages' files of all folders, joined, and copy their embeddings and clips."""
-    for folder in folders:
-        if not any(folder.glob("*.jsonl")):
-            raise BadInput(f"--from {folder}: holds no *.jsonl of rave or icvg; correct the path")
-    names = {path.name for folder in folders for path in folder.glob("*.jsonl")}
-    for name in sorted(names - REPLIES):
-        write_stage(out / name, join_records(folders, name, out))
-    for folder in folders:
-        for part in ("embeddings", "clips"):
-            if (folder / part).is_dir():
-                shutil.copytree(folder / part, out / part, dirs_exist_ok=True)
-
-
 def join_records(folders: list[Path], name: str, out: Path) -> Iterator[dict]:
     """The records of a stage, each id once; paths are relative to `out`."""
     seen = set()
     for folder in folders:
-        for _, record in read_records(folder / name):
+        for record in read_records(folder / name):
             if "failed" in record or record["id"] in seen:
                 continue
             seen.add(record["id"])
@@ -58,9 +44,19 @@ def parse(argv: list[str] | None = None) -> Namespace:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Write the stages' files of all folders, joined, and copy their embeddings and clips."""
     args = parse(argv)
     check_writable(args.out / "shots.jsonl")
-    merge(args.source, args.out)
+    for folder in args.source:
+        if not any(folder.glob("*.jsonl")):
+            raise BadInput(f"--from {folder}: holds no *.jsonl of rave or icvg; correct the path")
+    names = {path.name for folder in args.source for path in folder.glob("*.jsonl")}
+    for name in sorted(names - REPLIES):
+        write_stage(args.out / name, join_records(args.source, name, args.out))
+    for folder in args.source:
+        for part in ("embeddings", "clips"):
+            if (folder / part).is_dir():
+                shutil.copytree(folder / part, args.out / part, dirs_exist_ok=True)
 
 
 if __name__ == "__main__":

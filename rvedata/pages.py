@@ -14,7 +14,6 @@ from pathlib import Path
 from statistics import median
 
 import cv2
-import numpy as np
 
 from common.files import BadInput
 from common.manifest import SUBSET_OF
@@ -38,12 +37,11 @@ SIDE = 192                                               # pixels of a picture
 
 def report(folder: Path, movies: Path | None = None) -> None:
     """Write report.html about a folder of rave, icvg or split. movies: where its films are."""
-    name = os.fsencode(folder.name).decode("utf-8", "replace")       # whatever the locale
+    title = os.fsencode(folder.name).decode("utf-8", "replace")      # whatever the locale
     stages, bad = count_stages(folder)
     manifests = {name: list(read_accepted(folder / f"{name}.jsonl"))
                  for name in ("triplets", "train", "test")}
     data = {
-        "title": name,
         "stages": stages,
         "manifests": [statistics(name, some) for name, some in manifests.items() if some],
         "threshold": threshold(folder),
@@ -56,7 +54,7 @@ def report(folder: Path, movies: Path | None = None) -> None:
                      if all(field in record for field in VIDEO_FIELDS)],
         "bad": [[stage, record["id"], kind, reason] for record, stage, kind, reason in bad],
     }
-    write_page(folder / "report.html", HERE / "report.html", f"RVE-Dataset: {name}", data=data)
+    write_page(folder / "report.html", HERE / "report.html", f"RVE-Dataset: {title}", data=data)
 
 
 def count_stages(folder: Path) -> tuple[list[list], list[tuple]]:
@@ -69,7 +67,7 @@ def count_stages(folder: Path) -> tuple[list[list], list[tuple]]:
         if not path.exists():
             continue
         kinds, others = {}, {}
-        for _, record in read_records(path):
+        for record in read_records(path):
             kind = next((kind for kind in ("rejected", "failed") if kind in record), "done")
             kinds[record["id"]] = kind
             if kind != "done" and len(bad) + len(others) < SHOWN_BAD:
@@ -98,12 +96,9 @@ def statistics(name: str, triplets: list[dict]) -> dict:
 
 
 def threshold(folder: Path) -> dict | None:
-    """The histogram of cosines within windows and the threshold, as clusters.json has them."""
-    if not (folder / "clusters.json").exists():
-        return None
-    record = json.loads((folder / "clusters.json").read_text("utf-8"))
-    names = "counts", "threshold", "clusters", "alone"
-    return {name: record[name] for name in names} | {"by": record["chosen by"]}
+    """The histogram of cosines within windows, the threshold, and what it came to."""
+    path = folder / "clusters.json"
+    return json.loads(path.read_text("utf-8")) if path.exists() else None
 
 
 # ------------------------------------------------------------------------------------- pictures
@@ -113,8 +108,6 @@ def cuts(folder: Path, movies: Path) -> list:
 
     What lies between two shots, such as a dissolve, is in neither.
     """
-    if not (folder / "shots.jsonl").exists():
-        return []
     found = []
     still_there = (movie for movie in read_accepted(folder / "shots.jsonl")
                    if (movies / movie["id"]).is_file())
@@ -123,8 +116,7 @@ def cuts(folder: Path, movies: Path) -> list:
         frames = [frame for (_, past), (first, _) in zip(shots, shots[1:])
                   for frame in (past - 1, first)]
         pictures = read_pictures(movies / movie["id"], [(frame, frame + 1) for frame in frames])
-        captions = [f"frame {frame}" for frame in frames]
-        pairs = list(zip(pictures, captions))
+        pairs = [(picture, f"frame {frame}") for picture, frame in zip(pictures, frames)]
         found += [[f"{movie['id']}, cut {k // 2 + 1}", pairs[k:k + 2]]
                   for k in range(0, len(pairs), 2)]
     return found
@@ -132,8 +124,6 @@ def cuts(folder: Path, movies: Path) -> list:
 
 def clusters(folder: Path, movies: Path) -> list:
     """[id, [(picture, caption), ...]]: the middle frames of the clips of the first clusters."""
-    if not (folder / "clusters.jsonl").exists():
-        return []
     some = list(islice(read_accepted(folder / "clusters.jsonl"), SHOWN))
     by_movie = {}
     for clip in [clip for cluster in some for clip in cluster["members"]]:

@@ -1,10 +1,8 @@
 """Which two clips of a cluster make a source and a target? (Sec. 3.1.2)
 
-The best pairs say the same in their captions and look different; the earlier clip is the
-source. A pair must share enough context, and differ enough to learn from: its pictures have a
-cosine in [low, high]. That is asked before pairs are ranked, so a cluster whose best pair fails
-has its second best. Two clips of a cluster may be linked by way of others only, and be far
-apart themselves.
+The best pairs say the same in their captions and look different; the earlier clip is the source. A
+pair must share enough context, and differ enough to learn from: its pictures have a cosine in
+[low, high]. That is asked before pairs are ranked: clips may be linked by way of others only.
 """
 
 from pathlib import Path

@@ -24,7 +24,7 @@ from rvedata.manifest import VIDEO_FIELDS, still_there, write_triplets
 from rvedata.stages import (Rejected, my_shard, read_accepted, read_records, run_stage, short_hash,
                             write_stage)
 from rvedata.text import Texts
-from rvedata.vlm import cost_of, make_vlm
+from rvedata.vlm import make_vlm
 
 
 def read_ditto(files: list[Path], shard: tuple[int, int], share: float) -> Iterator[dict]:
@@ -82,7 +82,7 @@ def rewrite(args: Namespace, ask: Callable) -> None:
                  for name in ("source", "target")]
         item["shown"] = {"subset": "rave", **dict(zip(VIDEO_FIELDS, paths))}
     run_stage(path, items, work, args.skip_bad, args.workers, len(items),
-              cost_of(ask))
+              getattr(ask, "cost", None))
     print_check_counts(path)
     write_triplets(args.out, read_accepted(path), args.near)
     write_pairs(args.out, path)
@@ -92,7 +92,7 @@ def rewrite(args: Namespace, ask: Callable) -> None:
 def write_pairs(out: Path, rewrites: Path) -> None:
     """Write pairs.jsonl: the sources and good instructions whose target does not fit them."""
     fields = ("id", "subset", "source_video_path", "instruction", "type", "rationale")
-    pairs = [{field: record[field] for field in fields} for _, record in read_records(rewrites)
+    pairs = [{field: record[field] for field in fields} for record in read_records(rewrites)
              if "rejected" in record and "instruction" in record]
     write_stage(out / "pairs.jsonl", sorted(still_there(out, pairs), key=lambda pair: pair["id"]))
 

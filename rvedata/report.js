@@ -1,21 +1,20 @@
 // What came out of each stage of curation: counts, threshold, cuts, clusters, triplets, rejections.
 
 const parts = byId('parts');
-const cards = lazily(fillCard, emptyCard);
+const cards = lazily(
+  card => { card.player = addVideos(card.item.videos, card.item.texts[0][0], card.firstChild); },
+  card => { card.player.end(); card.firstChild.replaceChildren(); });
 const count = n => n.toLocaleString('en');
 
-function fillTable(table, lines) {
-  lines.forEach((cells, place) => {
-    const line = make('tr', null, table);
-    for (const cell of cells) {
-      const isNumber = typeof cell == 'number';
-      make(place ? 'td' : 'th', isNumber ? count(cell) : cell, line, isNumber ? '' : 'text');
-    }
+function addRows(title, rows) {
+  make('h2', title, parts);
+  const table = addTable(parts);
+  const isNumber = value => typeof value == 'number';
+  rows.forEach((row, place) => {
+    const texts = row.map(value => isNumber(value) ? count(value) : value);
+    const cells = addLine(table, texts, place ? 'td' : 'th');
+    cells.forEach((cell, k) => cell.classList.toggle('text', !isNumber(row[k])));
   });
-}
-
-function addTable(lines) {
-  fillTable(make('table', null, make('div', null, parts, 'scroll')), lines);
 }
 
 function addManifest({ name, n, types, words }) {
@@ -27,7 +26,7 @@ function addManifest({ name, n, types, words }) {
 }
 
 // The cosines within windows; bars as the square roots of counts, so that small groups show.
-function addThreshold({ counts, threshold, by, clusters, alone }) {
+function addThreshold({ counts, threshold, clusters, alone, 'chosen by': by }) {
   make('h2', 'Threshold', parts);
   const first = Math.max(0, counts.findIndex(n => n));
   const lowest = 2 * first / counts.length - 1;
@@ -88,24 +87,13 @@ function addTriplets(title, items) {
   }
 }
 
-function fillCard(card) {
-  const { videos, texts } = card.item;
-  card.player = addVideos(videos, texts[0][0], card.querySelector('.pair'));
-}
-
-function emptyCard(card) {
-  card.player.end();
-  card.querySelector('.pair').replaceChildren();
-}
-
-byId('title').textContent = data.title;
-fillTable(byId('stages'), [['stage', 'done', 'rejected', 'failed'], ...data.stages]);
+addRows('Stages', [['stage', 'done', 'rejected', 'failed'], ...data.stages]);
 data.manifests.forEach(addManifest);
 if (data.threshold) addThreshold(data.threshold);
 addPictures('Cuts: the frames before and after', data.cuts);
 addPictures('Clusters', data.clusters);
 for (const { name, items } of data.shown) addTriplets(`Some of ${name}`, items);
 addTriplets('Rejected pairs', data.rejected);
-make('h2', 'Rejected and failed', parts);
-if (data.bad.length) addTable([['stage', 'id', '', 'reason'], ...data.bad]);
-else make('p', 'None.', parts);
+if (data.bad.length) {
+  addRows('Rejected and failed', [['stage', 'id', '', 'reason'], ...data.bad]);
+}

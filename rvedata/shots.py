@@ -10,23 +10,28 @@ from pathlib import Path
 from typing import Iterator
 
 from common.files import BadInput
-from common.video import list_videos
+from common.video import is_hidden
 from rvedata.film import find_shots, read_clips
 from rvedata.stages import my_shard, read_accepted, run_stage
 
 MOVIES = (".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v", ".mpg", ".mpeg", ".ts")
 
 
-def movie_names(folder: Path) -> list[str]:
+def movie_names(folder: Path) -> set[str]:
     """Films of a folder and its subfolders, as paths relative to it. Raises BadInput if none.
 
     Hidden files, and clips that an earlier run has cut out of films, are none.
     """
-    films = [path for path in list_videos(folder, MOVIES) if not is_cut_out(path)]
-    if not films:
+    names = set()
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder)
+        is_film = path.suffix.lower() in MOVIES and path.is_file()
+        if is_film and not any(map(is_hidden, name.parts)) and not is_cut_out(path):
+            names.add(name.as_posix())
+    if not names:
         raise BadInput(f"--movies {folder}: holds no film ({', '.join(MOVIES)}); "
                        f"give the folder of your films")
-    return sorted(path.relative_to(folder).as_posix() for path in films)
+    return names
 
 
 def is_cut_out(path: Path) -> bool:
@@ -47,11 +52,10 @@ def find_all_shots(args: Namespace) -> None:
                            f"{args.max_shots}: does it flicker? raise the flag, or take it away")
         return {"fps": fps, "frames": frames, "shots": shots}
 
-    names = [name for name in movie_names(args.movies) if my_shard(name, args.shard)]
-    items = [{"id": name} for name in names]
+    items = [{"id": name} for name in sorted(args.films) if my_shard(name, args.shard)]
     path = args.out / "shots.jsonl"
     run_stage(path, items, work, args.skip_bad, total=len(items))
-    gone = {movie["id"] for movie in read_accepted(path)} - set(movie_names(args.movies))
+    gone = {movie["id"] for movie in read_accepted(path)} - args.films
     if gone:
         some = ", ".join(sorted(gone)[:9])
         print(f"{len(gone)} no longer in {args.movies}, and left out: {some}")
@@ -59,9 +63,8 @@ def find_all_shots(args: Namespace) -> None:
 
 def read_movies(args: Namespace) -> Iterator[dict]:
     """The lines of shots.jsonl that belong to this shard, of films that are still there."""
-    names = set(movie_names(args.movies))
     for movie in read_accepted(args.out / "shots.jsonl", fps=float, shots=list):
-        if movie["id"] in names and my_shard(movie["id"], args.shard):
+        if movie["id"] in args.films and my_shard(movie["id"], args.shard):
             yield movie
 
 

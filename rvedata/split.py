@@ -24,8 +24,7 @@ import numpy as np
 from common.files import BadInput, Parser, atomic_write, check_writable, positive, run_script
 from common.manifest import FIELDS
 from rvedata import pages
-from rvedata.decisions import (KEPT, agreement_lines, changed, read_decisions, read_kept, settle,
-                               to_keep)
+from rvedata.decisions import KEPT, agreement_lines, changed, read_decisions, settle
 from rvedata.embed import embed_clips, load_embedder
 from rvedata.film import read_frames
 from rvedata.flags import add_siglip_flag, add_work_flags, existing_folder, ratio
@@ -34,28 +33,15 @@ from rvedata.manifest import VIDEO_FIELDS, paths_of, rebase_paths, still_there
 from rvedata.stages import read_accepted, run_stage, short_hash, write_stage
 
 
-def read_triplets(folders: list[Path], out: Path) -> dict[str, dict]:
-    """{id: triplet} of the manifests of these folders, with paths relative to `out`."""
-    triplets = {}
+def read_manifests(folders: list[Path], name: str, out: Path, **fields: type) -> dict[str, dict]:
+    """{id: record} of the manifests of this name, with paths relative to `out`."""
+    found = {}
     for folder in folders:
-        records = read_accepted(folder / "triplets.jsonl", **dict.fromkeys(FIELDS, str))
-        for record in still_there(folder, records):
-            triplets[record["id"]] = rebase_paths(record, folder, out)
-    if not triplets:
-        raise BadInput(f"--from {' '.join(map(str, folders))}: no triplets.jsonl whose videos are "
-                       f"there; run rave or icvg first")
-    return triplets
-
-
-def read_pairs(folders: list[Path], out: Path) -> list[dict]:
-    """The pairs of rave, without targets, of these folders, with paths relative to `out`."""
-    pairs = {}
-    for folder in folders:
-        records = [record for record in read_accepted(folder / "pairs.jsonl")
+        records = [record for record in read_accepted(folder / name, **fields)
                    if "instruction" in record]           # the pairs of icvg are another thing
         for record in still_there(folder, records):
-            pairs[record["id"]] = rebase_paths(record, folder, out)
-    return list(pairs.values())
+            found[record["id"]] = rebase_paths(record, folder, out)
+    return found
 
 
 def index_videos(args: Namespace, paths: list[str], embed_images: Callable) -> dict[str, dict]:
@@ -89,18 +75,23 @@ def decode(text: str) -> np.ndarray:
 def hold_out(args: Namespace, embed_images: Callable) -> None:
     """Write the split, what was kept out of it, verify.html and report.html in args.out."""
     out = args.out
-    triplets, pairs = read_triplets(args.source, out), read_pairs(args.source, out)
-    people = read_kept(out, triplets)
-    for file in args.decisions:
-        name, found = read_decisions(file, triplets)
-        people[name] = people.get(name, {}) | found
+    triplets = read_manifests(args.source, "triplets.jsonl", out, **dict.fromkeys(FIELDS, str))
+    if not triplets:
+        raise BadInput(f"--from {' '.join(map(str, args.source))}: no triplets.jsonl whose videos "
+                       f"are there; run rave or icvg first")
+    pairs = read_manifests(args.source, "pairs.jsonl", out)
+    kept, people = out / KEPT, {}
+    for file in [kept, *args.decisions] if kept.exists() else args.decisions:
+        for name, found in read_decisions(file, triplets).items():
+            people[name] = people.get(name, {}) | found
     decisions = settle(people)
     triplets = {name: changed(triplet, decisions.get(name), ("instruction",))
                 for name, triplet in triplets.items()}
-    paths = {path for record in [*triplets.values(), *pairs] for path in paths_of(record)}
+    shown = triplets | pairs
+    paths = {path for record in shown.values() for path in paths_of(record)}
     videos = index_videos(args, sorted(paths), embed_images)
-    readable = [triplet for triplet in triplets.values() if videos.keys() >= set(paths_of(triplet))]
-    pairs = [pair for pair in pairs if videos.keys() >= set(paths_of(pair))]
+    readable, pairs = [[record for record in some.values() if videos.keys() >= {*paths_of(record)}]
+                       for some in (triplets, pairs)]
     if not readable:
         raise BadInput(f"none of the {len(triplets)} triplets has videos that can be read; what "
                        f"failed, and why, is in {out}/videos.jsonl")
@@ -111,18 +102,18 @@ def hold_out(args: Namespace, embed_images: Callable) -> None:
     held_out = found.candidates + found.reserve
     leaking_pairs = find_leaks(held_out, pairs, videos, args.same, args.near)
     removed = found.duplicates | leaks | leaking_pairs
-    shown = triplets | {pair["id"]: pair for pair in pairs}
     write_stage(out / "removed.jsonl", [
         {"id": name, "rejected": reason, **dict(zip(VIDEO_FIELDS, paths_of(shown[name])))}
         for name, reason in sorted(removed.items())])
     write_stage(out / "pairs.jsonl", [pair for pair in pairs if pair["id"] not in leaking_pairs])
     write_stage(out / "reserve.jsonl", found.reserve)
-    write_stage(out / "train.jsonl", [triplet for triplet in found.train
-                                        if triplet["id"] not in leaks])
+    train = [triplet for triplet in found.train if triplet["id"] not in leaks]
+    write_stage(out / "train.jsonl", train)
     write_stage(out / "candidates.jsonl", found.candidates)
     write_test(out, found.candidates, decisions)
     if people:
-        atomic_write(out / KEPT, json.dumps(to_keep(people), indent=1) + "\n")
+        said = [{"annotator": name, "decisions": found} for name, found in people.items()]
+        atomic_write(kept, json.dumps(said, indent=1) + "\n")
     print("".join(f"{line}\n" for line in agreement_lines(people)), end="")
     undecided = [triplet for triplet in found.candidates if triplet["id"] not in decisions]
     pages.verify(out, undecided, short_hash([triplet["id"] for triplet in undecided]))

@@ -52,17 +52,17 @@ def my_shard(name: str, shard: tuple[int, int]) -> bool:
 
 # ---------------------------------------------------------------------------------- reading a stage
 
-def read_records(path: Path, **fields: type) -> Iterator[tuple[int, dict]]:
-    """(offset in the file, record) of each line.
+def read_records(path: Path, **fields: type) -> Iterator[dict]:
+    """The record of each line.
 
     Raises BadInput for a line that is not ours, or of what was done but lacks a field of this type.
     """
-    for offset, record in read_rows(path, "record", ("id",)):
+    for number, record in enumerate(read_rows(path, "record", ("id",)), 1):
         for name, kind in {"id": str, **(fields if is_accepted(record) else {})}.items():
             if not isinstance(record.get(name), (int, float) if kind is float else kind):
-                raise BadInput(f"{path}: the line at byte {offset} has no {name} of type "
-                               f"{kind.__name__}; delete it")
-        yield offset, record
+                raise BadInput(f"{path}:{number}: has no {name} of type {kind.__name__}; "
+                               f"delete this line")
+        yield record
 
 
 def is_accepted(record: dict) -> bool:
@@ -77,31 +77,26 @@ def is_final(record: dict) -> bool:
 
 def finished_ids(path: Path) -> set[str]:
     """The ids of the items that are done or rejected."""
-    return {record["id"] for _, record in read_records(path) if is_final(record)}
+    return {record["id"] for record in read_records(path) if is_final(record)}
 
 
 def read_accepted(path: Path, **fields: type) -> Iterator[dict]:
     """The records of what was done, see `read_records`."""
-    return (record for _, record in read_records(path, **fields) if is_accepted(record))
+    return filter(is_accepted, read_records(path, **fields))
 
 
 def read_grouped(path: Path, key: Callable[[dict], object],
                  **fields: type) -> Iterator[tuple[object, list[dict]]]:
     """(key, its accepted records sorted by id), sorted by key.
 
-    Only offsets are held in memory: a file may be larger.
+    Only their places are held in memory: a file may be larger.
     """
     groups = {}
-    for offset, record in read_records(path, **fields):
-        if is_accepted(record):
-            groups.setdefault(key(record), {})[record["id"]] = offset
+    for record in read_accepted(path, **fields):
+        groups.setdefault(key(record), set()).add(record["id"])
+    store = Store(path, "id", "record", counts=is_accepted)
     for group in sorted(groups):
-        records = []
-        with open(path, "rb") as file:
-            for _, offset in sorted(groups[group].items()):
-                file.seek(offset)
-                records.append(json.loads(file.readline()))
-        yield group, records
+        yield group, [store.rows(name)[-1] for name in sorted(groups[group])]
 
 
 # ---------------------------------------------------------------------------------- writing a stage
@@ -132,7 +127,8 @@ def run_stage(path: Path, items: Iterable[dict], work: Callable[[dict], dict],
     skip_bad that becomes a line, too, otherwise the run ends, and the same command goes on from
     what is there.
     An item's "shown" goes into its line where it is rejected, for the report: its videos.
-    total: number of items, for the progress bar. cost(done, left): what to say about the money.
+    total: number of items, for the progress bar. cost(done, left): what to say about the money, of
+    a VLM that costs any.
     """
     counts = Counter()
     with Store(path, "id", "record", counts=is_final) as store:

@@ -7,7 +7,12 @@ state.changes ??= {};                                // {id: {instruction, type}
 state.annotator ??= '';
 state.nobody ??= someone();                          // who gives no name
 
-const cells = lazily(fillCell, emptyCell);
+const cells = lazily(
+  cell => {
+    const { videos, instruction } = cell.triplet;
+    cell.player = addVideos(videos, instruction, cell.firstChild);
+  },
+  cell => { cell.player.end(); cell.firstChild.replaceChildren(); });
 
 const decisionOf = ({ id }) => state.decisions[id];
 const changesOf = ({ id }) => state.changes[id] ?? {};
@@ -87,16 +92,6 @@ function drawOverview() {
     make('div', words(triplet), cell, colourOf(triplet));
     cells.watch(cell);
   });
-}
-
-function fillCell(cell) {
-  const { triplet } = cell;
-  cell.player = addVideos(triplet.videos, triplet.instruction, cell.querySelector('.pair'));
-}
-
-function emptyCell(cell) {
-  cell.player.end();
-  cell.querySelector('.pair').replaceChildren();
 }
 
 // k: the triplet to go to when the overview is left

@@ -8,7 +8,6 @@ import json
 from argparse import Namespace
 from itertools import groupby
 from threading import Lock
-from typing import Callable
 
 import numpy as np
 import torch
@@ -89,21 +88,13 @@ def make_vlm(args: Namespace) -> EndpointVLM | LocalVLM:
     if args.vlm == "vila":
         model = load_model(args.weights, args.preset)
         return LocalVLM(model.cuda() if torch.cuda.is_available() else model)
-    client = Client(args.out / "replies.jsonl", args.model, args.base_url,
-                    args.price_in, args.price_out)
-    return EndpointVLM(client)
+    return EndpointVLM(Client(args.out / "replies.jsonl", args.model, args.base_url,
+                              args.price_in, args.price_out))
 
 
 def make_captioner(args: Namespace) -> EndpointVLM | None:
     """The VLM of --caption-model; None if the captions come from the one that make_vlm makes."""
     if args.caption_model is None:
         return None
-    price_in, price_out = args.caption_prices
-    client = Client(args.out / "replies-captions.jsonl", args.caption_model,
-                    args.caption_base_url or args.base_url, price_in, price_out)
-    return EndpointVLM(client)
-
-
-def cost_of(ask: Callable) -> Callable[[int, int | None], str] | None:
-    """What run_stage says about money: only an endpoint costs any."""
-    return getattr(ask, "cost", None)
+    return EndpointVLM(Client(args.out / "replies-captions.jsonl", args.caption_model,
+                              args.caption_base_url or args.base_url, *args.caption_prices))

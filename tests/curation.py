@@ -1,7 +1,6 @@
 """What the tests of rvedata/ share: films with known cuts and places, a VLM without knowledge."""
 
 import json
-import shutil
 from importlib import import_module
 
 import numpy as np
@@ -23,6 +22,10 @@ def read(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
 def knows(system, parts, schema):
     """A VLM that knows nothing: it tells colours, and has an answer that the check lets pass."""
     if "caption" in schema["properties"]:
@@ -42,13 +45,6 @@ def go(command, out, *flags, ask=knows):
     siglip = [] if command == "rave" else ["--siglip", "pixels"]
     argv = ["--out", str(out), *siglip, *map(str, flags)]
     import_module(f"rvedata.{command}").main(argv, *([] if command == "split" else [ask]))
-
-
-def with_shots(icvg, out):
-    """`out`, a folder of icvg, in which the shots of the films are found already."""
-    out.mkdir(exist_ok=True)
-    shutil.copy(icvg / "shots.jsonl", out)
-    return out
 
 
 def answer(instruction, type="Temporal Reasoning", rationale="so it is"):

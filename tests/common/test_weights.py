@@ -152,20 +152,18 @@ def test_a_missing_part_is_named_and_not_looked_for_on_the_hub(folder, monkeypat
 
 @pytest.mark.parametrize("part", ["boundary", "transformer/diffusion_pytorch_model",
                                   "vlm.llm/model"])
-@pytest.mark.parametrize("wrong", ["lost", "extra", "shape"])
-def test_foreign_weights_are_refused(folder, part, wrong):
+@pytest.mark.parametrize("change", [
+    lambda tensors, name: tensors.pop(name),
+    lambda tensors, name: tensors.update(stranger=torch.zeros(3)),
+    lambda tensors, name: tensors.update({name: torch.zeros(3, 5, 7)})])
+def test_foreign_weights_are_refused(folder, part, change):
     """Every key and every shape is accounted for; an error names what is not."""
     file = folder / f"{part}.safetensors"
     tensors = load_file(file)
-    name = next(iter(tensors))
-    if wrong == "lost":
-        del tensors[name]
-    elif wrong == "extra":
-        tensors[name := "stranger"] = torch.zeros(3)
-    else:
-        tensors[name] = torch.zeros(3, 5, 7)
+    name = min(tensors)
+    change(tensors, name)
     save_file(tensors, file, {"format": "pt"})
-    with pytest.raises(BadInput, match=name.split(".")[-1]):
+    with pytest.raises(BadInput, match=f"{name.split('.')[-1]}|stranger"):
         load_model(folder)
 
 
@@ -177,11 +175,9 @@ def test_a_git_lfs_pointer_is_named(folder, pointer):
         load_model(folder)
 
 
-@pytest.mark.parametrize("part", ["ar_head", "transformer/diffusion_pytorch_model",
-                                  "vlm.llm/model"])
-def test_prefixes_of_wrappers_are_stripped(tiny, folder, part):
-    """torch.compile's and DistributedDataParallel's."""
-    file = folder / f"{part}.safetensors"
+def test_prefixes_of_wrappers_are_stripped(tiny, folder):
+    """torch.compile's and DistributedDataParallel's, around a part of ours."""
+    file = folder / "ar_head.safetensors"
     tensors = {f"module._orig_mod.{key}": value for key, value in load_file(file).items()}
-    save_file(tensors, file, {"format": "pt"})
+    save_file(tensors, file)
     assert same(tiny, load_model(folder))

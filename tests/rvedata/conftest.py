@@ -1,6 +1,7 @@
 """Fixtures of rvedata/: three films, and what curation makes of films and of Ditto-like edits."""
 
 import dataclasses
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,7 +15,7 @@ from tiny import world
 
 @pytest.fixture(scope="session")
 def movies(tmp_path_factory):
-    """A folder of three films, and of each its cuts and the place of each shot."""
+    """A folder of three films, of each its cuts and the place of each shot; icvg's flags."""
     folder, rng, truth = tmp_path_factory.mktemp("movies"), np.random.default_rng(3), {}
     for number, plan in enumerate(PLAN):
         shots = []
@@ -25,15 +26,22 @@ def movies(tmp_path_factory):
             shots.append(tiny_films.film_shot(scene))
         clip, cuts = tiny_films.join_shots(shots, FADES)
         write_video(folder / f"m{number}.mp4", clip, 24, 4)
-        truth[f"m{number}.mp4"] = SimpleNamespace(cuts=cuts, places=plan, clip=clip)
-    return SimpleNamespace(folder=folder, truth=truth)
+        truth[f"m{number}.mp4"] = SimpleNamespace(cuts=cuts, places=plan)
+    return SimpleNamespace(folder=folder, truth=truth, flags=["--movies", folder, "--least", 9])
 
 
 @pytest.fixture(scope="session")
 def icvg(movies, tmp_path_factory):
     out = tmp_path_factory.mktemp("curated") / "icvg"
-    go("icvg", out, "--movies", movies.folder, "--least", 9)
+    go("icvg", out, *movies.flags)
     return out
+
+
+@pytest.fixture
+def begun(icvg, tmp_path):
+    """A folder of icvg's in which the shots of the films are found already."""
+    shutil.copy(icvg / "shots.jsonl", tmp_path)
+    return tmp_path
 
 
 @pytest.fixture(scope="session")

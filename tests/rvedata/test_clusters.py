@@ -8,9 +8,8 @@ import pytest
 from safetensors.numpy import save
 from scipy.stats import norm
 
-from curation import read
-from rvedata.clusters import (BIN_EDGES, clusters_of, find_clusters, link_clips,
-                              minimum_error_threshold)
+from curation import read, write
+from rvedata.clusters import BIN_EDGES, clusters_of, find_clusters, minimum_error_threshold
 from rvedata.embed import unit
 from rvedata.icvg import CHUNK
 from rvedata.pairs import select_pairs
@@ -46,12 +45,6 @@ def turn(*degrees):
     return np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
 
 
-def test_links_by_hand():
-    """Linked are those within 10 degrees, and whoever is linked to them."""
-    labels = link_clips(turn(0, 10, 20, 90, 100, 180), np.cos(np.radians(10.1)))
-    assert labels.tolist() == [0, 0, 0, 1, 1, 2]
-
-
 def fake(out, places, dim=64):
     """Embeddings of the shots of a movie "m", each at a place, without a film: (N, dim)."""
     rng = np.random.default_rng(0)
@@ -65,7 +58,7 @@ def fake(out, places, dim=64):
         members = [{"id": f"m#{k:05d}", "movie": "m", "index": k, "clip": [9 * k, 9 * k + 9]}
                    for k in range(first, first + len(part))]
         lines.append({"id": name, "movie": "m", "chunk": first // CHUNK, "members": members})
-    (out / "embeddings.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write(out / "embeddings.jsonl", lines)
     return image
 
 
@@ -107,6 +100,13 @@ def test_overlapping_windows_by_hand():
     assert clusters_of(clips, image, 16, .5) == [[2, 9], [10, 12], [14, 15, 17]]
 
 
+def test_links_by_hand():
+    """Linked are those within 10 degrees, and whoever is linked to them."""
+    clips = [{"index": k} for k in range(6)]
+    image = turn(0, 10, 20, 90, 100, 180)
+    assert clusters_of(clips, image, 16, np.cos(np.radians(10.1))) == [[0, 1, 2], [3, 4]]
+
+
 # -------------------------------------------------------------------------------------------- pairs
 
 def write_clusters(out, image, text, *clusters):
@@ -116,7 +116,7 @@ def write_clusters(out, image, text, *clusters):
     lines = [{"id": str(number), "movie": "m", "members": [
         {"id": f"m#{k}", "movie": "m", "index": k, "file": "f", "row": k} for k in clips]}
         for number, clips in enumerate(clusters)]
-    (out / "clusters.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write(out / "clusters.jsonl", lines)
 
 
 def test_pairs_by_hand(tmp_path):

@@ -5,8 +5,7 @@ import json
 import pytest
 
 from common.files import BadInput
-from rvedata.decisions import (agreement, agreement_lines, changed, read_decisions, read_kept,
-                               settle, to_keep)
+from rvedata.decisions import agreement, agreement_lines, changed, read_decisions, settle
 
 TRIPLETS = {name: {"id": name, "type": "Temporal Reasoning", "instruction": "dusk"}
             for name in "abcd"}
@@ -42,14 +41,13 @@ def test_who_rejects_has_the_last_word():
 
 
 def test_files_of_decisions(tmp_path):
-    people = {"anna": decided(a="accept"), "ben": decided(b="reject")}
-    assert read_kept(tmp_path, TRIPLETS) == {}
-    (tmp_path / "decisions.json").write_text(json.dumps(to_keep(people)))
-    assert read_kept(tmp_path, TRIPLETS) == people
     file = tmp_path / "cleo.json"                        # one film is gone: her other word counts
     file.write_text(json.dumps({"decisions": decided(gone="accept", a="reject")}))
-    name, said = read_decisions(file, TRIPLETS)
-    assert (name, said["a"]) == ("cleo", {"decision": "reject"})
+    assert read_decisions(file, TRIPLETS) == {"cleo": decided(gone="accept", a="reject")}
+    people = {"anna": decided(a="accept"), "ben": decided(b="reject")}
+    kept = [{"annotator": name, "decisions": said} for name, said in people.items()]
+    file.write_text(json.dumps(kept))                    # a list, as split keeps it
+    assert read_decisions(file, TRIPLETS) == people
 
 
 @pytest.mark.parametrize("said, words", [
@@ -58,8 +56,8 @@ def test_files_of_decisions(tmp_path):
     ({"decisions": {"a": {"decision": "accept", "type": "Causal Reasoning"}}},
      "choose one of its subset"),
     ({"decisions": {"a": {"decision": "accept", "instruction": " "}}}, "no instruction"),
-    ([], "cannot be read"), ({"decisions": {"a": "accept"}}, "cannot be read")])
+    ([[]], "cannot be read"), ({"decisions": {"a": "accept"}}, "cannot be read")])
 def test_what_is_no_file_of_decisions(tmp_path, said, words):
     (tmp_path / "x.json").write_text(json.dumps(said))
-    with pytest.raises(BadInput, match=f"--decisions .*x.json: .*{words}"):
+    with pytest.raises(BadInput, match=f"x.json: .*{words}"):
         read_decisions(tmp_path / "x.json", TRIPLETS)

@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from curation import VERBS, answer
+from curation import VERBS, answer, write
 from rvedata.instructions import (EXAMPLES, print_check_counts, read_examples, why_refused,
                                   why_unusable, write_instruction)
 from rvedata.stages import Rejected
@@ -43,31 +43,26 @@ def test_our_examples_pass_the_check():
 
 
 def test_an_answer_is_sent_back_once_with_the_reason():
-    replies, heard = [answer("remove the dog"), answer("it has run after a cat")], []
-    checked = []
+    examples = read_examples(EXAMPLES)
+    replies, heard = iter([answer("remove the dog"), answer("it has run after a cat"),
+                           answer("remove the dog"), answer("erase that dog now")]), []
 
     def ask(system, parts, schema):
         if "fits" in schema["properties"]:
-            says = parts[-1].removeprefix("The instruction: ")
-            checked.append(says)
-            verdict = "yes" if says == "remove the dog" else "no"
-            return {"states_operation": verdict, "fits": "yes", "reason": "it is so"}
-        heard.append(parts)
+            states = "yes" if "remove" in parts[-1] or "erase" in parts[-1] else "no"
+            return {"states_operation": states, "fits": "yes", "reason": "it is so"}
         assert "Temporal Reasoning" in system
         assert all(json.dumps(e) in system for e in examples["rave"])
-        return replies[len(heard) - 1]
-    examples = read_examples(EXAMPLES)
+        heard.append(parts)
+        return next(replies)
     question = ["Literal: erase the dog"], "erase the dog", "rave", examples, .5
     found = write_instruction(ask, *question)
-    assert found == replies[1] | {"sent_back": "it states an operation: remove"}
-    assert checked == ["remove the dog", "it has run after a cat"]
-    assert len(heard) == 2 and heard[0] == ["Literal: erase the dog"]
-    assert "it states an operation: remove" in heard[1][-1]
-    heard.clear()
-    replies[1] = answer("erase that dog now")
+    why = "it states an operation: remove"
+    assert found == answer("it has run after a cat") | {"sent_back": why}
+    assert heard[0] == question[0] and why in heard[1][-1]
     with pytest.raises(Rejected, match="it states an operation: erase .*erase that dog now"):
         write_instruction(ask, *question)
-    assert len(heard) == 2
+    assert len(heard) == 4
 
 
 @pytest.mark.parametrize("literal, text, states, fits, reason", [
@@ -99,7 +94,6 @@ def test_both_checks_are_counted(tmp_path, capsys):
              {"id": "b", "rejected": "it repeats the literal words: dog ('...')"},
              {"id": "c", "rejected": "the second question: it states the operation: x ('...')"},
              {"id": "d", "sent_back": "the instruction must have 3 to 60 words"}, {"id": "e"}]
-    path = tmp_path / "rewrites.jsonl"
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    print_check_counts(path)
+    write(tmp_path / "rewrites.jsonl", lines)
+    print_check_counts(tmp_path / "rewrites.jsonl")
     assert "2 by their words, 1 by the second question" in capsys.readouterr().out

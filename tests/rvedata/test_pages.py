@@ -7,7 +7,7 @@ import re
 import pytest
 
 from browser import check_readable, downloaded, errors, press, screen, until
-from curation import read
+from curation import read, write
 from rvedata import pages
 from rvedata.decisions import read_decisions
 from rvedata.manifest import VIDEO_FIELDS
@@ -34,8 +34,8 @@ def test_pages_are_escaped_and_whole(browser, rave, tmp_path):
     row = {"id": "x", "type": "Causal Reasoning", "rationale": BAD, "instruction": f"run {BAD}",
            "literal": BAD, "source_video_path": "a #1?.mp4", "target_video_path": "b.mp4"}
     rejected = {"id": BAD, "rejected": BAD, **videos}    # it plays beside its reason
-    (tmp_path / "triplets.jsonl").write_text(json.dumps(row) + "\n")
-    (tmp_path / "rewrites.jsonl").write_text(json.dumps(rejected) + "\n")
+    write(tmp_path / "triplets.jsonl", [row])
+    write(tmp_path / "rewrites.jsonl", [rejected])
     pages.report(tmp_path)
     pages.verify(tmp_path, [row], "key")
     assert data_of(tmp_path / "report.html")["bad"] == [["rewrites", BAD, "rejected", BAD]]
@@ -63,7 +63,7 @@ def test_the_report_shows_what_came_out(browser, icvg):
         assert [words for _, words in sheet] == [f"frame {past - 1}", f"frame {first}"]
     assert len(data["cuts"]) == sum(len(some) - 1 for some in shots.values())
     browser.get((icvg / "report.html").as_uri())
-    assert "18" in browser.find_element("id", "stages").text
+    assert "captions 18 0 0" in browser.find_element("id", "parts").text
     assert browser.execute_script("return [...document.querySelectorAll('img')].every(x => x.alt)")
     assert browser.execute_script("return document.querySelectorAll('svg rect').length") > 3
     browser.execute_script("document.querySelector('article').scrollIntoView()")
@@ -114,7 +114,7 @@ def test_verify_in_a_browser(browser, rave, tmp_path):
     said = {ids[0]: {"decision": "accept", "instruction": changed, "type": other},
             ids[1]: {"decision": "reject", "reason": "says the edit outright"},
             ids[2]: {"decision": "reject", "reason": "too dark"}}
-    assert read_decisions(file, {r["id"]: r for r in rows}) == ("anna", said)
+    assert read_decisions(file, {r["id"]: r for r in rows}) == {"anna": said}
     browser.execute_script("localStorage.clear()")
     browser.refresh()
     assert shown("count") == "0 of 4 done"

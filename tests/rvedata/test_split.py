@@ -8,7 +8,7 @@ import pytest
 
 from common.files import BadInput
 from common.manifest import SUBSET_OF
-from curation import go, no_leak, read
+from curation import go, no_leak, read, write
 from data import manifest_items
 from presets import PRESETS
 
@@ -61,7 +61,7 @@ def test_the_split_holds_out_without_leaks(rave, icvg, tmp_path, capsys):
     pairs = [{"id": f"of {r['id']}", "type": r["type"], "instruction": f"as {r['id']} may have it",
               "source_video_path": os.path.relpath(out / r["source_video_path"], extra)}
              for r in [test[0], *train]]
-    (extra / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    write(extra / "pairs.jsonl", pairs)
     go("split", out, *flags, "--from", rave.out, icvg, extra)    # decisions are kept
     kept = ids(read(out / "pairs.jsonl"))
     assert kept and set(kept) <= {f"of {name}" for name in ids(train)}
@@ -81,7 +81,7 @@ def test_what_is_no_manifest(tmp_path, capsys):
     rows = [{"id": video, "source_video_path": video, "target_video_path": "empty.mp4",
              "instruction": "dusk", "type": "Temporal Reasoning"}
             for video in ("empty.mp4", "gone.mp4", "x" * 300)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write(path, rows)
     with pytest.raises(BadInput, match="none of the 1 triplets has videos that can be read"):
         go("split", tmp_path / "out", *flags)
     assert "2 left out: their videos are gone" in capsys.readouterr().out

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from common.files import BadInput
-from curation import go, read, with_shots
+from curation import go, read
 from endpoint import Endpoint
 from rvedata.stages import Rejected
 from rvedata.vlm import LocalVLM
@@ -61,19 +61,17 @@ def serve(body, n):
     return json.dumps({"type": types[0], "rationale": "so it is", "instruction": says})
 
 
-def test_a_service_over_http(icvg, movies, tmp_path, monkeypatch, capsys):
+def test_a_service_over_http(movies, begun, monkeypatch, capsys):
     monkeypatch.setenv("OPENAI_API_KEY", "secret-key")
-    with_shots(icvg, tmp_path)
     with Endpoint(serve) as server:
-        flags = ["--movies", movies.folder, "--least", 9, "--workers", 1, "--model", "m",
-                 "--base-url", server.url, "--price-in", 10, "--price-out", 100,
-                 "--caption-model", "seer"]
-        go("icvg", tmp_path, *flags, ask=None)
+        flags = [*movies.flags, "--workers", 1, "--model", "m", "--base-url", server.url,
+                 "--price-in", 10, "--price-out", 100, "--caption-model", "seer"]
+        go("icvg", begun, *flags, ask=None)
         paid = len(server.requests)
-        go("icvg", tmp_path, *flags, ask=None)
+        go("icvg", begun, *flags, ask=None)
         assert len(server.requests) == paid              # all of it is in the file
-    triplets, captions = read(tmp_path / "triplets.jsonl"), read(tmp_path / "captions.jsonl")
-    replies = read(tmp_path / "replies.jsonl") + read(tmp_path / "replies-captions.jsonl")
+    triplets, captions = read(begun / "triplets.jsonl"), read(begun / "captions.jsonl")
+    replies = read(begun / "replies.jsonl") + read(begun / "replies-captions.jsonl")
     good = [r["key"] for r in replies if r["reply"]]
     assert len(good) == len(set(good)) == 17 + 4 * len(triplets)
     assert [r["rejected"] for r in captions if "rejected" in r] == [
@@ -81,17 +79,16 @@ def test_a_service_over_http(icvg, movies, tmp_path, monkeypatch, capsys):
     assert {r["instruction"] for r in triplets} == {"its hour has come at last"}
     out = capsys.readouterr().out                # 1000 tokens in and 100 out are two cents
     assert re.search(r"instructions: \$0\.\d\d00 spent on \d+ calls", out)
-    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    files = [path for path in begun.rglob("*") if path.is_file()]
     assert not any(b"secret-key" in path.read_bytes() for path in files)
 
 
-def test_a_service_that_is_not_there(icvg, movies, tmp_path, monkeypatch):
+@pytest.mark.parametrize("flags, words", [
+    ([], "OPENAI_API_KEY: is not set; [^(]*$"),
+    (["--base-url", "http://127.0.0.1:9/v1"], "http://127.0.0.1:9/v1: cannot be reached")])
+def test_a_service_that_is_not_there(movies, begun, monkeypatch, flags, words):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
-    with_shots(icvg, tmp_path)
-    flags = ["--movies", movies.folder, "--least", 9, "--skip-bad"]  # which does not help
-    with pytest.raises(BadInput, match="captions: OPENAI_API_KEY: is not set; [^(]*$"):
-        go("icvg", tmp_path, *flags, ask=None)
-    with pytest.raises(BadInput, match="captions: http://127.0.0.1:9/v1: cannot be reached"):
-        go("icvg", tmp_path, *flags, "--base-url", "http://127.0.0.1:9/v1", ask=None)
-    assert read(tmp_path / "captions.jsonl") == []
+    with pytest.raises(BadInput, match=f"captions: {words}"):           # --skip-bad does not help
+        go("icvg", begun, *movies.flags, "--skip-bad", *flags, ask=None)
+    assert read(begun / "captions.jsonl") == []
