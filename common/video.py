@@ -94,17 +94,27 @@ def pick_frames(path: str | Path, numbers: Iterable[int]) -> list[np.ndarray]:
     Raises BadInput where the video is missing or ends before the last of them.
     """
     numbers = list(numbers)
-    wanted, last = set(numbers), max(numbers)
-    picked = {}
-    with closing(frames(path)) as clip:                  # Ctrl-C in a collector's close is lost
-        for number, frame in enumerate(clip):
-            if number in wanted:
-                picked[number] = frame
-            if number == last:
-                break
-        else:
-            raise BadInput(f"{path}: ends before frame {last}; give a longer clip")
+    wanted = sorted(set(numbers))
+    with closing(frames_at(path, wanted)) as found:      # Ctrl-C in a collector's close is lost
+        picked = dict(zip(wanted, found))
     return [picked[number] for number in numbers]
+
+
+def frames_at(path: str | Path, numbers: Iterable[int],
+              side: int | None = None) -> Iterator[np.ndarray]:
+    """The frames with these numbers, which must not fall, one at a time; one may come again.
+
+    side, and what is raised: see `frames` and `pick_frames`.
+    """
+    number = -1
+    with closing(frames(path, side)) as clip:
+        for wanted in numbers:
+            while number < wanted:
+                number, frame = number + 1, next(clip, None)
+                if frame is None:
+                    raise BadInput(f"{path}: ends before frame {wanted}; was it another file when "
+                                   f"its frames were counted?")
+            yield frame
 
 
 def count_frames(path: str | Path, least: int = 1) -> int:

@@ -19,7 +19,7 @@ import numpy as np
 from scenedetect import ContentDetector, FrameTimecode
 
 from common import video
-from common.files import BadInput, replacing
+from common.files import replacing
 
 logging.getLogger("pyscenedetect").setLevel(logging.CRITICAL)
 
@@ -168,7 +168,8 @@ def read_clips(path: Path, clips: list[tuple[int, int]], k: int = 4,
 
     The clips must be in temporal order and must not overlap. Raises BadInput if a frame is missing.
     """
-    frames = frames_at(path, (number for a, b in clips for number in middles(a, b, k)), side)
+    numbers = (number for a, b in clips for number in middles(a, b, k))
+    frames = video.frames_at(path, numbers, side)
     for _ in clips:
         yield list(islice(frames, k))
 
@@ -176,22 +177,6 @@ def read_clips(path: Path, clips: list[tuple[int, int]], k: int = 4,
 def read_frames(path: Path, k: int = 4, side: int = 512) -> list[np.ndarray]:
     """k frames of a whole video, as read_clips gives them."""
     return next(read_clips(path, [(0, video.count_frames(path))], k, side))
-
-
-def frames_at(path: Path, numbers: Iterable[int], side: int | None = None) -> Iterator[np.ndarray]:
-    """The frames with these numbers, which must not fall, in one pass; one may come again.
-
-    Raises BadInput if a frame is missing.
-    """
-    film = enumerate(video.frames(path, side))
-    number, frame = -1, None
-    for wanted in numbers:
-        while number < wanted:
-            number, frame = next(film, (wanted, None))
-            if frame is None:
-                raise BadInput(f"{path}: frame {wanted} cannot be read; is it the file whose shots "
-                               f"were found?")
-        yield frame
 
 
 # -------------------------------------------------------------------------------------------- clips
@@ -202,7 +187,7 @@ def write_clips(path: Path, clips: list[tuple[int, int]], fps: float, outs: list
     The clips must be in temporal order and must not overlap. They are encoded anew, for a copy
     could only begin at a key frame. Raises BadInput if a frame is missing or a file has not all.
     """
-    frames = frames_at(path, (number for clip in clips for number in range(*clip)))
+    frames = video.frames_at(path, (number for clip in clips for number in range(*clip)))
     for (a, b), out in zip(clips, outs):
         with replacing(out) as temporary:
             first = next(frames)

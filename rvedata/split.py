@@ -12,7 +12,6 @@ and why. pairs.jsonl has rave's sources and instructions without targets that le
 """
 
 import base64
-import hashlib
 import json
 from argparse import Namespace
 from collections import Counter
@@ -23,6 +22,7 @@ import numpy as np
 
 from common.files import BadInput, Parser, atomic_write, check_writable, positive, run_script
 from common.manifest import FIELDS
+from common.video import hash_video
 from rvedata import pages
 from rvedata.decisions import KEPT, agreement_lines, changed, read_decisions, settle
 from rvedata.embed import embed_clips, load_embedder
@@ -51,9 +51,8 @@ def index_videos(args: Namespace, paths: list[str], embed_images: Callable) -> d
         frames = read_frames(path)
         mirrored = [np.ascontiguousarray(frame[:, ::-1]) for frame in frames]
         vectors = embed_clips(embed_images, [frames, mirrored])                        # (2, D)
-        with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return {"sha": digest, "vector": encode(vectors[0]), "mirrored": encode(vectors[1])}
+        return {"sha": " ".join(hash_video(path)), "vector": encode(vectors[0]),
+                "mirrored": encode(vectors[1])}
 
     items = ({"id": path} for path in paths)
     run_stage(args.out / "videos.jsonl", items, work, args.skip_bad, args.workers, len(paths))
@@ -90,14 +89,16 @@ def hold_out(args: Namespace, embed_images: Callable) -> None:
     shown = triplets | pairs
     paths = {path for record in shown.values() for path in paths_of(record)}
     videos = index_videos(args, sorted(paths), embed_images)
-    readable, pairs = [[record for record in some.values() if videos.keys() >= {*paths_of(record)}]
-                       for some in (triplets, pairs)]
-    if not readable:
-        raise BadInput(f"none of the {len(triplets)} triplets has videos that can be read; what "
-                       f"failed, and why, is in {out}/videos.jsonl")
-    quota = quota_of_types(readable, args.n, args.share)
+
+    def readable(records: dict[str, dict]) -> list[dict]:
+        return [record for record in records.values() if videos.keys() >= set(paths_of(record))]
+    triplets, pairs = readable(triplets), readable(pairs)
+    if not triplets:
+        raise BadInput(f"no triplet has videos that can be read; what failed, and why, is in "
+                       f"{out}/videos.jsonl")
+    quota = quota_of_types(triplets, args.n, args.share)
     rejected = {name for name, said in decisions.items() if said["decision"] == "reject"}
-    found = make_split(readable, quota, videos, args.same, rejected)
+    found = make_split(triplets, quota, videos, args.same, rejected)
     leaks = find_leaks(found.candidates, found.train, videos, args.same, args.near)
     held_out = found.candidates + found.reserve
     leaking_pairs = find_leaks(held_out, pairs, videos, args.same, args.near)
@@ -114,7 +115,8 @@ def hold_out(args: Namespace, embed_images: Callable) -> None:
     if people:
         said = [{"annotator": name, "decisions": found} for name, found in people.items()]
         atomic_write(kept, json.dumps(said, indent=1) + "\n")
-    print("".join(f"{line}\n" for line in agreement_lines(people)), end="")
+    for line in agreement_lines(people):
+        print(line)
     undecided = [triplet for triplet in found.candidates if triplet["id"] not in decisions]
     pages.verify(out, undecided, short_hash([triplet["id"] for triplet in undecided]))
     pages.report(out)

@@ -82,6 +82,6 @@ def test_what_is_no_manifest(tmp_path, capsys):
              "instruction": "dusk", "type": "Temporal Reasoning"}
             for video in ("empty.mp4", "gone.mp4", "x" * 300)]
     write(path, rows)
-    with pytest.raises(BadInput, match="none of the 1 triplets has videos that can be read"):
+    with pytest.raises(BadInput, match="no triplet has videos that can be read"):
         go("split", tmp_path / "out", *flags)
     assert "2 left out: their videos are gone" in capsys.readouterr().out
