@@ -47,6 +47,12 @@ def go(command, out, *flags, ask=knows):
     import_module(f"rvedata.{command}").main(argv, *([] if command == "split" else [ask]))
 
 
+def turn(*degrees):
+    """Unit vectors (N, 2) at these angles."""
+    angles = np.radians(degrees)
+    return np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
+
+
 def answer(instruction, type="Temporal Reasoning", rationale="so it is"):
     return {"type": type, "rationale": rationale, "instruction": instruction}
 

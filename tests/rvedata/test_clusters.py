@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import save
 from scipy.stats import norm
 
-from curation import read, write
+from curation import read, turn, write
 from rvedata.clusters import BIN_EDGES, clusters_of, find_clusters, minimum_error_threshold
 from rvedata.embed import unit
 from rvedata.icvg import CHUNK
@@ -37,12 +37,6 @@ def test_threshold_of_a_gap_and_of_one_group():
         minimum_error_threshold(np.histogram(one, BIN_EDGES)[0])
     with pytest.raises(ValueError, match="the 0 cosines"):
         minimum_error_threshold(np.zeros(400, int))
-
-
-def turn(*degrees):
-    """Unit vectors (N, 2) at these angles."""
-    angles = np.radians(degrees)
-    return np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
 
 
 def fake(out, places, dim=64):

@@ -4,18 +4,16 @@ from collections import Counter
 
 import numpy as np
 
-from rvedata.holdout import find_leaks, make_split, take_groups, quota_of_types
+from curation import turn
+from rvedata.holdout import find_leaks, make_split, quota_of_types, take_groups
 
 
 def test_leaks_of_every_kind():
-    def turn(degrees):
-        angle = np.radians(degrees)
-        return np.array([np.cos(angle), np.sin(angle)], np.float32)
-
     def item(name, source, target, text):
         return {"id": name, "source_video_path": source, "target_video_path": target,
                 "instruction": text}
-    videos = {name: {"sha": sha, "vector": turn(at), "mirrored": turn(-at)} for name, sha, at in
+    videos = {name: {"sha": sha, "vector": turn(at)[0], "mirrored": turn(-at)[0]}
+              for name, sha, at in
               (("t1", "A", 0), ("t2", "B", 40), ("copy", "A", 180), ("twin", "C", 41),
                ("far", "D", 90), ("other", "E", 120), ("flipped", "F", -41))}
     test = [item("T", "t1", "t2", "an hour after the train has left")]
