@@ -334,42 +334,32 @@ class Client:
             return Missing(problems[-1], reply=reply)
         return None
 
-    # ---- one call
+    def _call(self, question: Question, key: str) -> None:
+        """One call, in the first of DIALECTS that the endpoint understands.
 
-    def _request(self, question: Question) -> tuple[str, int]:
-        """The body of the endpoint's answer, and in which of DIALECTS it was asked.
-
-        Raises openai's errors.
+        What is paid for is in the file before anyone looks at it. Raises openai's errors and
+        NoCompletion.
         """
         for k in range(self._understood or 0, len(DIALECTS)):
             try:
                 answer = self._api.chat.completions.with_raw_response.create(
                     model=self.model, messages=question.messages(),
                     **question.arguments(*DIALECTS[k]))
-                return answer.text, k
+                break
             except (openai.BadRequestError, openai.UnprocessableEntityError):
                 is_own_fault = k == self._understood
                 if is_own_fault or k == len(DIALECTS) - 1:
                     raise
-
-    def _call(self, question: Question, key: str) -> None:
-        """One call; what is paid for is in the file before anyone looks at it.
-
-        Raises openai's errors and NoCompletion.
-        """
-        body, dialect = self._request(question)
-        found = read_completion(body, question.max_tokens)
+        found = read_completion(answer.text, question.max_tokens)
+        self._understood = k
         row = {"key": key, "model": self.model, "prompt": question.prompt,
                "repeat": question.repeat, "label": question.label, **found,
                "tokens": found["tokens"] or question.tokens()}
         self.replies.append(row)
-        self._understood = dialect
         with self._lock:
             self.calls += 1
             self.estimated += found["tokens"] is None
             self.spent += self._price(row)
-
-    # ---- until there is a value
 
     def _answer(self, question: Question, key: str) -> Any:
         """Call until there is a value, or `tries` replies; runs in a thread.
@@ -429,8 +419,6 @@ class Client:
                            f"{mend}, the same command goes on")
         return Missing(reason, unanswered=True)
 
-    # ---- many questions
-
     def one(self, question: Question) -> Any:
         """`ask` of one question, from any thread, without a bar: the next may depend on it."""
         return self._find(question, self.key(question))
@@ -467,8 +455,8 @@ class Client:
             for (_, key), value in in_threads(lambda asked: self._find(*asked), new(),
                                               self.workers):
                 found[key] = value
-                bar.set_postfix_str(self._money((bar.total or 0) - bar.n - 1), refresh=False)
                 bar.update()
+                bar.set_postfix_str(self._money((bar.total or 0) - bar.n), refresh=False)
         return [found[key] for key in keys]
 
     def _money(self, left: int) -> str:
@@ -483,22 +471,18 @@ class Client:
         `tokens_in`, `tokens_out` and `cost` in dollars are estimates, see `Question.tokens`, for
         one reply to each call.
         """
-        names = ("questions", "same", "answered", "calls", "tokens_in", "tokens_out")
-        counts = dict.fromkeys(names, 0)
-        seen = set()
+        times, answered, tokens = Counter(), 0, []
         for question in questions:
             key = self.key(question)
-            counts["questions"] += 1
-            if key in seen:
-                counts["same"] += 1
-            elif self.recall(question, key) is not None:
-                counts["answered"] += 1
+            times[key] += 1
+            if times[key] > 1:
+                continue
+            if self.recall(question, key) is None:
+                tokens.append(question.tokens())
             else:
-                tokens_in, tokens_out = question.tokens()
-                counts["calls"] += 1
-                counts["tokens_in"] += tokens_in
-                counts["tokens_out"] += tokens_out
-            seen.add(key)
+                answered += 1
+        tokens_in, tokens_out = sum(n for n, _ in tokens), sum(n for _, n in tokens)
         price_in, price_out = self.prices
-        cost = price_in * counts["tokens_in"] + price_out * counts["tokens_out"]
-        return {**counts, "cost": cost}
+        return {"questions": times.total(), "same": times.total() - len(times),
+                "answered": answered, "calls": len(tokens), "tokens_in": tokens_in,
+                "tokens_out": tokens_out, "cost": price_in * tokens_in + price_out * tokens_out}

@@ -10,10 +10,9 @@ Three judges, chosen by `python -m rvebench.score --judge`:
              "Yes" = 10 sigmoid(z_yes - z_no), and none of EA, PC, GN, GR: four numbers made out of
              one margin would be invented
 
-The scores, each from 0 to 10: EA edit accuracy, PC preservation consistency, GN generation
-naturalness, GR generation realism. In-context generation has no PC. A video in which nothing was
-changed has PC 10 by construction; `--references` scores it as a method of its own, and shows what
-doing nothing gets. What a judge does not say is `Missing` with the reason, and never a number.
+In-context generation has no PC. A video in which nothing was changed has PC 10 by construction;
+`--references` scores it as a method of its own, and shows what doing nothing gets. What a judge
+does not say is missing, with the reason, and never a number.
 """
 
 import json

@@ -79,15 +79,6 @@ def feature_consistency(features: torch.Tensor) -> float:
     return float((to_previous.clamp_min(0) + to_first.clamp_min(0)).mean() / 2)
 
 
-def weighted_by_frames(clips: list[tuple[float, int]]) -> float:
-    """VBench's dataset value of SC and BC: the mean over the pairs of frames of all clips.
-
-    clips: (consistency, number of frames) of each; the tables' own mean has each clip count once.
-    """
-    pairs = sum(frames - 1 for _, frames in clips)
-    return sum(value * (frames - 1) for value, frames in clips) / pairs
-
-
 def text_consistency(clip: torch.Tensor, text: torch.Tensor) -> float:
     """Cosine of a clip's and a text's feature, each (D,): VBench's OC, and ViCLIP-T."""
     return float(F.cosine_similarity(clip.double(), text.double(), dim=0))

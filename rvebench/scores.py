@@ -30,12 +30,6 @@ def value(row: dict, column: str) -> float | None:
     return None if row["failed"] else row.get(column)
 
 
-def values(rows: list[dict], column: str) -> list[float]:
-    """The values of those rows that have one."""
-    found = [value(row, column) for row in rows]
-    return [x for x in found if x is not None]
-
-
 def main_column(rows: list[dict]) -> str:
     """What methods are ranked by: Overall, a local VLM's Yes, or flicker where nobody judged."""
     for column in ("Overall", "Yes"):
@@ -49,7 +43,7 @@ def group(rows: list[dict], columns: list[str]) -> dict:
     failed = sum(bool(row["failed"]) for row in rows)
     found = {"scored": len(rows) - failed, "failed": failed, "n": {}, "scores": {}}
     for column in columns:
-        some = values(rows, column)
+        some = [value(row, column) for row in rows if value(row, column) is not None]
         scale = (0, 1) if column in QUALITY else (0, 10)
         found["n"][column] = len(some)
         found["scores"][column] = interval(some, (-1, 1) if column in COSINES else scale)

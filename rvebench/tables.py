@@ -9,7 +9,6 @@ import numpy as np
 from common.files import BadInput
 from common.intervals import COLUMNS, METHOD, format_interval
 from rvebench.benchmark import QUALITY
-from rvebench.quality import weighted_by_frames
 from rvebench.scores import NO_INTERVAL, paper_table
 
 PAPER = {
@@ -90,9 +89,11 @@ def vbench_weighting(rows: list[dict], methods: list[str]) -> list:
     for method in methods:
         cells = []
         for column in columns:
-            clips = [(row["quality"][column], row["frames"]) for row in rows
-                     if row["method"] == method and column in row["quality"]]
-            cells.append(f"{weighted_by_frames(clips):.3f}" if clips else "-")
+            own = [row for row in rows if row["method"] == method and column in row["quality"]]
+            if own:
+                neighbours = [row["frames"] - 1 for row in own]          # pairs of frames
+                mean = np.average([row["quality"][column] for row in own], weights=neighbours)
+            cells.append(f"{mean:.3f}" if own else "-")
         lines.append([method, *cells])
     return ["Clips differ in length. VBench's own dataset value weights them by frames:\n", lines]
 
