@@ -22,18 +22,17 @@ from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from itertools import repeat
 from pathlib import Path
-from typing import Callable, Iterable
+from typing import Callable
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from tqdm import tqdm
 
 from common.distributed import (RANK, WORLD_SIZE, gather_rows, is_first_rank, my_shard,
                                 wait_for_all)
 from common.files import BadInput, atomic_write
 from common.manifest import FIELDS, SUBSET_OF, manifest_lines, manifest_record
+from common.stamped import hash_of_tensors, is_whole, read_stamped, write_stamped
 from common.video import (clip_numbers, crop, from_bytes, hash_video, pick_frames, to_bytes,
                           to_video)
 from model import FROZEN, sample_timesteps
@@ -316,15 +315,6 @@ def fingerprint(model, parts: tuple[str, ...] = FROZEN) -> str:
     return hash_of_tensors(tensors, head)
 
 
-def hash_of_tensors(tensors: Iterable[tuple[str, torch.Tensor]], head: str = "") -> str:
-    """sha256 of a text, and of the names, shapes, types and all bytes of tensors."""
-    sha = hashlib.sha256(head.encode())
-    for name, tensor in tensors:
-        sha.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        sha.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return sha.hexdigest()
-
-
 @torch.no_grad()
 def encode(model, items: list[Item]) -> list[dict[str, torch.Tensor]]:
     """What training needs of each triplet, from the frozen parts. BadInput: a text is too long."""
@@ -394,8 +384,7 @@ class Latents:
                     continue
                 for i, tensors in zip(rows, encode(model, [self.items[i] for i in rows])):
                     if i in missing:
-                        stamp = {"sha256": hash_of_tensors(sorted(tensors.items()))}
-                        atomic_write(self.files[i], save(tensors, stamp))
+                        write_stamped(self.files[i], tensors)
                         bar.update()
 
     def __len__(self) -> int:
@@ -408,27 +397,6 @@ class Latents:
             if len(self._memory) * self.files[i].stat().st_size < MEMORY:
                 self._memory[i] = row
         return {name: from_bytes(x) if name == "frames" else x.float() for name, x in row.items()}
-
-
-def is_whole(path: Path) -> bool:
-    """Whether a file of the cache is there, to its end."""
-    try:
-        with safe_open(path, "pt") as file:                             # checks header and length
-            return "sha256" in (file.metadata() or {})
-    except (OSError, SafetensorError):
-        return False
-
-
-def read_stamped(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a file of the cache. One that has changed is deleted, and BadInput raised."""
-    with safe_open(path, "pt") as file:
-        row = {name: file.get_tensor(name) for name in file.keys()}
-        stamp = file.metadata()["sha256"]
-    if hash_of_tensors(sorted(row.items())) != stamp:
-        path.unlink()
-        raise BadInput(f"{path}: had changed since it was written, and is deleted; "
-                       f"the same command encodes it anew and goes on")
-    return row
 
 
 # ------------------------------------------------------------------ what the critic says of sources

@@ -140,7 +140,7 @@ def parse(argv=None):
     add("--n", type=positive, default=200, help="how many samples")
     add("--steps", type=positive, default=USUAL["steps"], help="Euler steps from noise to clip")
     add("--guidance", type=between(0, 1000), default=USUAL["guidance"],
-        help="c + g (c - uncond); 0 is none")
+        help="g in v + g (v - v_uncond); 0 is none")
     add("--batch", type=positive, default=20, help="clips generated at a time")
     add("--seed", type=at_least_0, default=USUAL["seed"], help="of the noise")
     add("--out", type=Path, default=Path("out/eval"), help="where the results' folder goes")

@@ -22,6 +22,7 @@ width.
 import copy
 import os
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -29,9 +30,10 @@ import torch.nn as nn
 import torch.nn.functional as F
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from safetensors import SafetensorError
+from torch.nn.utils.rnn import pad_sequence
 from transformers import UMT5Config, UMT5EncoderModel
 
-from common import precision
+import common.precision
 from common.fast_vae import fold_first_frame
 from common.files import BadInput, Parser, run_script
 from common.precision import autocast, keep_ends_in_float32
@@ -80,9 +82,12 @@ def flow_loss(v: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 
 def euler(velocity, x: torch.Tensor, steps: int, shift: float, progress=list) -> torch.Tensor:
-    """Integrate dx / dt = velocity(x, t) from noise x at t = 1 to a clip at t = 0: Euler steps."""
+    """Integrate dx / dt = velocity(x, t) from noise x at t = 1 to a clip at t = 0: Euler steps.
+
+    x: (B, C, f, h, w); t is a float. progress: wraps the list of steps, as tqdm does.
+    """
     ts = shifted(torch.linspace(1, 0, steps + 1), shift).tolist()
-    for t, t_next in progress(list(zip(ts[:-1], ts[1:]))):
+    for t, t_next in progress(list(pairwise(ts))):
         x = x + (t_next - t) * velocity(x, t)
     return x
 
@@ -90,9 +95,10 @@ def euler(velocity, x: torch.Tensor, steps: int, shift: float, progress=list) ->
 @torch.no_grad()
 def rollout(model, noise: torch.Tensor, t: torch.Tensor, c: torch.Tensor, source: torch.Tensor,
             steps: int = 6) -> torch.Tensor:
-    """The model's own x_t at noise levels t (B,), from pure noise by Euler steps: (B, C, f, h, w).
+    """The model's own x_t, where it comes to from pure noise: (B, C, f, h, w), without gradient.
 
-    noise, source: (B, C, f, h, w); c: (B, T, D).
+    noise, source: (B, C, f, h, w); t: (B,), each row goes to its own, in `steps` equal Euler steps;
+    c: (B, T, D).
     """
     x, now = noise, torch.ones_like(t)
     for k in range(steps):
@@ -103,6 +109,8 @@ def rollout(model, noise: torch.Tensor, t: torch.Tensor, c: torch.Tensor, source
 
 
 # ------------------------------------------------------------------------------------ the connector
+
+# Names of attributes are those of the released checkpoint.
 
 class ARHead(nn.Module):
     """Reads the VLM's states with 4 queries, into SigLIP's space. (B, T, D_vlm) -> (B, 4, D_ar)."""
@@ -139,7 +147,10 @@ class Adapter(nn.Module):
 
 
 class VisualContextAdapter(nn.Module):
-    """Patches of the source latents as context tokens. (B, C, f, h, w) -> (B, f*h/k*w/k, D)."""
+    """Patches of the source latents as context tokens. (B, C, f, h, w) -> (B, f * h/k * w/k, D).
+
+    k: the patch's side. The layer norms have no weights, as the authors'.
+    """
 
     def __init__(self, channels, width, out_width, kernel, eps, position_shape=None):
         super().__init__()
@@ -185,7 +196,7 @@ class UnifiedModel(nn.Module):
         self.text_encoder = UMT5EncoderModel(UMT5Config(**p.t5))
         self.text_tokenizer = None
         self.vae = AutoencoderKLWan(**p.vae)
-        self.vae.decoder.apply(fold_first_frame)
+        self.vae.decoder.apply(fold_first_frame)         # the same numbers in less time
         self.transformer = WanTransformer3DModel(**p.dit)
         self.ar_head = ARHead(llm_width, p.ar_width, p.ar_layers, p.ar_heads, p.ar_queries)
         self.adapter = Adapter(p.ar_width, width, p.adapter_layers, p.adapter_heads,
@@ -196,7 +207,7 @@ class UnifiedModel(nn.Module):
         self.boundary = nn.ParameterDict()
         for name in BOUNDARY:
             self.boundary[name] = nn.Parameter(torch.randn(width))
-        self.released_unconditional = None  # {"vlm", "text"}: (T, D), where weights come with it
+        self.released_unconditional = None  # {"vlm", "text"}: (T, D), if the weights bring them
 
     @property
     def device(self):
@@ -266,9 +277,9 @@ class UnifiedModel(nn.Module):
         return self.vae.decode(z).sample
 
     def _latent_scale(self, z):
-        def like_z(values):
-            return torch.tensor(values, device=z.device, dtype=z.dtype).view(1, -1, 1, 1, 1)
-        return like_z(self.vae.config.latents_mean), like_z(self.vae.config.latents_std)
+        """Mean and standard deviation of the latents' channels, (1, C, 1, 1, 1) each."""
+        config = self.vae.config
+        return z.new_tensor([config.latents_mean, config.latents_std]).view(2, 1, -1, 1, 1, 1)
 
     @torch.no_grad()
     def encode_vlm(self, source: torch.Tensor, instructions: list[str]) -> list[torch.Tensor]:
@@ -277,10 +288,10 @@ class UnifiedModel(nn.Module):
         source: (B, F, 3, H, W) in [-1, 1]. Rows differ in length, so they come as a list. Raises
         ValueError where an instruction is too long.
         """
-        words = self.preset.chat
+        said = self.preset.chat
         with autocast(self.device, self.preset.bf16, self.vlm.llm.dtype):
             seen = self.vlm.see(source[:, :1] if self.preset.first_frame else source)
-            rows = [chat(words.system, [tokens, words.prefix + text], words.answer)
+            rows = [chat(said.system, [tokens, said.prefix + text], said.answer)
                     for tokens, text in zip(seen, instructions)]
             embeddings, mask = self.vlm.join(rows)
             h = self.vlm.read(embeddings, mask, hidden=True).hidden_states[-1].float()
@@ -317,27 +328,27 @@ class UnifiedModel(nn.Module):
 
     def bridge(self, h: list[torch.Tensor]) -> torch.Tensor:
         """Adapter(ARHead(h)): VLM states, one (T, D) a row, to context tokens (B, 4*queries, D)."""
-        length = max(map(len, h))
-        mask = [[1] * len(row) + [0] * (length - len(row)) for row in h]
-        mask = torch.tensor(mask, device=self.device)
-        h = torch.stack([F.pad(row, (0, 0, 0, length - len(row))) for row in h])
-        return self.adapter(self.ar_head(h, mask))
+        lengths = torch.tensor([len(row) for row in h], device=self.device)
+        states = pad_sequence(h, batch_first=True)                           # (B, T, D)
+        mask = torch.arange(states.shape[1], device=self.device) < lengths[:, None]
+        return self.adapter(self.ar_head(states, mask))
 
     def context(self, source: torch.Tensor, bridged: torch.Tensor,
                 text: list[torch.Tensor]) -> torch.Tensor:
         """Eq. 1: c = [VCA(E(V_src)); Adapter(ARHead(h)); T5(I)], boundary tokens around each part.
 
         source: latents (B, C, f, h, w); bridged: (B, T, D) from `bridge`; text: one (T, D) a row.
-        Returns (B, context_length, D), filled up with zeros. Raises ValueError where it does not
-        fit: it is never cut in silence.
+        Returns (B, context_length, D), filled up with zeros, to which G attends: Wan's
+        cross-attention has no mask. Raises ValueError where it does not fit: it is never cut in
+        silence.
         """
         visual = self.visual_context_adapter(source)                         # (B, T, D)
         edge = {name: token.view(-1, token.shape[-1]) for name, token in self.boundary.items()}
         rows = []
-        for seen, understood, words in zip(visual, bridged, text):
+        for seen, understood, told in zip(visual, bridged, text):
             rows.append(torch.cat([edge["img_st"], seen, edge["img_ed"],
                                    edge["ipl_st"], understood, edge["ipl_ed"],
-                                   edge["prp_st"], words, edge["prp_ed"]]))  # (T, D)
+                                   edge["prp_st"], told, edge["prp_ed"]]))   # (T, D)
         longest, limit = max(map(len, rows)), self.preset.context_length
         if longest > limit:
             raise ValueError(f"the context is {longest} tokens long, its limit is {limit}: "
@@ -359,8 +370,8 @@ class UnifiedModel(nn.Module):
                view: torch.Tensor | None = None) -> torch.Tensor:
         """Edit clips, from noise: (B, F, 3, H, W) in [-1, 1] -> the same shape.
 
-        steps, guidance: None is the preset's. guidance g: c + g (c - uncond), so 0 is none and the
-        authors' 3 is the usual 4. Row i is drawn from seed + i, whatever the batch. view: what the
+        steps, guidance: None is the preset's. guidance g: v + g (v - v_uncond), so 0 is none and
+        the authors' 3 is the usual 4. Row i is drawn from seed + i, whatever the batch. view: what the
         VLM is shown for the condition, (B, F', 3, H', W'), where it is not the source. Raises
         ValueError where an instruction is too long.
         """
@@ -394,7 +405,7 @@ class UnifiedModel(nn.Module):
         """float32; half precision for frozen parts if the preset says so, but not the VAE."""
         if not self.preset.bf16 or part in ("vae", *TRAINED):
             return torch.float32
-        return precision.VLM_DTYPE if part.startswith("vlm") else torch.bfloat16
+        return common.precision.VLM_DTYPE if part.startswith("vlm") else torch.bfloat16
 
     def cast(self) -> "UnifiedModel":
         """Each part in its `dtype_of`. Parameters only: buffers of positions are always float32."""
@@ -414,9 +425,8 @@ class UnifiedModel(nn.Module):
     @classmethod
     def from_preset(cls, name: str, weights: str | None = None) -> "UnifiedModel":
         """A preset with its pretrained parts, from `weights` (without it: weights/<name>)."""
-        if name not in PRESETS:
-            raise ValueError(f"unknown preset {name!r}: choose one of {', '.join(PRESETS)}")
-        model = cls.from_pretrained(weights or Path(__file__).parent / "weights" / name)
+        weights = weights or Path(__file__).parent / "weights" / name
+        model = cls.from_pretrained(weights)
         if model.preset.name != name:
             raise ValueError(f"{weights} holds preset {model.preset.name!r}, not {name!r}: "
                              f"pass --preset {model.preset.name}")
@@ -424,11 +434,11 @@ class UnifiedModel(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "UnifiedModel":
-        """Load what `save_pretrained` wrote.
+        """Load what `save_pretrained` wrote, or a run of train.py.
 
         Raises FileNotFoundError or ValueError, naming what is missing or does not fit.
         """
-        folder = Path(folder)
+        folder = model_folder(folder)
         record = read_record(folder)
         if record.get("preset") not in PRESETS:
             raise ValueError(f"{folder}/model.json names none of the presets {', '.join(PRESETS)}")
@@ -504,16 +514,12 @@ def load_model(folder: str | Path | None, preset: str | None = None) -> UnifiedM
     Raises BadInput with the mend where it cannot be loaded.
     """
     try:
-        if folder is None:
-            return UnifiedModel.from_preset(preset or "tiny")
-        model = UnifiedModel.from_pretrained(model_folder(folder))
+        if folder is None or preset:
+            return UnifiedModel.from_preset(preset or "tiny", folder)
+        return UnifiedModel.from_pretrained(folder)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
         raise BadInput(f"cannot load {folder or preset or 'tiny'}: {reason}") from error
-    if preset and model.preset.name != preset:
-        raise BadInput(f"{folder} is a checkpoint of preset {model.preset.name!r}, not {preset!r}: "
-                       f"pass --preset {model.preset.name}")
-    return model
 
 
 def main() -> None:

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ChatWords:
-    """The words of Eq. 1's chat: system sentence; frames, prefix, instruction; answer."""
+    """The chat that U reads for Eq. 1's h: the system's sentence; then the user's frames, prefix
+    and instruction; then how the answer begins."""
     system: str
     prefix: str                         # between the frames' tokens and the instruction
-    answer: str                         # the condition ends with its states
+    answer: str                         # its tokens are the last ones of h
 
 
 GENERATE = "You are a helpful assistant that edits videos."
@@ -33,7 +34,7 @@ class Preset:
     height: int
     width: int
     vlm_frames: int                     # K: the frames that the VLM sees, evenly spaced
-    vlm_size: int                       # they are resized to a square of this many pixels
+    vlm_size: int                       # side, in pixels, of the square that U sees a frame as
     siglip: dict
     llama: dict
     t5: dict
@@ -57,10 +58,10 @@ class Preset:
     frame_stride: int | None = None     # of a clip in its video; None: spread over the whole video
     whole_view: bool = False            # the VLM's condition sees frames before they are cropped
     first_frame: bool = False           # h is of the source's first frame only
-    shift: float = 3.0                  # flow shift at inference
+    shift: float = 3.0                  # flow shift at inference; in training it is 3 in both
     sampler: str = "euler"              # or "unipc"
     sample_steps: int = 12
-    guidance: float = 1.0               # g in c + g (c - uncond); 0 is none
+    guidance: float = 1.0               # g in v + g (v - v_uncond); 0 is none
     bf16: bool = False                  # frozen parts, and products under autocast; G is float32
     # ours: what lets a VLM and a DiT of a few layers do it
     source_beside_noise: bool = False   # source latents beside x_t on the channel axis
@@ -73,7 +74,7 @@ class Preset:
     def latent_shape(self) -> tuple[int, int, int, int]:
         """(C, f, h, w) of one clip's latents."""
         side = self.vae["scale_factor_spatial"]
-        frames = (self.frames - 1) // 4 + 1
+        frames = (self.frames - 1) // 4 + 1              # after the first, 4 become 1 (Wan's VAE)
         return self.vae["z_dim"], frames, self.height // side, self.width // side
 
 

@@ -41,14 +41,14 @@ def parse(argv=None) -> argparse.Namespace:
     add("--stride", type=stride, help="every n-th frame, or spread: over all (the preset's)")
     add("--start", type=at_least_0, default=0, help="the first frame, counted from 0")
     add("--steps", type=positive, help="from noise to clip (the preset's)")
-    add("--guidance", type=between(0, 100), help="c + g (c - uncond); 0 is none (the preset's)")
+    add("--guidance", type=between(0, 100), help="g in v + g (v - v_uncond) (the preset's)")
     add("--seed", type=at_least_0, default=0, help="of the noise")
     args = parser.parse_args(argv)
     if not args.instruction.strip():
         raise BadInput("--instruction: is empty; say what happened, or what to do")
     args.side_by_side = args.out.with_name(f"{args.out.stem}_side_by_side{args.out.suffix}")
     check_video_name(args.out)
-    for path in (args.out, args.side_by_side):           # what can go wrong at the end
+    for path in (args.out, args.side_by_side):           # now, not after the sampling
         if os.path.realpath(path) == os.path.realpath(args.video):
             raise BadInput(f"--out {args.out}: would overwrite the source; choose another name")
         try:
@@ -86,9 +86,10 @@ def main(argv=None) -> None:
     def progress(steps):
         return tqdm(steps, desc="sample", unit="step")
     try:
-        edited = model.sample(source[None].to(model.device), [args.instruction], args.steps,
-                              args.guidance, args.seed, progress, view)[0].cpu()
-    except ValueError as error:                          # the instruction is too long, or no text
+        edited = model.sample(source[None].to(model.device), [args.instruction],
+                              steps=args.steps, guidance=args.guidance, seed=args.seed,
+                              progress=progress, view=view)[0].cpu()
+    except ValueError as error:                          # too long, or not valid Unicode
         raise BadInput(f"--instruction: {error}") from error
     if not edited.isfinite().all():
         raise BadInput(f"--checkpoint {args.checkpoint}: the edited video is not finite; "

@@ -6,7 +6,7 @@
     texts = vlm.write([chat(system, [tokens, question]) for tokens in seen], limit=48)
 
 A prompt is a row: a list of texts and of vision tokens, in the order in which they are read.
-Everything is differentiable in the pixels, but what is written.
+`see`, `join` and `read` are differentiable in the pixels; `write` is not.
 
 Left out: VILA's audio and multi-image modes; sampling (it writes greedily).
 
@@ -52,10 +52,10 @@ class DownsampleProjector(nn.Module):
 
     def forward(self, x):
         n, patches, d = x.shape
-        s = int(patches ** .5)
-        x = x.view(n, s, s, d)
-        x = F.pad(x, (0, 0, 0, s % 2, 0, s % 2))                             # odd sides: zeros
-        s = x.shape[1] // 2
+        side = int(patches ** .5)
+        odd = side % 2
+        x = F.pad(x.view(n, side, side, d), (0, 0, 0, odd, 0, odd))          # with zeros
+        s = (side + odd) // 2
         x = x.view(n, s, 2, s, 2, d).transpose(2, 3)                         # (N, s, s, 2, 2, D)
         if self.by_column:
             x = x.transpose(1, 2)
@@ -63,7 +63,10 @@ class DownsampleProjector(nn.Module):
 
 
 class VILA(nn.Module):
-    """SigLIP -> projector -> Llama. Sees frames, reads and writes text; frozen once taught."""
+    """SigLIP -> projector -> Llama. Sees frames, reads and writes text; frozen once taught.
+
+    frames: K, how many it sees of a clip. size: side of its square pictures, in pixels.
+    """
 
     def __init__(self, siglip: dict, llama: dict, frames: int, size: int, by_column: bool = False):
         super().__init__()
@@ -75,9 +78,13 @@ class VILA(nn.Module):
         self.tokenizer = None                            # set by load or training
 
     def pick(self, video: torch.Tensor) -> torch.Tensor:
-        """K frames of a clip (B, F, 3, H, W), evenly spaced, the first and the last among them."""
+        """K frames of a clip (B, F, 3, H, W), evenly spaced from the first to the last.
+
+        A clip of K frames or fewer comes back whole.
+        """
         n = min(self.frames, video.shape[1])
-        return video[:, torch.linspace(0, video.shape[1] - 1, n).round().long().to(video.device)]
+        places = torch.linspace(0, video.shape[1] - 1, n).round().long()
+        return video[:, places.to(video.device)]
 
     def resize(self, frames: torch.Tensor) -> torch.Tensor:
         """Frames (N, 3, H, W) as the VLM sees them: squares of its size, whatever their shape."""
@@ -98,7 +105,7 @@ class VILA(nn.Module):
     def see(self, video: torch.Tensor) -> torch.Tensor:
         """Tokens of K frames picked from a clip (B, F, 3, H, W) in [-1, 1]: (B, K*tokens, D)."""
         frames = self.pick(video)                                            # (B, K, 3, H, W)
-        tokens = self.mm_projector(self.patches(frames.flatten(0, 1)))       # (B*K, S*S, D)
+        tokens = self.mm_projector(self.patches(frames.flatten(0, 1)))       # (B*K, T, D)
         return tokens.unflatten(0, frames.shape[:2]).flatten(1, 2)
 
     def words(self, text: str) -> torch.Tensor:
@@ -126,12 +133,13 @@ class VILA(nn.Module):
         return embeddings, torch.tensor(mask, device=embeddings.device)
 
     def read(self, embeddings, mask, cache=None, hidden=False, last=False):
-        """Run Llama over joined rows (B, T, D); returns the library's output object.
+        """Run Llama over joined rows; returns the library's output object.
 
+        embeddings: (B, T, D), what is new. mask: (B, T' + T), over what the cache holds, too.
         cache: what it has read before. hidden: keep all hidden states. last: logits of the last
         position only; of all they are 128,256 numbers a token at the real size.
         """
-        positions = (mask.cumsum(1) - 1).clamp_min(0)                        # padding has none
+        positions = (mask.cumsum(1) - 1).clamp_min(0)                        # padding is masked
         positions = positions[:, -embeddings.shape[1]:]                      # what is not in cache
         return self.llm(inputs_embeds=embeddings, attention_mask=mask, position_ids=positions,
                         past_key_values=cache, use_cache=cache is not None,
@@ -155,18 +163,15 @@ class VILA(nn.Module):
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
         columns, texts = [token.tolist() for token in written], []
         for i in range(len(rows)):
-            ids = [column[i] for column in columns]
-            if stop in ids:
-                ids = ids[:ids.index(stop)]
+            ids = [column[i] for column in columns if column[i] != stop]
             texts.append(self.tokenizer.decode(ids))
         return texts
 
 
 class Prefix(DynamicCache):
-    """A key-value cache that keeps nothing more once it is `closed`.
+    """A key-value cache that can be closed: what is read afterwards attends to it and is not added.
 
-    What is read after that sees it and leaves it as it was, so that a layer can be run again in the
-    backward pass (realsize/).
+    Activation checkpointing (realsize/) runs a layer twice, and must not add its keys twice.
     """
     closed = False
 
