@@ -10,7 +10,7 @@ margin  m(V_src, V, I) = z_yes - z_no at the verdict                   Critic.ma
 Eq. 4   L_reason = -log sigmoid(m - m_0), m_0 = m(V_src, V_src, I)     reason_loss
 
 The gradient's way: logits -> Llama -> projector -> SigLIP -> pixels -> VAE decoder -> x0_hat ->
-DiT. Nothing on it is trained, and everything on it is differentiable.
+DiT. All of it is differentiable, and of all this only the DiT is trained.
 
 Axis letters: B batch, G gated samples, K frames the VLM looks at, F frames, C f h w latents, T
 tokens, D width.
@@ -42,16 +42,16 @@ DECODE = ("alone", "exact")                              # see `decode_frames`
 
 def critic_loss(critic: "Critic", x_t: torch.Tensor, v: torch.Tensor,
                 batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """The tau-gated critic loss: reason (G,), margin (G,) of those with t < tau (Eq. 3, 4).
+    """The critic's loss on the samples with t < tau: L_reason (G,), margin (G,) (Eq. 3, 4).
 
-    x_t, v: (B, C, f, h, w). Differentiable in v.
+    x_t, v: (B, C, f, h, w). Differentiable in v. G = batch.near.sum().
     """
     near = batch.near
-    x0_hat = clean_estimate(x_t[near], v[near], batch.t[near])                             # Eq. 3
+    gated = batch.select(near)
+    x0_hat = clean_estimate(x_t[near], v[near], gated.t)                                   # Eq. 3
     frames = critic.decode(x0_hat)                                      # (G, K, 3, H, W)
-    shown = batch.select(near)
-    margin = critic.margin(shown.frames, frames, shown.instructions, shown.thoughts)       # (G,)
-    return reason_loss(margin, shown.baseline), margin                  # Eq. 4, against m_0
+    margin = critic.margin(gated.frames, frames, gated.instructions, gated.thoughts)       # (G,)
+    return reason_loss(margin, gated.baseline), margin                  # Eq. 4, against m_0
 
 
 def clean_estimate(x_t: torch.Tensor, v: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
@@ -90,9 +90,9 @@ def reason_loss(margin: torch.Tensor, baseline: torch.Tensor) -> torch.Tensor:
 def opening(seen: torch.Tensor, instruction: str, system: str = SYSTEM) -> list:
     """How every prompt begins, as a row for `VILA.join`: system sentence, instruction, source.
 
-    seen: the source's tokens (T, D). They come last: where no thought stands between, the edited
-    frames follow at a distance that does not depend on the instruction. system: a VLM that was not
-    taught ours keeps its own sentence, and ours begins the user's turn.
+    seen: the source's tokens (T, D). They come after the instruction, so that its length does not
+    change how far the edit's tokens are from them. system: the chat's system sentence; if it is not
+    SYSTEM, for a VLM that was not taught that, SYSTEM begins the user's turn.
     """
     task = "" if system == SYSTEM else f"{SYSTEM}\n"
     return chat(system, [f"{task}{instruction}\n{SOURCE}", seen])
@@ -100,7 +100,8 @@ def opening(seen: torch.Tensor, instruction: str, system: str = SYSTEM) -> list:
 
 def prompt(think: str, begun: list, edited: torch.Tensor,
            thought: str | None = None) -> tuple[list, list]:
-    """One sample's row up to the edited frames, and its row from there on.
+    """One sample's row in two parts: what does not depend on the edit and is read once, and the
+    rest, from the edited frames on.
 
     The chain of thought is a choice of three, because of what it does to the gradient:
 
@@ -108,19 +109,19 @@ def prompt(think: str, begun: list, edited: torch.Tensor,
         "expect"  V_src and I are seen, what should happen is written, V is seen, then the verdict
         "none"    the verdict at once
 
-    begun: the row of `opening`. edited: tokens (T, D). thought: None ends the rows where it is to
-    be written. Texts are cut where the VLM's training cut them: the same text, cut at another
+    begun: the row of `opening`. edited: tokens (T, D). thought: None where the VLM is to write it:
+    the row ends there. Texts are cut where the VLM's training cut them: the same text, cut at another
     place, can be other tokens.
     """
-    *question, answer = begun
+    *question, assistant = begun
+    if think == "expect" and thought is None:
+        return begun, []
     if think == "expect":
-        if thought is None:
-            return begun, []
         return [*begun, f"{thought} .{USER_TURN}{EDITED}"], [edited, ASSISTANT_TURN + VERDICT]
     before = [*question, EDITED]
-    if thought is None:
-        return before, [edited, answer]
-    if think == "full" and thought:
+    if thought is None:                                  # "full": after the edit was seen
+        return before, [edited, assistant]
+    if think == "full" and thought:                      # an empty one is left out
         return before, [edited, ASSISTANT_TURN, f"{thought} . ", VERDICT]
     return before, [edited, ASSISTANT_TURN + VERDICT]
 
@@ -140,7 +141,7 @@ class Critic:
     """Asks the model's own frozen VLM: does this edit satisfy the instruction?
 
     think: see `prompt`. decode: see `decode_frames`; None is the preset's. vlm: another VLM that
-    judges, from `UnifiedModel.read_vlm`.
+    judges, from `common.checkpoint.read_vlm`. A float16 VLM is made bfloat16, in place.
     """
 
     def __init__(self, model: UnifiedModel, think: str = "expect", decode: str | None = None,
@@ -166,8 +167,8 @@ class Critic:
         """m(V_src, V, I) = z_yes - z_no at the verdict: (B,) (Sec. 4.2.2).
 
         source, edited: (B, F, 3, H, W) in [-1, 1], whole clips or the K picked frames;
-        differentiable in `edited`. What comes before the edited frames does not depend on them: it
-        is read once without gradient into a key-value cache.
+        differentiable in `edited`. thoughts: None writes them. What comes before the edited frames
+        does not depend on them: it is read once, without gradient, into a key-value cache.
         """
         if thoughts is None:
             thoughts = self.thoughts(source, instructions, edited.detach())
@@ -185,7 +186,7 @@ class Critic:
     @torch.no_grad()
     def baseline(self, source: torch.Tensor, instructions: list[str],
                  thoughts: list[str] | None = None) -> torch.Tensor:
-        """m_0 = m(V_src, V_src, I), without gradient: of an edit that did nothing. (B,)"""
+        """m_0 = m(V_src, V_src, I) (B,), the margin of an edit that did nothing; no gradient."""
         return self.margin(source, source, instructions, thoughts)
 
     @torch.no_grad()
@@ -200,7 +201,8 @@ class Critic:
         edited = source if edited is None else edited
         rows = self.prompts(source, edited, instructions, [None] * len(instructions))
         texts = self.vlm.write([[*before, *after] for before, after in rows], limit)
-        return [text.split(VERDICT.strip())[0].strip().rstrip(".").strip() for text in texts]
+        thoughts = [text.split(VERDICT.strip())[0].strip() for text in texts]
+        return [thought.rstrip(".").strip() for thought in thoughts]    # `prompt` adds the period
 
     def about_sources(self, source: torch.Tensor,
                       instructions: list[str]) -> tuple[list[str | None], torch.Tensor]:
@@ -216,15 +218,17 @@ class Critic:
 
     def prompts(self, source: torch.Tensor, edited: torch.Tensor, instructions: list[str],
                 thoughts: list[str | None]) -> list[tuple[list, list]]:
-        """`prompt` of each sample; the edit's tokens alone, or each after the source's."""
+        """`prompt` of each sample. In a `paired` preset the source's tokens stand between the
+        edit's."""
         with torch.no_grad():
-            seen = self.vlm.see(source)                                 # (B, T, D)
-        shown_twice = edited is source and not edited.requires_grad     # as for m_0
-        found = seen if shown_twice else self.vlm.see(edited)
+            before = self.vlm.see(source)                               # (B, T, D)
+        is_source = edited is source and not edited.requires_grad       # m_0: see it once
+        after = before if is_source else self.vlm.see(edited)
         rows = []
-        for s, e, words, thought in zip(seen, found, instructions, thoughts):
-            shown = interleave(s, e) if self.model.preset.paired else e
-            rows.append(prompt(self.think, opening(s, words, self.system), shown, thought))
+        for tokens, edit, instruction, thought in zip(before, after, instructions, thoughts):
+            begun = opening(tokens, instruction, self.system)
+            shown = interleave(tokens, edit) if self.model.preset.paired else edit
+            rows.append(prompt(self.think, begun, shown, thought))
         return rows
 
 
@@ -232,7 +236,11 @@ class Critic:
 
 def follow(critic: Critic, latents: torch.Tensor, margin_of, steps: int = 6,
            size: float = 0.6) -> torch.Tensor:
-    """Latents moved uphill on the margin, by `steps` normalised steps of RMS `size` in all."""
+    """Latents moved uphill on the margin, by `steps` normalised steps of RMS `size` in all.
+
+    latents: (B, C, f, h, w). margin_of(frames (B, K, 3, H, W)) -> (B,). size: a number, or one for
+    each row, (B, 1, 1, 1, 1).
+    """
     z = latents.detach()
     for _ in range(steps):
         z.requires_grad_(True)

@@ -35,7 +35,8 @@ from common.manifest import FIELDS, SUBSET_OF, manifest_lines, manifest_record
 from common.stamped import hash_of_tensors, is_whole, read_stamped, write_stamped
 from common.video import (clip_numbers, crop, from_bytes, hash_video, pick_frames, to_bytes,
                           to_video)
-from model import FROZEN, sample_timesteps
+from model import sample_timesteps
+from presets import FROZEN
 from tiny import world
 from tiny.drift import CONTRAST, SOFTNESS, TINT, drifted
 
@@ -46,8 +47,8 @@ from tiny.drift import CONTRAST, SOFTNESS, TINT, drifted
 class Batch:
     """What one step needs, for this rank: row i of everything is the same triplet."""
     source: torch.Tensor       # (B, C, f, h, w) latents
-    target: torch.Tensor       # (B, C, f, h, w); None where the items have none
-    bridged: torch.Tensor      # (B, T, D) Adapter(ARHead(U(V_src, I))); where dropped, of nothing
+    target: torch.Tensor | None         # (B, C, f, h, w); None where the items have none
+    bridged: torch.Tensor      # (B, T, D) Adapter(ARHead(U(V_src, I))); the unconditional, dropped
     text: list                 # B x (T, D) T5(I)
     frames: torch.Tensor       # (B, K, 3, H, W) what U sees of the source
     instructions: list         # B texts
@@ -57,11 +58,11 @@ class Batch:
     noise: torch.Tensor        # (B, C, f, h, w)
     near: torch.Tensor         # (B,) bool: t < tau, the critic is asked about these
     n_near: float              # their number, on average over this step's micro-batches and ranks
-    seed: int                  # for what else a step draws
+    seed: int                  # for a step that draws more (Flow-GRPO, in experiments/)
     pairs: "Batch | None" = None        # without targets, for own edits
 
     def select(self, rows: torch.Tensor) -> "Batch":
-        """The rows where `rows` (B,) is true."""
+        """The samples where `rows` (B,) is true; n_near, seed and pairs stay the step's."""
         numbers = rows.nonzero()[:, 0].tolist()
         picked = {}
         for field in fields(self):
@@ -80,7 +81,8 @@ def gate(t: torch.Tensor, tau: float) -> torch.Tensor:
 
 
 class Batches:
-    """A training's batches: `of(step)` yields this rank's micro-batches, by (seed, step) alone.
+    """A training's batches: `of(step)` yields this rank's micro-batches, which depend on (seed,
+    step) alone.
 
     latents: the encoded triplets. reflections: (thought, m_0) of each, from `reflect`; None for
     SFT. batch: samples a step, over all ranks and micro-batches. drop: the share of samples whose
@@ -104,17 +106,17 @@ class Batches:
         """Yields `accumulate` batches: this rank's share of the step's samples, in equal parts."""
         indices = batch_indices(len(self.latents), self.batch, step, self.seed)
         t, noise, u = draws(step, self.seed, self.batch, self.shape, self.timesteps)
-        near = gate(t, self.tau)
+        near, dropped = gate(t, self.tau), (u < self.drop).tolist()
         parts = WORLD_SIZE * self.accumulate
         n_near = near.sum().item() / parts
         pairs_of_step = self.pairs.of(step) if self.pairs else repeat(None)
-        at = self.device
         for part, pairs in zip(range(self.accumulate), pairs_of_step):
+            # sample k is in micro-batch k // WORLD_SIZE % accumulate of rank k % WORLD_SIZE
             rows = slice(RANK + part * WORLD_SIZE, None, parts)
             seed = self.seed * 1_000_003 + (step * self.accumulate + part) * WORLD_SIZE + RANK
-            encoded = self._encoded(indices[rows], (u[rows] < self.drop).tolist())
-            yield Batch(**encoded, t=t[rows].to(at), noise=noise[rows].to(at),
-                        near=near[rows].to(at), n_near=n_near, seed=seed, pairs=pairs)
+            encoded = self._encoded(indices[rows], dropped[rows])
+            yield Batch(**encoded, t=t[rows].to(self.device), noise=noise[rows].to(self.device),
+                        near=near[rows].to(self.device), n_near=n_near, seed=seed, pairs=pairs)
 
     def _encoded(self, indices: list[int], dropped: list[bool]) -> dict:
         """The rows of a batch; one that is dropped has the VLM and T5 states of no instruction."""
@@ -185,8 +187,8 @@ def hash_of(*parts) -> str:
 
 
 NEW_CLIPS = 1_000_000    # the training split's triplets before it were lessons of VAE, VLM or base
-NEW_PAIRS = 2_000_000    # what is there from here on is in no triplet that is trained on, either
-MISS_STREAM, DRIFT_STREAM = 11, 13          # of random numbers that do not depend on each other
+NEW_PAIRS = 2_000_000    # own edits take sources from here on, which no triplet has
+MISS_STREAM, DRIFT_STREAM = 11, 13          # seeds: which targets are wrong, and which drift
 
 
 def world_items(subsets: tuple[str, ...] = ("rave", "icvg"), split: str = "train", n: int = 1024,
@@ -211,6 +213,7 @@ def world_pairs(n: int) -> list[Item]:
 
 
 def _world_item(index: int, subset: str, split: str, wrong: float, drift: float) -> Item:
+    # for its texts: load() makes the clips anew, so that an Item is small
     triplet = world.make_triplet(index, subset, split)
     place = [world.SUBSETS.index(subset), index]
     rng = np.random.default_rng([*place, MISS_STREAM])
@@ -271,17 +274,15 @@ def _manifest_item(line: str, number: int, folder: Path, preset, check_text, tar
     videos = [folder / record[name] for name in needed if name.endswith("_video_path")]
     start, stride = record.get("start", 0), record.get("stride", preset.frame_stride)
     stride = None if stride == "spread" else stride
-    numbers, longer = [], False
-    for video in videos:
-        of_clip, n = clip_numbers(video, preset.frames, stride, start)
-        numbers.append(of_clip)
-        longer |= n > preset.frames
+    found = [clip_numbers(video, preset.frames, stride, start) for video in videos]
+    numbers = [of_clip for of_clip, _ in found]
+    longer = any(n > preset.frames for _, n in found)
     size = (preset.height, preset.width)
 
     def load():
-        source, *target = [crop(pick_frames(video, of_clip), *size)
-                           for video, of_clip in zip(videos, numbers)]
-        return source, target[0] if target else None
+        clips = [crop(pick_frames(video, of_clip), *size)
+                 for video, of_clip in zip(videos, numbers)]
+        return clips[0], clips[1] if targets else None
 
     def view():
         return to_video(pick_frames(videos[0], numbers[0]))
@@ -321,14 +322,13 @@ def encode(model, items: list[Item]) -> list[dict[str, torch.Tensor]]:
     sources, targets = zip(*(item.load() for item in items))
     source = torch.stack(sources).to(model.device)                      # (B, F, 3, H, W)
     instructions = [item.instruction for item in items]
-    try:
-        with model.precision():
+    with model.precision():
+        try:
             text = model.encode_text(instructions)                      # B x (T, D)
             view = vlm_view(model, items, source)
             bridged = model.bridge(model.encode_vlm(view, instructions))  # (B, T, D)
-    except ValueError as error:
-        raise BadInput(str(error)) from error
-    with model.precision():
+        except ValueError as error:
+            raise BadInput(str(error)) from error
         columns = {"source": model.encode_video(source),                # (B, C, f, h, w)
                    "text": text,
                    "bridged": bridged.to(model.dtype_of("adapter")),
@@ -349,14 +349,14 @@ def vlm_view(model, items: list[Item], source: torch.Tensor) -> torch.Tensor:
 
 
 class Latents:
-    """A sequence of encoded triplets: latents[i] is a dict, all float32, of
+    """A sequence of encoded triplets. latents.items[i] is an Item, latents[i] a dict, in float32:
 
         source, target (C, f, h, w)   latents; no target where the item has none
         frames (K, 3, H, W)           what U sees of the source, in [-1, 1]
         bridged (T, D)                Adapter(ARHead(U(V_src, I)))
         text (T, D)                   T5(I)
 
-    and latents.items[i] its Item. Each is encoded once, to `folder`/<hash of its key and of the
+    Each is encoded once, to `folder`/<hash of its key and of the
     frozen weights>.safetensors: a run that was stopped goes on where it was, and a broken file is
     made again. Raises BadInput where a clip cannot be read or the folder cannot be written, and for
     a file with a changed byte, once it is read.
@@ -373,7 +373,8 @@ class Latents:
         wait_for_all()
 
     def _encode_missing(self, model, progress: bool) -> None:
-        """In fixed groups, shared among ranks: the last bits depend on the company."""
+        """Encode the items that have no whole file, always in the same groups of BATCH, shared
+        among the ranks: a clip's last bits depend on what it is encoded with."""
         starts = my_shard(range(0, len(self), BATCH))
         shard = [range(start, min(start + BATCH, len(self))) for start in starts]
         missing = {i for rows in shard for i in rows if not is_whole(self.files[i])}

@@ -73,7 +73,7 @@ def table(rows: list[dict]) -> str:
     """A Markdown table, a line a reasoning type and one for all: mean [95 % interval]."""
     lines = [["type", "N scored", "N failed", *COLUMNS]]
     for name in [*dict.fromkeys(row["type"] for row in rows), "all"]:
-        group = [row for row in rows if name in (row["type"], "all")]
+        group = rows if name == "all" else [row for row in rows if row["type"] == name]
         scored = [row for row in group if not row["failed"]]
         cells = []
         for column in COLUMNS:
@@ -160,7 +160,8 @@ def main(argv=None) -> None:
 def score(model, args, columns: str | bool = False, more: Callable | None = None) -> None:
     """Score the model on `args.n` samples, and say how good it is.
 
-    more(triplets, edits) -> a dict a sample, what else is kept in its row; `columns` names it.
+    more(triplets, edits) -> a dict a sample, what else is kept in its row. columns: what `more`
+    adds; rows with other columns are not gone on with. Both are experiments/'s.
     """
     name = run_name(args.checkpoint) if args.checkpoint else model.preset.name
     folder = results_folder(args, name)
@@ -263,7 +264,8 @@ def report_on_manifest(models: dict, items: list, args) -> tuple[str, dict, dict
                              view=vlm_view(model, items, seen)).cpu()
         model.cpu()
         shown[name] = edits
-        psnr.append({"PSNR": 10 * math.log10(4 / (edits - target).pow(2).mean().item())})
+        error = (edits - target).pow(2).mean().item()
+        psnr.append({"PSNR": 10 * math.log10(2 ** 2 / error)})           # values from -1 to 1
     shown["target"] = target
     with optional_picture(args.out / "samples.png"):
         world.contact_sheet(items, shown, args.out / "samples.png")

@@ -19,8 +19,6 @@ Axis letters: B batch, F frames, C channels, H W pixels, f h w latent frames and
 width.
 """
 
-import copy
-import os
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -34,14 +32,13 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import UMT5Config, UMT5EncoderModel
 
 import common.precision
+from common.checkpoint import read_parts, read_preset, write_parts
 from common.fast_vae import fold_first_frame
 from common.files import BadInput, Parser, run_script
 from common.precision import autocast, keep_ends_in_float32
 from common.text import clean_text
 from common.unipc import unipc
-from common.weights import (frozen_folder, model_folder, read_part, read_record, read_tensors,
-                            read_tokenizer, write_folder)
-from presets import PRESETS, Preset
+from presets import PARTS, PRESETS, TRAINED, Preset
 from vlm import VILA, chat
 
 
@@ -173,10 +170,6 @@ class VisualContextAdapter(nn.Module):
 
 # -------------------------------------------------------------------------------- the unified model
 
-VLM_PARTS = ("vlm.llm", "vlm.vision_tower", "vlm.mm_projector")
-FROZEN = (*VLM_PARTS, "text_encoder", "vae", "ar_head", "adapter", "boundary")
-TRAINED = ("transformer", "visual_context_adapter")      # G and its adapter (Sec. 5.1)
-PARTS = (*FROZEN, *TRAINED)
 # the tokens around the parts of c: the source (img), what U makes of it (ipl), T5's states (prp)
 BOUNDARY = ("img_st", "img_ed", "ipl_st", "ipl_ed", "prp_st", "prp_ed")
 
@@ -438,65 +431,20 @@ class UnifiedModel(nn.Module):
 
         Raises FileNotFoundError or ValueError, naming what is missing or does not fit.
         """
-        folder = model_folder(folder)
-        record = read_record(folder)
-        if record.get("preset") not in PRESETS:
-            raise ValueError(f"{folder}/model.json names none of the presets {', '.join(PRESETS)}")
-        frozen = frozen_folder(folder)
         with torch.device("meta"):                       # every part is replaced by a file's
-            model = cls(PRESETS[record["preset"]])
-        model.set_vlm_frames(record.get("vlm_frames"))
-        model.without(record.get("without", []))
-        model.vlm.tokenizer = read_tokenizer(frozen / "tokenizer")
-        model.text_tokenizer = read_tokenizer(frozen / "text_tokenizer")
-        for name in PARTS:
-            model.load_part(name, folder if name in TRAINED else frozen)
-        if (frozen / "unconditional.safetensors").is_file():
-            model.released_unconditional = read_tensors(frozen / "unconditional")
+            model = cls(read_preset(folder))
+        read_parts(model, folder)
         return model.cast().eval()
-
-    def load_part(self, name: str, home: Path) -> None:
-        """Load one of PARTS from a folder that `save_pretrained` wrote; raises as it does."""
-        if name == "boundary":                           # of as many rows as the file has
-            self.set_boundary(read_tensors(home / name))
-            return
-        part = read_part(home / name, self.get_submodule(name), self.dtype_of(name))
-        if name == "vae":
-            part.decoder.apply(fold_first_frame)
-        self.set_submodule(name, part)
-
-    def read_vlm(self, folder: str | Path) -> VILA:
-        """Another frozen VLM of the same sizes, beside this model's own, from a model's folder or
-        one of VLM_PARTS alone (weights/hardened). Raises as `from_pretrained` does."""
-        vlm, dtype = copy.deepcopy(self.vlm), self.dtype_of("vlm")
-        for name in VLM_PARTS:
-            part = name.removeprefix("vlm.")
-            vlm.set_submodule(part, read_part(Path(folder) / name, vlm.get_submodule(part), dtype))
-        return vlm.requires_grad_(False).to(self.device, dtype)
 
     def save_pretrained(self, folder: str | Path, frozen: str | Path | None = None,
                         dtype=torch.float32, parts: tuple[str, ...] | None = None) -> None:
-        """Write a model folder (common/weights.py); a kill leaves the old one or the new.
+        """Write a model folder; a kill leaves the old one or the new.
 
         frozen: a folder that holds the frozen parts; then only G and the visual context adapter are
         written. parts: write these and no tokenizer; such a folder is not loaded whole. dtype: None
         leaves each as it is.
         """
-        folder, p = Path(folder), self.preset
-        names = parts or (TRAINED if frozen else PARTS)
-        contents = {name: self.get_submodule(name) for name in names}
-        if frozen:
-            frozen = os.path.relpath(Path(frozen).resolve(), folder.resolve())
-        elif not parts:
-            contents |= {"tokenizer": self.vlm.tokenizer, "text_tokenizer": self.text_tokenizer}
-            if self.released_unconditional:
-                contents["unconditional"] = self.released_unconditional
-        without = [] if p.use_vlm else ["vlm"]
-        if PRESETS[p.name].visual_position and not p.visual_position:
-            without.append("position")
-        record = {"preset": p.name, "frozen": frozen, "vlm_frames": p.vlm_frames,
-                  "without": without}
-        write_folder(folder, contents, record, dtype)
+        write_parts(self, Path(folder), frozen, dtype, parts)
 
 
 def sampling_noise(latents: torch.Tensor, seed: int) -> torch.Tensor:

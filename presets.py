@@ -7,6 +7,13 @@ below the comment that says whose choice it is.
 from dataclasses import dataclass
 
 
+# the parts of model.UnifiedModel, by the names of its attributes
+VLM_PARTS = ("vlm.llm", "vlm.vision_tower", "vlm.mm_projector")
+FROZEN = (*VLM_PARTS, "text_encoder", "vae", "ar_head", "adapter", "boundary")
+TRAINED = ("transformer", "visual_context_adapter")      # G and its adapter (Sec. 5.1)
+PARTS = (*FROZEN, *TRAINED)
+
+
 @dataclass(frozen=True)
 class ChatWords:
     """The chat that U reads for Eq. 1's h: the system's sentence; then the user's frames, prefix

@@ -22,6 +22,7 @@ import common  # noqa: F401              before what takes seconds to load: Ctrl
 import torch
 from torch.nn.utils import clip_grad_norm_
 
+from common.checkpoint import read_vlm
 from common.distributed import (WORLD_SIZE, average_gradients, device, is_first_rank, start, stop)
 from common.files import (BadInput, Parser, at_least_0, between, check_writable, hash_of_file,
                           positive, run_script)
@@ -34,9 +35,9 @@ from model import (TRAINED, UnifiedModel, add_noise, flow_loss, load_model, roll
                    velocity_target)
 from presets import PRESETS
 
-SEED_OF_PAIRS = 7                # beyond the triplets': other noise, another order
+SEED_OF_PAIRS = 7                # added to --seed: other noise than the triplets', another order
 
-# Settings that may be others when a run goes on; all the rest must be equal for it to be the same.
+# Settings that may differ when a run goes on; with another value of any other it is another run.
 FREE = ("resume", "out", "cache", "save_every", "eval_items", "skip_bad", "accumulate", "argv")
 
 
@@ -53,7 +54,8 @@ def uso_step(model, critic, batch: Batch, lam: float) -> tuple[torch.Tensor, dic
     log = {"flow_loss": loss.item(), "trigger_rate": batch.near.float().mean().item()}
     if lam > 0 and batch.near.any():
         reason, margin = critic_loss(critic, x_t, v, batch)             # (G,), (G,)
-        loss = loss + lam * reason.sum() / batch.n_near                 # Eq. 5
+        # Eq. 5: the mean over the step's gated samples, those of other ranks among them
+        loss = loss + lam * reason.sum() / batch.n_near
         log["reason_loss"] = reason.sum().item() / batch.n_near
         log["p_yes"] = margin.sigmoid().sum().item() / batch.n_near
     return loss, log
@@ -95,9 +97,9 @@ def train(model, critic, batches, args, step=uso_step, name: str = "uso") -> Run
                 loss, log = step(model, critic, batch, args.lam)
             (loss / args.accumulate).backward()
             run.note(loss, log)
-        average_gradients(params.values())               # over ranks; one that is missing is zero
+        average_gradients(params.values())               # over ranks; a missing one counts as zero
         norm = clip_grad_norm_(params.values(), args.clip)
-        if run.finite(norm):                             # on all ranks, or all skip the step
+        if run.finite(norm):                             # on every rank, else all skip the step
             optimizer.step()
             run.update_mean()                            # of the weights: --ema
         optimizer.zero_grad(set_to_none=True)
@@ -132,7 +134,7 @@ def begin(args, settings: dict) -> None:
     start()
     check_run(args.out, settings, may_grow(args))
     check_writable(args.out / "run.json")
-    check_writable(args.cache / "latents")
+    check_writable(args.cache / "any name")
 
 
 def may_grow(args) -> str | None:
@@ -147,7 +149,7 @@ def load(args) -> UnifiedModel:
         model.set_vlm_frames(args.vlm_frames)
     except ValueError as error:
         raise BadInput(f"--vlm-frames {args.vlm_frames}: {error}") from error
-    latent_frames = model.preset.latent_shape[1]
+    latent_frames = model.preset.latent_shape[1]         # decode_frames would refuse it later
     if args.decode == "alone" and model.vlm.frames > latent_frames:
         raise BadInput(f"--vlm-frames {model.vlm.frames}: a clip has {latent_frames} latent frames "
                        f"to be decoded alone; pass --decode exact, or fewer frames")
@@ -188,7 +190,7 @@ def make_critic(model, args) -> Critic | None:
     if args.lam == 0:
         return None
     try:
-        vlm = model.read_vlm(args.critic) if args.critic else None
+        vlm = read_vlm(model, args.critic) if args.critic else None
     except (OSError, ValueError, RuntimeError) as error:
         raise BadInput(f"--critic {args.critic}: {error}") from error
     return Critic(model, args.think, args.decode, vlm)
@@ -211,8 +213,8 @@ def make_batches(model, critic, latents: Latents, args) -> Batches:
 
 
 def make_pairs(model, critic, args, with_m_0: bool = False) -> Batches:
-    """The batches of --pairs. m_0 is 0: a critic says such a clear No to an unedited source that
-    any edit is far ahead of it."""
+    """The batches of --pairs. Their m_0 is 0, unless `with_m_0`: the critic's No to an unedited
+    source is so clear that any edit is far ahead of it, and hardly a gradient is left."""
     if isinstance(args.pairs, int):
         items = world_pairs(args.pairs)
     else:
@@ -220,13 +222,13 @@ def make_pairs(model, critic, args, with_m_0: bool = False) -> Batches:
     latents = Latents(items, model, args.cache, progress=is_first_rank())
     reflections = ask_about_sources(model, critic, latents, args)
     if not with_m_0:
-        reflections = [(thought, 0.) for thought, m_0 in reflections]
+        reflections = [(thought, 0.) for thought, _ in reflections]
     return Batches(latents, model, reflections, batch=args.batch, tau=args.tau, drop=0.,
                    seed=args.seed + SEED_OF_PAIRS, accumulate=args.accumulate)
 
 
 def ask_about_sources(model, critic, latents: Latents, args) -> list[tuple[str | None, float]]:
-    """`data.reflect`; what another critic says is kept apart."""
+    """(thought, m_0) of each sample; those of --critic are cached in a folder of their own."""
     folder = args.cache / hash_of_weights(args.critic) if args.critic else args.cache
     with model.precision():
         return reflect(critic, latents, folder)
@@ -294,12 +296,13 @@ def parse(argv=None):
             raise BadInput(f"--resume {folder} --out {args.out}: a run goes on in its own folder; "
                            f"drop one of the two")
         argv = argv_of(folder, argv)
+        # argv_of has taken --resume out: this says that the run goes on
         args = parser.parse_args(argv, argparse.Namespace(resume=True))
         args.out = folder                                # the run may have been moved
     if args.objective == "sft":
         args.lam = 0.
     if args.pairs:
-        args.objective = "own-edits"
+        args.objective = "own-edits"                     # the third, which --pairs stands for
     args.argv = argv
     args.out = args.out or default_folder(args.objective, args.data)
     args.decode = args.decode or PRESETS[args.preset].decode

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from common.checkpoint import read_vlm
 from model import UnifiedModel, load_model
 
 
@@ -9,7 +10,7 @@ def load_with_vlm(folder: str | Path | None) -> UnifiedModel:
     """`load_model(folder)`; of a folder that has a VLM alone, weights/tiny with that VLM."""
     if folder and has_vlm_alone(Path(folder)):
         model = load_model(None)
-        model.vlm = model.read_vlm(folder)
+        model.vlm = read_vlm(model, folder)
         return model
     return load_model(folder)
 

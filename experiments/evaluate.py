@@ -13,6 +13,7 @@ import math
 import torch
 
 import evaluate
+from common.checkpoint import read_vlm
 from common.distributed import device
 from common.files import Parser, run_script
 from common.weights import hash_of_weights
@@ -45,7 +46,7 @@ def main(argv=None) -> None:
     else:
         columns = hash_of_weights(HARDENED)
         critics = {"margin, own": Critic(model),
-                   "margin, hardened": Critic(model, vlm=model.read_vlm(HARDENED))}
+                   "margin, hardened": Critic(model, vlm=read_vlm(model, HARDENED))}
     evaluate.score(model, args, columns,
                    lambda triplets, edits: margins(critics, triplets, edits))
 

@@ -297,7 +297,7 @@ def test_a_changed_byte_is_found_when_it_is_read(latents, items, tiny, tmp_path)
 
 def test_cached_names_depend_on_the_frozen_weights_alone(tiny):
     before = data.fingerprint(tiny)
-    for part in (*model.TRAINED, *model.FROZEN):
+    for part in model.PARTS:
         weight = next(tiny.get_submodule(part).parameters())
         old, weight.data = weight.data, weight.data.clone()
         assert data.fingerprint(tiny) == before          # content, not identity

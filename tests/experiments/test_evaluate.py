@@ -5,9 +5,11 @@ import json
 import pytest
 import torch
 
+from common.checkpoint import read_vlm
 from critic import Critic
 from experiments import evaluate
-from model import VLM_PARTS, load_model
+from model import load_model
+from presets import VLM_PARTS
 from tiny import world
 
 
@@ -26,7 +28,7 @@ def test_both_critics_see_the_finished_edits(tiny_dir, tmp_path, monkeypatch):
     model, triplet = load_model(tiny_dir), world.make_triplet(0, "rave", "val")
     source, words = triplet.source[None], [triplet.instruction]
     edit = model.sample(source, words, 1, 1.0, 0)
-    for name, vlm in (("own", None), ("hardened", model.read_vlm(tmp_path / "hardened"))):
+    for name, vlm in (("own", None), ("hardened", read_vlm(model, tmp_path / "hardened"))):
         with torch.no_grad():
             margin = Critic(model, vlm=vlm).margin(source, edit, words)
         assert row[f"margin, {name}"] == pytest.approx(margin.item(), abs=1e-4)

@@ -13,7 +13,8 @@ from common.files import BadInput
 from common.video import write_video
 from experiments import train
 from experiments.another_vlm import has_vlm_alone
-from model import VLM_PARTS, load_model
+from model import load_model
+from presets import VLM_PARTS
 from tiny import world
 
 
