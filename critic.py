@@ -110,8 +110,8 @@ def prompt(think: str, begun: list, edited: torch.Tensor,
         "none"    the verdict at once
 
     begun: the row of `opening`. edited: tokens (T, D). thought: None where the VLM is to write it:
-    the row ends there. Texts are cut where the VLM's training cut them: the same text, cut at another
-    place, can be other tokens.
+    the row ends there. Texts are cut where the VLM's training cut them: the same text, cut at
+    another place, can be other tokens.
     """
     *question, assistant = begun
     if think == "expect" and thought is None:

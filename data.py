@@ -48,7 +48,7 @@ class Batch:
     """What one step needs, for this rank: row i of everything is the same triplet."""
     source: torch.Tensor       # (B, C, f, h, w) latents
     target: torch.Tensor | None         # (B, C, f, h, w); None where the items have none
-    bridged: torch.Tensor      # (B, T, D) Adapter(ARHead(U(V_src, I))); the unconditional, dropped
+    bridged: torch.Tensor      # (B, T, D) Adapter(ARHead(U(V_src, I))), or the unconditional
     text: list                 # B x (T, D) T5(I)
     frames: torch.Tensor       # (B, K, 3, H, W) what U sees of the source
     instructions: list         # B texts

@@ -364,8 +364,8 @@ class UnifiedModel(nn.Module):
         """Edit clips, from noise: (B, F, 3, H, W) in [-1, 1] -> the same shape.
 
         steps, guidance: None is the preset's. guidance g: v + g (v - v_uncond), so 0 is none and
-        the authors' 3 is the usual 4. Row i is drawn from seed + i, whatever the batch. view: what the
-        VLM is shown for the condition, (B, F', 3, H', W'), where it is not the source. Raises
+        the authors' 3 is the usual 4. Row i is drawn from seed + i, whatever the batch. view: what
+        the VLM is shown for the condition, (B, F', 3, H', W'), where it is not the source. Raises
         ValueError where an instruction is too long.
         """
         p, n = self.preset, len(source)
