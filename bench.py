@@ -7,14 +7,14 @@ Milliseconds a step of SFT and of USO at five tau, their ratio, where the time g
 memory, for each --decode and --think of train.py, on random data of the preset's shapes: printed,
 and bench.json and bench.png in --out.
 
-It is train.py's own loop that runs, with a learning rate of 0, which is as much work: `Plan` gives
-it batches and hears when a step begins and ends; hooks hear when a part of it is done.
+It is train.py's own loop that runs, with a learning rate of 0, which is as much work. `yield
+way.gated(n)` in a plan means: train.py takes one step on this batch, and comes back. Hooks hear
+when a part of the step is done.
 
 How many of a batch of B are below tau is random, and with it what a step costs. So a step is timed
-for each number g = 0..B of gated samples, and averaged with the weights that g has by chance:
-binomial, P(t < tau) = tau / (3 - 2 tau). Each USO step is divided by an SFT step of the same few
-seconds, so that a drift of the machine cancels; medians over --repeats, and beside a ratio its
-lowest and highest repeat.
+for each number g = 0..B of gated samples (see `expected_cost`). Each USO step is divided by an SFT
+step of the same few seconds, so that a drift of the machine cancels; medians over --repeats, and
+beside a ratio its lowest and highest repeat.
 
 m_0 and the thoughts of "expect" are made once a training sample and kept: timed apart. Left out:
 reading a batch from the cache, several ranks. The real size: realsize/. Other ways to use a reward:
@@ -27,6 +27,7 @@ import json
 import math
 import tempfile
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
@@ -80,7 +81,7 @@ def expected_cost(cost_by_gated: list[float], tau: float, batch: int) -> float:
 
 def all_phrases() -> list[str]:
     """What the tiny world's instructions can say."""
-    rules = [rule for rules in world.RULES.values() for rule in rules]
+    rules = [rule for of_subset in world.RULES.values() for rule in of_subset]
     return [phrase for rule in rules for phrase in rule.phrases]
 
 
@@ -95,9 +96,10 @@ def random_batch(model: UnifiedModel, size: int) -> Batch:
     frames = torch.rand(size, p.vlm_frames, 3, p.height, p.width, device=where) * 2 - 1
     bridged = torch.randn(size, p.ar_queries * p.adapter_queries, p.dit["text_dim"], device=where)
     nothing = torch.zeros(size, device=where)
-    return Batch(source, target, bridged, text, frames, instructions, thoughts=[""] * size,
-                 baseline=nothing, t=nothing + (1 + TAU) / 2, noise=noise, near=nothing > 0,
-                 n_near=0, seed=0)
+    batch = Batch(source, target, bridged, text, frames, instructions, thoughts=[""] * size,
+                  baseline=nothing, t=nothing, noise=noise, near=nothing > 0, n_near=0, seed=0)
+    set_gated(batch, 0)
+    return batch
 
 
 def set_gated(batch: Batch, n: int) -> None:
@@ -113,13 +115,14 @@ def set_reflections(batch: Batch, critic: Critic) -> None:
     batch.thoughts = None if None in thoughts else thoughts
 
 
+@dataclass
 class Way:
-    """A way to train, SFT or USO with a critic: `gated(n)` is what its next step is of."""
-
-    def __init__(self, batch: Batch, critic: Critic | None = None):
-        self.batch, self.critic, self.lam = batch, critic, LAMBDA if critic else 0.
+    """A way to train: USO with a critic, or SFT without one."""
+    batch: Batch
+    critic: Critic | None = None
 
     def gated(self, n: int) -> "Way":
+        """This way, for a plan: its next step has n samples below tau."""
         set_gated(self.batch, n)
         return self
 
@@ -144,8 +147,8 @@ class Plan:
         yield self.way.batch
 
     def step(self, model, critic, batch, lam):
-        """train.py's step, with the critic and the lambda of the way that is planned."""
-        return train.uso_step(model, self.way.critic, batch, self.way.lam)
+        """train.py's step, with the critic of the way that is planned."""
+        return train.uso_step(model, self.way.critic, batch, LAMBDA if self.way.critic else 0.)
 
 
 def run_plan(model: UnifiedModel, steps, n: int) -> None:
@@ -153,7 +156,7 @@ def run_plan(model: UnifiedModel, steps, n: int) -> None:
     plan = Plan(steps)
     with tempfile.TemporaryDirectory() as folder, suppress(Finished):
         args = train.parse(["--out", folder, "--lr", "0", "--steps", f"{n + 1}",
-                            "--save-every", f"{n + 2}"])
+                            "--save-every", f"{n + 2}"])         # never reached: nothing is saved
         train.train(model, None, plan, args, plan.step, "bench")
 
 
@@ -206,17 +209,11 @@ def measure(model: UnifiedModel, batch_size: int, repeats: int, ways=WAYS, flops
     by_name, once_a_sample = {"SFT": Way(random_batch(model, batch_size))}, {"SFT": 0.}
     for decode, think in ways:
         name = f"{decode}/{think}"
-        critic, batch = Critic(model, think, decode), random_batch(model, batch_size)
-        times = []
-        for _ in range(repeats):
-            clock = Clock(model.device)
-            with model.precision():
-                set_reflections(batch, critic)
-            clock.mark("ask")
-            times.append(clock.parts["ask"])
+        way = Way(random_batch(model, batch_size), Critic(model, think, decode))
+        times = [time_reflections(model, way) for _ in range(repeats)]
         once_a_sample[name] = median(times) / batch_size
-        by_name[name] = Way(batch, critic)
-    sft, own, *_ = by_name
+        by_name[name] = way
+    sft, own = list(by_name)[:2]                         # their names
     peak, runs, counted = {}, {}, {}
 
     def steps():
@@ -233,7 +230,7 @@ def measure(model: UnifiedModel, batch_size: int, repeats: int, ways=WAYS, flops
                 with count_flops() as count:
                     yield by_name[name].gated(n)
                 counted[name] = count.flops
-    rounds = 2 * (batch_size + 1) * (repeats + (repeats > 1))
+    rounds = 2 * (batch_size + 1) * (repeats + (repeats > 1))           # for the progress bar
     run_plan(model, steps(), 1 + len(by_name) + rounds * len(ways) + 2 * flops)
 
     results = {sft: summary(runs[own][sft], runs[own][sft], batch_size)}
@@ -247,6 +244,15 @@ def measure(model: UnifiedModel, batch_size: int, repeats: int, ways=WAYS, flops
     if flops:
         found["flops"] = {"SFT": counted[sft], "USO, all gated": counted[own]}
     return found
+
+
+def time_reflections(model: UnifiedModel, way: Way) -> float:
+    """Milliseconds of a batch's thoughts and m_0."""
+    clock = Clock(model.device)
+    with model.precision():
+        set_reflections(way.batch, way.critic)
+    clock.mark("ask")
+    return clock.parts["ask"]
 
 
 def timed_steps(model: UnifiedModel, ways: dict[str, Way], batch_size: int, repeats: int):
@@ -302,18 +308,18 @@ def report(result: dict) -> str:
             flops = f"{1 + trigger_rate(tau) * more:.2f}"
         lines.append([f"USO, tau {tau}", f"{trigger_rate(tau):.1%}", f"{x['ms']:.1f}",
                       f"{x['ratio']:.2f} [{x['lowest']:.2f}, {x['highest']:.2f}]", flops])
-    parts = [["", *steps]]
+    by_part = [["", *steps]]
     for part in PARTS:
-        parts.append([part, *[f"{x['tau'][TAU]['parts'][part]:.1f}" for x in steps.values()]])
-    parts.append(["all", *[f"{x['tau'][TAU]['ms']:.1f}" for x in steps.values()]])
-    parts.append(["USO / SFT", *[f"{x['tau'][TAU]['ratio']:.2f}" for x in steps.values()]])
+        by_part.append([part, *[f"{x['tau'][TAU]['parts'][part]:.1f}" for x in steps.values()]])
+    by_part.append(["all", *[f"{x['tau'][TAU]['ms']:.1f}" for x in steps.values()]])
+    by_part.append(["USO / SFT", *[f"{x['tau'][TAU]['ratio']:.2f}" for x in steps.values()]])
     peaks = [f"{x['peak_mib_all_gated']:.0f}" for x in steps.values()]
-    parts.append(["peak MiB, all gated", *peaks])
+    by_part.append(["peak MiB, all gated", *peaks])
     once = [f"{x['once_a_sample_ms']:.1f}" for x in steps.values()]
-    parts.append(["m_0 and thought, once a sample", *once])
+    by_part.append(["m_0 and thought, once a sample", *once])
     met = "met" if goal["met"] else "NOT met"
     return (f"The mean step, {result['own']}, whatever lambda is\n\n{markdown(lines)}\n"
-            f"Milliseconds of a step at tau {TAU}, for each --decode/--think\n\n{markdown(parts)}\n"
+            f"Milliseconds of a step at tau {TAU}, for each --decode/--think\n\n{markdown(by_part)}\n"
             f"Goal: USO / SFT at most {goal['at_most']} at tau {TAU}: {goal['ratio']:.2f}, {met}")
 
 
