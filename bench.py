@@ -319,7 +319,7 @@ def report(result: dict) -> str:
     by_part.append(["m_0 and thought, once a sample", *once])
     met = "met" if goal["met"] else "NOT met"
     return (f"The mean step, {result['own']}, whatever lambda is\n\n{markdown(lines)}\n"
-            f"Milliseconds of a step at tau {TAU}, for each --decode/--think\n\n{markdown(by_part)}\n"
+            f"Milliseconds of a step at tau {TAU}, by --decode/--think\n\n{markdown(by_part)}\n"
             f"Goal: USO / SFT at most {goal['at_most']} at tau {TAU}: {goal['ratio']:.2f}, {met}")
 
 

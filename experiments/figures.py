@@ -308,6 +308,7 @@ def figure_own_edits(study: Study) -> str:
     """What do own edits teach beside 100 triplets, and at which price?"""
     panels = []
     runs = {"own edits": OWN_EDITS_ON_FEW, "halfway to SFT": OWN_EDITS_ON_FEW + HALF}
+    draw_gained_and_spoilt(study, {"SFT": SFT_ON_FEW, **runs})
     for column in GAINS:
         bars = {}
         for name, run in runs.items():
@@ -317,6 +318,24 @@ def figure_own_edits(study: Study) -> str:
     draw_panels(study.out / "own-edits.png", panels, height=1.8)
     text = compare(study, [BASE, SFT_ON_FEW, *runs.values()], "rave", SFT_ON_FEW)
     return f"own edits: `{LEARNERS[OWN_EDITS]} --items 100`; half: `experiments.mix`.\n\n{text}"
+
+
+def draw_gained_and_spoilt(study: Study, runs: dict[str, str], n: int = 5) -> None:
+    """Of the first seed, the n edits that gained most over SFT, and the n that lost most."""
+    gain = gains(study, Score(OWN_EDITS_ON_FEW, "rave"), Score(SFT_ON_FEW, "rave"))["Overall"][0]
+    worst_first = gain.argsort()
+    chosen = [*worst_first[::-1][:n], *worst_first[:n][::-1]]
+    triplets = [world.make_triplet(int(i), "rave", "test") for i in chosen]
+    rows = {"source": [triplet.source for triplet in triplets]}
+    for name, run in tqdm(runs.items(), desc="edits", unit="model"):
+        model = load_model(study.model_folder(run, study.seeds[0]))
+        rows[name] = [model.sample(triplet.source[None], [triplet.instruction], seed=int(i))[0]
+                      for i, triplet in zip(chosen, triplets)]
+    rows["target"] = [triplet.target for triplet in triplets]
+    captioned = [replace(triplet, instruction=f"{gain[i]:+.1f}: {triplet.instruction}")
+                 for i, triplet in zip(chosen, triplets)]
+    with replacing(study.out / "own-edits-samples.png") as temporary:
+        world.contact_sheet(captioned, rows, temporary)
 
 
 def figure_triplets(study: Study) -> str:

@@ -13,8 +13,9 @@ from safetensors.torch import save_file
 import data
 import model
 from clips import numbered, numbers
-from common.files import BadInput, atomic_write
+from common.files import BadInput
 from common.manifest import SUBSET_OF
+from common.stamped import write_stamped
 from common.video import write_video
 from critic import Critic
 from pretrain import lessons
@@ -255,13 +256,13 @@ def test_latents_are_what_the_model_encodes(latents, items, tiny):
 def test_a_stopped_cache_goes_on(latents, items, tiny, monkeypatch, tmp_path):
     written = []
 
-    def stop_at_the_third(path, content):
+    def stop_at_the_third(path, tensors):
         if len(written) == 2:
             raise KeyboardInterrupt
-        atomic_write(path, content)
+        write_stamped(path, tensors)
         written.append(path)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(data, "atomic_write", stop_at_the_third)
+        patch.setattr(data, "write_stamped", stop_at_the_third)
         data.Latents(items, tiny, tmp_path, progress=False)
     kept = [path.stat().st_mtime_ns for path in written]
     again = data.Latents(items, tiny, tmp_path, progress=False)

@@ -14,7 +14,7 @@ FOLDERS = ("common", "tiny", "pretrain", "rvebench", "rvedata", "realsize", "exp
 # What each root script, and each folder, may import of ours: no script needs what is around it.
 METHOD = {"common", "presets", "vlm", "model", "data", "critic", "tiny"}
 MAY_IMPORT = {
-    "common": {"common"},
+    "common": {"common", "presets"},
     "presets": set(),
     "vlm": {"common"},
     "model": {"common", "presets", "vlm"},

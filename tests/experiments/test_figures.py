@@ -10,7 +10,7 @@ from experiments import figures, gradient_probe, one_step_probe
 from experiments.one_step_probe import NOISED
 from experiments.runs import (BASE, GAMED_RUNS, HALF, HEADLINE, LEARNERS, MAP, MAP_LONGER,
                               OWN_EDITS_ON_FEW, SFT_ON_FEW, TAUS, TRIPLETS, Score,
-                              run_of_triplets)
+                              Study, run_of_triplets)
 
 
 def cells_of(table):
@@ -135,14 +135,16 @@ def test_one_step_estimates_of_what_is_noised(study, tiny_dir, monkeypatch):
         assert len(margins) == 3
 
 
-def test_own_edits_and_halfway_back(study, pretend):
+def test_own_edits_and_halfway_back(study, pretend, tiny_dir, monkeypatch):
     study = study(n=5, seeds=range(1))
+    monkeypatch.setattr(Study, "model_folder", lambda *_: str(tiny_dir))
     for number, run in enumerate((BASE, SFT_ON_FEW, OWN_EDITS_ON_FEW + HALF, OWN_EDITS_ON_FEW)):
         pretend(study, Score(run, "rave"), 0, [number] * 5)
     rows = [line.split("|") for line in figures.figure_own_edits(study).splitlines()]
     gained = {row[1].strip(): row[7].split()[0] for row in rows if row[1:] and "own" in row[1]}
     assert gained == {OWN_EDITS_ON_FEW: "+2.00", OWN_EDITS_ON_FEW + HALF: "+1.00"}
-    assert (study.out / "own-edits.png").stat().st_size > 5_000
+    for name in ("own-edits.png", "own-edits-samples.png"):
+        assert (study.out / name).stat().st_size > 5_000
 
 
 def test_own_edits_over_triplets_and_what_they_are_worth(study, pretend):
