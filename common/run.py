@@ -4,13 +4,12 @@
     run = Run(out, params, [optimizer])
     for step in run.steps(1000):             # from the last checkpoint on; progress bar
         loss, log = ...                      # of nothing but the step and the parameters
-        run.backward(loss, log)
-        run.update()                         # learning rate, ranks, clipping, optimizers
+        run.update(loss, log)                # backward, ranks, clipping, learning rate, optimizers
     ...                                      # save what was trained, and then:
     run.write_log()
 
-train.py writes out what `backward` and `update` do: `note`, `finite` and `update_mean` are what is
-left of a step for the run to know.
+train.py writes out what `update` does: `note`, `finite` and `update_mean` are what is left of a
+step for the run to know.
 
 It leaves state.pt (a sealed checkpoint), log.csv and curves.png in the run's folder. In log.csv a
 value is nan where a step did not log it: the critic's, where no sample was below tau. SIGINT
@@ -54,19 +53,15 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
 class Run:
     """A training of `params`, which `optimizers` share among them, in the folder `out`.
 
-    params: by name, as they go into the checkpoint. clip: the gradient norm above which it is
-    scaled down. accumulate: how many times `backward` is called a step; the gradient is the mean
-    over them. ema: the decay of the weights' exponential mean, e <- ema e + (1 - ema) p, which is
-    what `params` hold after the last step; 0 leaves their last values. The learning rate warms up
-    to that of the first optimizer.
+    params: by name, as they go into the checkpoint. ema: the decay of the weights' exponential
+    mean, e <- ema e + (1 - ema) p, which is what `params` hold after the last step; 0 leaves their
+    last values. The learning rate warms up to that of the first optimizer.
     """
 
     def __init__(self, out: Path, params: dict[str, nn.Parameter], optimizers: list, *,
-                 clip: float = 1.0, accumulate: int = 1, save_every: int = 100, ema: float = 0.,
-                 name: str = "train"):
+                 save_every: int = 100, ema: float = 0., name: str = "train"):
         self.out, self.params, self.optimizers = Path(out), params, optimizers
-        self.clip, self.accumulate, self.save_every = clip, accumulate, save_every
-        self.ema, self.name = ema, name
+        self.save_every, self.ema, self.name = save_every, ema, name
         self.peak = optimizers[0].param_groups[0]["lr"]
         self.log = []                                    # one dict a step
         self.skipped = 0                                 # steps that were not finite
@@ -113,16 +108,13 @@ class Run:
         for k, mean in self.mean.items():
             mean.mul_(self.ema).add_(self.params[k].detach(), alpha=1 - self.ema)
 
-    def backward(self, loss: torch.Tensor, log: dict[str, float]) -> None:
-        """Backpropagate one of the step's micro-batches."""
-        (loss / self.accumulate).backward()
+    def update(self, loss: torch.Tensor, log: dict[str, float]) -> None:
+        """A whole step; the parameters stay as they are where loss or gradient is not finite."""
+        loss.backward()
         self.note(loss, log)
-
-    def update(self) -> None:
-        """End the step: update the parameters, unless loss or gradient are not finite."""
         leaves = list(self.params.values())
         average_gradients(leaves)
-        norm = nn.utils.clip_grad_norm_(leaves, self.clip)
+        norm = nn.utils.clip_grad_norm_(leaves, 1.)
         finite = self.finite(norm)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:

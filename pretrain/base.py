@@ -127,8 +127,7 @@ def main(argv=None) -> None:
     for step in run.steps(args.steps):
         # -------------------------------------------------------------------- one training step
         loss = base_step(model, edits, step, args.batch, args.seed, args.drop)
-        run.backward(loss, {})
-        run.update()
+        run.update(loss, {})
         # ---------------------------------------------------------------------------------------
     stage.end(model, args, run)
 

@@ -51,8 +51,7 @@ def train_draft(lessons: list[dict], args) -> tuple[UnifiedModel, Edits, torch.T
     run = Run(args.out / "draft", params, stage.optimizers(params, 1e-3, 1e-4), name="draft")
     for step in run.steps(args.draft_steps):
         loss = base_step(model, edits, step, args.batch, args.seed, drop=0.)
-        run.backward(loss, {})
-        run.update()
+        run.update(loss, {})
     run.write_log()
     return model, edits, wrong
 

@@ -123,8 +123,7 @@ def main(argv=None) -> None:
     params = dict(heads.named_parameters())
     run = Run(args.out / "heads", params, stage.optimizers(params, 1e-2, 0.), name="heads")
     for step in run.steps(HEAD_STEPS):
-        run.backward(*harden_step(model, None, heads, lessons, step, args))
-        run.update()
+        run.update(*harden_step(model, None, heads, lessons, step, args))
     run.write_log()
 
     model.vlm.requires_grad_(True)
@@ -134,8 +133,7 @@ def main(argv=None) -> None:
     for step in run.steps(args.steps):
         # -------------------------------------------------------------------- one training step
         loss, log = harden_step(model, generator, heads, lessons, HEAD_STEPS + step, args)
-        run.backward(loss, log)
-        run.update()
+        run.update(loss, log)
         # ---------------------------------------------------------------------------------------
     stage.end(model, args, run)
 

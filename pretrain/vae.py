@@ -114,8 +114,7 @@ def main(argv=None) -> None:
         n = args.batch // WORLD_SIZE
         x = pick(clips, n if single else n // 2, single, generator)
         loss, log = vae_step(vae, x, step, generator)
-        run.backward(loss, log)
-        run.update()
+        run.update(loss, log)
         # ---------------------------------------------------------------------------------------
     set_latent_scale(vae, clips)
     stage.end(model, args, run, parts=("vae",))

@@ -195,8 +195,7 @@ def main(argv=None) -> None:
     for step in run.steps(args.steps):
         # -------------------------------------------------------------------- one training step
         loss, log = vlm_step(vlm, heads, lessons, estimates, step, args)
-        run.backward(loss, log)
-        run.update()
+        run.update(loss, log)
         # ---------------------------------------------------------------------------------------
     stage.end(model, args, run)
 

@@ -36,7 +36,7 @@ def fresh():
 def distance(m, b, step):
     """From a random goal, another in each step."""
     goal = torch.randn(4, 3, generator=torch.Generator().manual_seed(step))
-    return (m + b - goal).pow(2).mean()
+    return 3 * (m + b - goal).pow(2).mean()
 
 
 def numbers(m, b):
@@ -50,8 +50,7 @@ def toy(out, change=lambda step, loss: loss, **settings):
     trace = []
     for step in run.steps(8):
         trace.append(numbers(m, b))
-        run.backward(change(step, distance(m, b, step)), {"goal": step / 2})
-        run.update()
+        run.update(change(step, distance(m, b, step)), {"goal": step / 2})
     run.write_log()
     return [*trace, numbers(m, b)], run.log
 
@@ -74,35 +73,16 @@ def test_run_against_a_loop(tmp_path):
             optimizer.param_groups[0]["lr"] = .1 if step < 1 else .1 * (.1 + .9 * cosine)
             optimizer.zero_grad()
         distance(m, b, step).backward()
-        nn.utils.clip_grad_norm_([m, b], .3)
+        nn.utils.clip_grad_norm_([m, b], 1.)
         for optimizer in optimizers:
             optimizer.step()
-    trace, log = toy(tmp_path, clip=.3)
+    trace, log = toy(tmp_path)
     torch.testing.assert_close(trace[-1], numbers(m, b), atol=1e-6, rtol=0)
     assert not torch.allclose(trace[-1], trace[0], atol=.1)
-    assert max(row["grad_norm"] for row in log) > .3     # as it was before clipping
+    assert max(row["grad_norm"] for row in log) > 1      # as it was before clipping
     assert [list(row) for row in log] == [["step", "loss", "grad_norm", "goal"]] * 8
     assert read_log(tmp_path) == [pytest.approx(row) for row in log]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["curves.png", "log.csv", "state.pt"]
-
-
-def test_micro_batches_are_averaged(tmp_path):
-    """Two halves of a batch give the step of the whole; what one half did not log is zero."""
-    goals = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
-
-    def trained(out, parts):
-        w = nn.Parameter(torch.zeros(6))
-        run = Run(out, {"w": w}, [torch.optim.AdamW([w], lr=.1)], accumulate=len(parts))
-        for step in run.steps(3):
-            for k, part in enumerate(parts):
-                log = {"seen": 1., "first": 3.} if k == 0 else {"seen": 1.}
-                run.backward((w - part).pow(2).mean(), log)
-            run.update()
-        return w, run.log
-    whole, _ = trained(tmp_path / "whole", [goals])
-    halves, log = trained(tmp_path / "halves", [goals[:2], goals[2:]])
-    assert torch.allclose(whole, halves, atol=1e-6)
-    assert [(row["seen"], row["first"]) for row in log] == [(1., 1.5)] * 3
 
 
 def test_the_exponential_mean_is_what_is_left(tmp_path):
