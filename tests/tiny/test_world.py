@@ -267,7 +267,8 @@ def test_no_instruction_becomes_boxes():
 def test_long_instructions_are_cut_by_their_width():
     assert shorten("as it is", 8) == "as it is"
     assert shorten("as it was", 8) == "as it..."
-    assert shorten("水面结冰", 8) == "水面结冰" and shorten("水面结冰了", 8) == "水面..."
+    assert shorten("水面结冰", 8) == "水面结冰"
+    assert shorten("水面结冰了", 8) == "水面..."
 
 
 def test_a_contact_sheet(tmp_path):
