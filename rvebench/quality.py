@@ -237,16 +237,21 @@ class Measures:
             self.why["OC"] = self.why["ViCLIP-T"] = "the own tower reads no text: give --viclip"
         if clip_name:
             self.features["BC"] = clip(clip_name)
-        self.cosines = viclip(viclip_name, trust_remote_code) if viclip_name else None
-        for column in [*self.features, *(("OC", "ViCLIP-T") if self.cosines else ())]:
+        for column in self.features:
             del self.why[column]
+        self.cosines = None
+        if viclip_name:
+            self.cosines = viclip(viclip_name, trust_remote_code)
+            del self.why["OC"], self.why["ViCLIP-T"]
 
     def __call__(self, pixels: torch.Tensor, text: str) -> dict[str, float]:
         """{column: value} of a clip (F, 3, H, W), uint8, and its instruction."""
         found = {"TF": temporal_flickering(pixels)}
         for column, features in self.features.items():
             found[column] = feature_consistency(features(pixels))
-        return found | self.cosines(pixels, text) if self.cosines else found
+        if self.cosines:
+            found |= self.cosines(pixels, text)
+        return found
 
 
 # ------------------------------------------------------------------------------- the vbench package

@@ -2,7 +2,6 @@
 
 const names = data.methods.map(method => method.name);
 const roleOf = Object.fromEntries(data.methods.map(method => [method.name, method.role]));
-const hidden = new Set();
 let subset = '';                                     // '' is all
 let pair = null;                                     // [a, b]: only samples on which a beats b
 const cards = lazily(fillCard, emptyCard);
@@ -10,7 +9,10 @@ const SHORT = { 'Geometric mean': 'GM' };            // in the narrow table unde
 
 const scoreOf = (sample, method, column) => sample.methods[method]?.scores[column];
 const rivals = names.filter(name => !roleOf[name]);  // neither "do nothing" nor the reference
-const shownNames = () => rivals.filter(name => !hidden.has(name));
+const boxes = () => [...byId('methods').querySelectorAll('input')];       // of the rivals
+const shownNames = () => boxes().filter(box => box.checked).map(box => box.value);
+const scoredNames = sample =>
+  names.filter(name => sample.methods[name] && (roleOf[name] || shownNames().includes(name)));
 const inSubset = () => data.samples.filter(sample => !subset || sample.subset == subset);
 const number = (value, column) => value.toFixed(data.unit.includes(column) ? 3 : 1);
 const typesOf = samples => [...new Set(samples.map(sample => sample.type))];
@@ -36,8 +38,9 @@ function sortKey(sample, order, column) {
   const gaps = shown.map(({ scores, human }) => Math.abs(scores[column] - human[column]));
   const low = Math.min(...scores);                   // Infinity of none
   const high = Math.max(...scores);                  // -Infinity of none
-  const judgeAndPeople = Math.max(...gaps.filter(gap => !Number.isNaN(gap)));
-  return { low, high: -high, methods: low - high, people: -judgeAndPeople }[order];
+  const methods = scores.length > 1 ? low - high : Infinity;
+  const people = -Math.max(...gaps.filter(gap => !Number.isNaN(gap)));
+  return { low, high: -high, methods, people }[order];
 }
 
 function listed() {
@@ -72,7 +75,7 @@ function address(sample) {
   }
   if (byId('failed').checked) state.set('failed', 1);
   if (subset) state.set('subset', subset);
-  for (const name of hidden) state.append('hide', name);
+  for (const box of boxes()) if (!box.checked) state.append('hide', box.value);
   if (pair) {
     state.set('won', pair[0]);
     state.set('over', pair[1]);
@@ -89,9 +92,7 @@ function readAddress() {
   }
   byId('failed').checked = state.has('failed');
   subset = data.parts.some(({ name }) => name == state.get('subset')) ? state.get('subset') : '';
-  hidden.clear();
-  for (const name of state.getAll('hide')) hidden.add(name);
-  for (const box of byId('methods').querySelectorAll('input')) box.checked = !hidden.has(box.value);
+  for (const box of boxes()) box.checked = !state.getAll('hide').includes(box.value);
   pair = state.has('won') && state.has('over') ? [state.get('won'), state.get('over')] : null;
   return state.get('sample');
 }
@@ -124,7 +125,7 @@ function makeCard(sample) {
 function fillCard(card) {
   const { sample } = card;
   const videos = [];
-  const scored = names.filter(name => sample.methods[name] && !hidden.has(name));
+  const scored = scoredNames(sample);
 
   function addFigure(title, path, name) {
     const element = make('figure', null, card.querySelector('.row'));
@@ -296,7 +297,7 @@ function samplesAsCsv() {
   const lines = [['id', 'subset', 'type', 'instruction', 'method', 'failed', ...data.columns,
                   ...rated.map(column => `people ${column}`)]];
   for (const sample of listed()) {
-    for (const name of names.filter(each => sample.methods[each] && !hidden.has(each))) {
+    for (const name of scoredNames(sample)) {
       const { failed, scores, human } = sample.methods[name];
       lines.push([sample.id, sample.subset, sample.type, sample.instruction, name, failed,
                   ...data.columns.map(column => scores[column]),
@@ -337,11 +338,7 @@ function startSamples() {
     box.checked = true;
     box.value = name;
     label.append(` ${name}`);
-    box.onchange = () => {
-      if (box.checked) hidden.delete(name);
-      else hidden.add(name);
-      drawSamples();
-    };
+    box.onchange = () => drawSamples();
   }
   for (const id of ['type', 'sort', 'failed']) byId(id).onchange = () => drawSamples();
   byId('column').onchange = () => choosePair(pair);

@@ -164,7 +164,8 @@ def describe(args: argparse.Namespace, client: Client | None, methods: list[str]
         "none": "no judge",
         "oracle": "the tiny world's oracle",
         "vila": f"the VLM of {args.judge_model or args.checkpoint or 'weights/tiny'}",
-        "openai": f"{client and client.model}, {args.judge_frames} frames, prompt {judge.PROMPT}"}
+        "openai": f"{args.judge_model or 'gpt-4o'}, {args.judge_frames} frames, "
+                  f"prompt {judge.PROMPT}"}
     subset = f", subset {args.subset}" if args.subset else ""
     times = f", {args.repeat} times" if args.repeat > 1 else ""
     head = (f"{args.manifest.name}{subset}, judged by {judges[args.judge]}{times}: "

@@ -5,7 +5,7 @@ A row is one of scores.jsonl, the score of one method on one sample.
 
 import json
 import math
-from itertools import combinations
+from itertools import combinations, permutations
 from pathlib import Path
 
 import numpy as np
@@ -126,17 +126,16 @@ def win_rates(rankings: list[dict[str, float]], clusters: list[tuple[str, str]] 
     """
     names = dict.fromkeys(name for ranks in rankings for name in ranks)
     rates = {}
-    for a in names:
-        for b in names:
-            both = [k for k, ranks in enumerate(rankings) if a in ranks and b in ranks]
-            if a == b or not both:
-                continue
-            won = [(1 + np.sign(rankings[k][b] - rankings[k][a])) / 2 for k in both]
-            if clusters is None:
-                rate = interval(won)
-            else:
-                rate = clustered_interval(won, [clusters[k] for k in both])
-            rates[a, b] = tuple(np.clip(rate, 0, 1).tolist())
+    for a, b in permutations(names, 2):
+        both = [k for k, ranks in enumerate(rankings) if a in ranks and b in ranks]
+        if not both:
+            continue
+        won = [(1 + np.sign(rankings[k][b] - rankings[k][a])) / 2 for k in both]
+        if clusters is None:
+            rate = interval(won)
+        else:
+            rate = clustered_interval(won, [clusters[k] for k in both])
+        rates[a, b] = tuple(np.clip(rate, 0, 1).tolist())
     return rates
 
 
