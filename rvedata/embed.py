@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from common.files import BadInput, check_hub
+from common.video import to_video
 from rvedata.text import content_words
 
 DEFAULT = "google/siglip2-base-patch16-224"
@@ -59,8 +60,7 @@ class SigLIP:
         size = (self.side, self.side)
         squares = [Image.fromarray(frame).resize(size, Image.Resampling.BILINEAR)
                    for frame in frames]
-        x = torch.from_numpy(np.stack([np.asarray(square) for square in squares]))    # (N, S, S, 3)
-        x = x.permute(0, 3, 1, 2).float() / 127.5 - 1                                 # (N, 3, S, S)
+        x = to_video([np.asarray(square) for square in squares])                      # (N, 3, S, S)
         rows = []
         for batch in x.split(BATCH):
             features = self.model.get_image_features(pixel_values=batch.to(self.device))

@@ -4,7 +4,7 @@ import argparse
 import math
 from pathlib import Path
 
-from common.files import BadInput, between, positive
+from common.files import between, positive
 from presets import PRESETS
 from rvedata import embed
 from rvedata.instructions import EXAMPLES
@@ -21,11 +21,11 @@ def shard(text: str) -> tuple[int, int]:
     return int(i), int(n)
 
 
-def existing_folder(path: Path) -> Path:
-    """Raises BadInput if there is no such folder."""
-    if not path.is_dir():
-        raise BadInput(f"{path}: there is no such folder; correct the path")
-    return path
+def folder(text: str) -> Path:
+    """An argparse type: a folder that is there."""
+    if not Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"{text}: there is no such folder; correct the path")
+    return Path(text)
 
 
 def add_work_flags(parser: argparse.ArgumentParser) -> None:

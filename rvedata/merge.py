@@ -12,34 +12,32 @@ from pathlib import Path
 from typing import Iterator
 
 from common.files import BadInput, Parser, check_writable, run_script
-from rvedata.flags import existing_folder
+from rvedata.flags import folder
 from rvedata.manifest import rebase_paths
 from rvedata.stages import read_records, write_stage
 
 REPLIES = {"replies.jsonl", "replies-captions.jsonl"}
 
 
-def join_records(folders: list[Path], name: str, out: Path) -> Iterator[dict]:
+def join_records(sources: list[Path], name: str, out: Path) -> Iterator[dict]:
     """The records of a stage, each id once; paths are relative to `out`."""
     seen = set()
-    for folder in folders:
-        for record in read_records(folder / name):
+    for source in sources:
+        for record in read_records(source / name):
             if "failed" in record or record["id"] in seen:
                 continue
             seen.add(record["id"])
-            yield rebase_paths(record, folder, out, keep="clips/")
+            yield rebase_paths(record, source, out, keep="clips/")
 
 
 def parse(argv: list[str] | None = None) -> Namespace:
     parser = Parser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--from", dest="source", type=Path, nargs="+", required=True,
+    parser.add_argument("--from", dest="source", type=folder, nargs="+", required=True,
                         help="folders of the shards")
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     args = parser.parse_args(argv)
-    for folder in args.source:
-        existing_folder(folder)
-        if folder.resolve() == args.out.resolve():
-            raise BadInput(f"--out {args.out}: is one of --from; name another folder")
+    if args.out.resolve() in [source.resolve() for source in args.source]:
+        raise BadInput(f"--out {args.out}: is one of --from; name another folder")
     return args
 
 
@@ -47,16 +45,18 @@ def main(argv: list[str] | None = None) -> None:
     """Write the stages' files of all folders, joined, and copy their embeddings and clips."""
     args = parse(argv)
     check_writable(args.out / "shots.jsonl")
-    for folder in args.source:
-        if not any(folder.glob("*.jsonl")):
-            raise BadInput(f"--from {folder}: holds no *.jsonl of rave or icvg; correct the path")
-    names = {path.name for folder in args.source for path in folder.glob("*.jsonl")}
+    names = set()
+    for source in args.source:
+        found = {path.name for path in source.glob("*.jsonl")}
+        if not found:
+            raise BadInput(f"--from {source}: holds no *.jsonl of rave or icvg; correct the path")
+        names |= found
     for name in sorted(names - REPLIES):
         write_stage(args.out / name, join_records(args.source, name, args.out))
-    for folder in args.source:
+    for source in args.source:
         for part in ("embeddings", "clips"):
-            if (folder / part).is_dir():
-                shutil.copytree(folder / part, args.out / part, dirs_exist_ok=True)
+            if (source / part).is_dir():
+                shutil.copytree(source / part, args.out / part, dirs_exist_ok=True)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from typing import Callable, Iterator
 from common.files import BadInput, Parser, check_writable, run_script
 from rvedata import pages
 from rvedata.film import read_frames
-from rvedata.flags import add_vlm_flags, add_work_flags, existing_folder
+from rvedata.flags import add_vlm_flags, add_work_flags, folder
 from rvedata.instructions import print_check_counts, read_examples, write_instruction
 from rvedata.manifest import VIDEO_FIELDS, still_there, write_triplets
 from rvedata.stages import (Rejected, my_shard, read_accepted, read_records, run_stage, short_hash,
@@ -101,12 +101,11 @@ def parse(argv: list[str] | None = None) -> Namespace:
     parser = Parser(description=__doc__.split("\n\n")[0])
     add = parser.add_argument
     add("--ditto", type=Path, nargs="+", required=True, help="files of training_metadata")
-    add("--videos", type=Path, required=True, help="folder to which their paths are relative")
+    add("--videos", type=folder, required=True, help="folder to which their paths are relative")
     add("--out", type=Path, default=Path("out/rave"), help="folder of the results")
     add_work_flags(parser)
     add_vlm_flags(parser)
     args = parser.parse_args(argv)
-    existing_folder(args.videos)
     args.examples = read_examples(args.examples)
     return args
 

@@ -27,7 +27,7 @@ from rvedata import pages
 from rvedata.decisions import KEPT, agreement_lines, changed, read_decisions, settle
 from rvedata.embed import embed_clips, load_embedder
 from rvedata.film import read_frames
-from rvedata.flags import add_siglip_flag, add_work_flags, existing_folder, ratio
+from rvedata.flags import add_siglip_flag, add_work_flags, folder, ratio
 from rvedata.holdout import find_leaks, make_split, quota_of_types
 from rvedata.manifest import VIDEO_FIELDS, paths_of, rebase_paths, still_there
 from rvedata.stages import read_accepted, run_stage, short_hash, write_stage
@@ -36,11 +36,11 @@ from rvedata.stages import read_accepted, run_stage, short_hash, write_stage
 def read_manifests(folders: list[Path], name: str, out: Path, **fields: type) -> dict[str, dict]:
     """{id: record} of the manifests of this name, with paths relative to `out`."""
     found = {}
-    for folder in folders:
-        records = [record for record in read_accepted(folder / name, **fields)
+    for place in folders:
+        records = [record for record in read_accepted(place / name, **fields)
                    if "instruction" in record]           # the pairs of icvg are another thing
-        for record in still_there(folder, records):
-            found[record["id"]] = rebase_paths(record, folder, out)
+        for record in still_there(place, records):
+            found[record["id"]] = rebase_paths(record, place, out)
     return found
 
 
@@ -150,7 +150,7 @@ def write_test(out: Path, candidates: list[dict], decisions: dict[str, dict]) ->
 def parse(argv: list[str] | None = None) -> Namespace:
     parser = Parser(description=__doc__.split("\n\n")[0])
     add = parser.add_argument
-    add("--from", dest="source", type=Path, nargs="+", required=True,
+    add("--from", dest="source", type=folder, nargs="+", required=True,
         help="folders of rave and icvg")
     add("--out", type=Path, default=Path("out/bench"), help="folder of the results")
     add("--n", type=positive, default=1000, help="test triplets")
@@ -161,10 +161,7 @@ def parse(argv: list[str] | None = None) -> Namespace:
         help="what verify.html saved, a file a person")
     add_work_flags(parser)
     add_siglip_flag(parser)
-    args = parser.parse_args(argv)
-    for folder in args.source:
-        existing_folder(folder)
-    return args
+    return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
