@@ -15,6 +15,7 @@ the work nor the number of machines matters.
 """
 
 from argparse import Namespace
+from contextlib import closing
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Callable, Iterator
@@ -251,13 +252,8 @@ def main(argv: list[str] | None = None, ask: Callable | None = None) -> None:
     if ask:
         curate(args, ask, ask, embed)
         return
-    vlm = make_vlm(args)
-    captioner = make_captioner(args) or vlm
-    try:
+    with closing(make_vlm(args)) as vlm, closing(make_captioner(args) or vlm) as captioner:
         curate(args, vlm, captioner, embed)
-    finally:
-        vlm.close()
-        captioner.close()
 
 
 if __name__ == "__main__":

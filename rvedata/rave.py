@@ -12,6 +12,7 @@ The same command goes on after a stop.
 import json
 import os
 from argparse import Namespace
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Callable, Iterator
 
@@ -113,12 +114,8 @@ def parse(argv: list[str] | None = None) -> Namespace:
 def main(argv: list[str] | None = None, ask: Callable | None = None) -> None:
     args = parse(argv)
     check_writable(args.out / "report.html")
-    vlm = ask or make_vlm(args)
-    try:
+    with nullcontext(ask) if ask else closing(make_vlm(args)) as vlm:
         rewrite(args, vlm)
-    finally:
-        if ask is None:
-            vlm.close()
 
 
 if __name__ == "__main__":
