@@ -1,10 +1,11 @@
-"""The README's moving picture: source, base, a run and target side by side, with the instruction.
+"""The README's moving pictures: source, edits and target side by side, with the instruction.
 
     python -m experiments.moving_picture --checkpoint out/uso --out results/edits.gif
+    python -m experiments.moving_picture --checkpoint out/sft-100 out/own-100 --out results/own.gif
 
-Which rows: of the first 40 test samples of RAVE, the two, of different types, on which the run
-gains most of the oracle's Overall over the base, and the one on which the run's Overall is lowest.
-So it shows what the run can, and one thing that it cannot.
+Which rows: of the first 40 test samples of RAVE, the two, of different types, on which the last run
+gains most of the oracle's Overall over the first (one alone: over the base), and the one on which
+its Overall is lowest. So it shows what the run can, and one thing that it cannot.
 """
 
 from pathlib import Path
@@ -16,7 +17,7 @@ from PIL import Image, ImageDraw
 
 from common.files import Parser, atomic_write, check_writable, run_script
 from common.video import to_bytes
-from evaluate import generate, judge
+from evaluate import generate, judge, run_name
 from model import load_model
 from tiny import world
 
@@ -24,7 +25,7 @@ SCALE, GAP, TEXT = 4, 6, 16      # dots: a pixel's side, between clips, a line o
 
 
 def choose(base: list[dict], run: list[dict]) -> list[int]:
-    """Indices of the rows to show, from the scores and types of base and run."""
+    """Indices of the rows to show, from the scores and types of two models' edits."""
     gains = [after["Overall"] - before["Overall"] for before, after in zip(base, run)]
     best_first = sorted(range(len(run)), key=lambda i: -gains[i])
     first = best_first[0]
@@ -57,13 +58,16 @@ def draw(rows: list[tuple[str, list[torch.Tensor]]], names: list[str]) -> np.nda
 
 
 def main(argv=None) -> None:
-    parser = Parser(description="Draw the README's moving picture.")
+    parser = Parser(description="Draw the README's moving pictures.")
     add = parser.add_argument
-    add("--checkpoint", required=True, help="a run of train.py")
+    add("--checkpoint", nargs="+", required=True, metavar="RUN",
+        help="runs of train.py: one, beside the base, or several, the last beside the first")
     add("--out", type=Path, default=Path("out/edits.gif"), help="the picture to write")
     args = parser.parse_args(argv)
     check_writable(args.out, ".gif")
-    models = {"base": load_model(None), "USO": load_model(args.checkpoint)}
+    models = {} if len(args.checkpoint) > 1 else {"base": load_model(None)}
+    models |= {run_name(folder): load_model(folder) for folder in args.checkpoint}
+    first, *_, last = models
     triplets = [world.make_triplet(i, "rave", "test") for i in range(40)]
     scores, clips = {}, {}
     for name, model in models.items():
@@ -72,7 +76,7 @@ def main(argv=None) -> None:
         scores[name] = [{"type": triplet.type, **judge(triplet, edit)}
                         for triplet, edit in zip(triplets, clips[name])]
     rows = []
-    for i in choose(scores["base"], scores["USO"]):
+    for i in choose(scores[first], scores[last]):
         triplet = triplets[i]
         edits = [clips[name][i] for name in models]
         rows.append((triplet.instruction, [triplet.source, *edits, triplet.target]))
