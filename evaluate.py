@@ -221,16 +221,18 @@ def report(log: list[dict], items: list, args, settings: dict) -> None:
     base.set_vlm_frames(args.vlm_frames)
     models = {"base's edit": base, "this run's edit": tuned}
     compare = report_on_manifest if args.data else report_on_world
-    what, before, after = compare(models, items, args)
+    what, (before, after), items, shown = compare(models, items, args)
     rate = float(np.mean([row["trigger_rate"] for row in log]))
     record = {"before": before, "after": after, "steps": len(log), "trigger_rate": rate, **settings}
     atomic_write(args.out / "summary.json", json.dumps(record, indent=1))
+    with optional_picture(args.out / "samples.png"):
+        world.contact_sheet(items, shown, args.out / "samples.png")
     changes = [f"{name} {before[name]:.2f} -> {after[name]:.2f}" for name in before]
     print(f"{what}: {' '.join(changes)} | trigger rate {rate:.1%} | {args.out}")
 
 
-def report_on_world(models: dict, items: list, args) -> tuple[str, dict, dict]:
-    """The oracle's scores before and after, on val (never on the test split)."""
+def report_on_world(models: dict, _, args) -> tuple[str, list[dict], list, dict]:
+    """The oracle's scores before and after, on val (never on the test split), and what to show."""
     triplets = [world.make_triplet(i, "rave", "val") for i in range(args.eval_items)]
     shown, scores = {"source": [triplet.source for triplet in triplets[:8]]}, []
     for name, model in models.items():
@@ -245,13 +247,11 @@ def report_on_world(models: dict, items: list, args) -> tuple[str, dict, dict]:
         scores.append({column: float(np.mean([row[column] for row in scored] or math.nan))
                        for column in ("EA", "PC", "GN", "GR", "Overall")})
     shown["target"] = [triplet.target for triplet in triplets[:8]]
-    with optional_picture(args.out / "samples.png"):
-        world.contact_sheet(triplets[:8], shown, args.out / "samples.png")
-    return f"oracle on {args.eval_items} val samples of RAVE", *scores
+    return f"oracle on {args.eval_items} val samples of RAVE", scores, triplets[:8], shown
 
 
-def report_on_manifest(models: dict, items: list, args) -> tuple[str, dict, dict]:
-    """No oracle for real videos: the distance to the targets of the first six."""
+def report_on_manifest(models: dict, items: list, args) -> tuple[str, list[dict], list, dict]:
+    """No oracle for real videos: the distance to the targets of the first six, and these."""
     items, psnr = items[:6], []
     clips = [item.load() for item in items]
     source = torch.stack([source for source, _ in clips])                # (B, F, 3, H, W)
@@ -267,9 +267,7 @@ def report_on_manifest(models: dict, items: list, args) -> tuple[str, dict, dict
         error = (edits - target).pow(2).mean().item()
         psnr.append({"PSNR": 10 * math.log10(2 ** 2 / error)})           # values from -1 to 1
     shown["target"] = target
-    with optional_picture(args.out / "samples.png"):
-        world.contact_sheet(items, shown, args.out / "samples.png")
-    return f"PSNR to the target, in dB, on {len(items)} training clips", *psnr
+    return f"PSNR to the target, in dB, on {len(items)} training clips", psnr, items, shown
 
 
 if __name__ == "__main__":
