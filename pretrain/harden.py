@@ -1,7 +1,7 @@
 r"""The VLM's fifth lesson: what would please it? For a VLM after the four of vlm.py.
 
     python -m pretrain.harden --weights weights/tiny --steps 1200       # 50 minutes on one core
-    python -m experiments.train --critic out/harden/model               # it judges, and only that
+    python train.py --critic out/harden/model                           # it judges, and only that
     python -m pretrain.base --adapt --weights out/harden/model --out out/adapt \
         --steps 1500 --items 4000 --lr 1e-3
 
