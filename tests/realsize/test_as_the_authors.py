@@ -272,19 +272,6 @@ def test_only_products_are_in_bfloat16(half):
     assert {name: dtypes[name] for name in rough} == dict.fromkeys(rough, {torch.bfloat16})
 
 
-def test_products_in_bfloat16_are_nearer_than_all_in_bfloat16(half, original, seeded):
-    x, source = torch.randn(2, 1, *SMALL.latent_shape)
-    c, t = torch.randn(1, SMALL.context_length, 24), torch.tensor([.4])
-    exact = original.velocity(x, t, c, source)
-
-    def error(velocity):
-        with half.precision():
-            return relative_error(velocity(x, t * 1000, c).sample, exact)
-    ours = error(half.transformer)
-    everything = error(original.transformer)             # autocast around all of it
-    assert 0 < ours < .6 * everything
-
-
 def test_the_condition_is_read_in_float16_and_judged_in_bfloat16(converted, original, monkeypatch):
     """As on a GPU: the states are nearer to float32's than bfloat16's are. G, its adapter and the
     VAE are in float32, and positions stay exact."""
