@@ -21,9 +21,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from browser import browser, one_browser
 from clips import painted
-from tiny import world
+from critic import Critic
 from model import UnifiedModel
 from presets import PRESETS
+from tiny import world
 from tiny.tokenizer import make_tokenizer
 
 
@@ -49,6 +50,15 @@ def tiny_dir(tiny, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("model") / "tiny"
     tiny.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def short_thoughts():
+    """Critics think 8 tokens, not 48: random weights never come to an end."""
+    thoughts = Critic.thoughts.__wrapped__               # below torch.no_grad
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(thoughts, "__defaults__", (None, 8))
+        yield
 
 
 @pytest.fixture(scope="session")

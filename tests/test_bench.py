@@ -129,13 +129,11 @@ def test_the_default_is_that_of_training():
 @pytest.fixture(scope="module")
 def written(tiny_dir, tmp_path_factory):
     """(the folder, bench.json, what is printed) of the command, with two of its six ways."""
-    out, thoughts = tmp_path_factory.mktemp("new") / "bench", Critic.thoughts
+    out = tmp_path_factory.mktemp("new") / "bench"
     flags = ["--weights", str(tiny_dir), "--batch", "1", "--repeats", "1", "--out", str(out)]
     printed = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
         patch.setattr(bench, "measure", partial(bench.measure, ways=WAYS[:2]))
-        # random weights never stop
-        patch.setattr(Critic, "thoughts", lambda *args: thoughts(*args, limit=4))
         bench.main(flags)
     return out, json.loads((out / "bench.json").read_text()), printed.getvalue()
 

@@ -104,8 +104,8 @@ def test_decode_is_differentiable_in_every_picked_latent(tiny, latents, how):
 @pytest.mark.parametrize("think", THINK)
 def test_a_thought_does_not_depend_on_the_batch(tiny, sources, edits, think):
     asked = Critic(tiny, think)
-    both = asked.thoughts(sources, WORDS, edits, limit=8)
-    alone = [asked.thoughts(sources[i:i + 1], WORDS[i:i + 1], edits[i:i + 1], limit=8)[0]
+    both = asked.thoughts(sources, WORDS, edits)
+    alone = [asked.thoughts(sources[i:i + 1], WORDS[i:i + 1], edits[i:i + 1])[0]
              for i in range(2)]
     assert both == alone and any(both) == (think != "none")
 
@@ -138,21 +138,14 @@ def test_where_a_thought_ends(tiny, sources, monkeypatch, said, want):
     assert Critic(tiny, "expect").thoughts(sources[:1], ["wait"], limit=limit) == [want]
 
 
-@pytest.fixture(params=THINK)
-def brief(tiny, monkeypatch, request):
-    """A critic, one for each way to think, whose thoughts end soon: random weights' never would."""
-    asked = Critic(tiny, request.param)
-    monkeypatch.setattr(asked, "thoughts",
-                        lambda *given: Critic.thoughts(asked, *given, limit=4))
-    return asked
-
-
-def test_what_is_kept_of_a_source(brief, sources):
+@pytest.mark.parametrize("think", THINK)
+def test_what_is_kept_of_a_source(tiny, sources, think):
     """Thought and m_0; in "full" the thought is about the edit, and is not kept."""
-    thoughts, m0 = brief.about_sources(sources, WORDS)
-    said = brief.thoughts(sources, WORDS, sources)
-    assert thoughts == ([None, None] if brief.think == "full" else said)
-    assert torch.equal(m0, brief.baseline(sources, WORDS, said))
+    asked = Critic(tiny, think)
+    thoughts, m0 = asked.about_sources(sources, WORDS)
+    said = asked.thoughts(sources, WORDS, sources)
+    assert thoughts == ([None, None] if think == "full" else said)
+    assert torch.equal(m0, asked.baseline(sources, WORDS, said))
 
 
 # ------------------------------------------------------------------------------------------- margin
@@ -197,9 +190,11 @@ def test_margin_with_its_cache_is_the_plain_pass(tiny, sources, edits, think):
 
 
 @torch.no_grad()
-def test_margin_writes_its_own_thoughts(brief, sources, edits):
-    want = brief.margin(sources, edits, WORDS, brief.thoughts(sources, WORDS, edits))
-    assert torch.equal(brief.margin(sources, edits, WORDS), want)
+@pytest.mark.parametrize("think", THINK)
+def test_margin_writes_its_own_thoughts(tiny, sources, edits, think):
+    asked = Critic(tiny, think)
+    want = asked.margin(sources, edits, WORDS, asked.thoughts(sources, WORDS, edits))
+    assert torch.equal(asked.margin(sources, edits, WORDS), want)
 
 
 @torch.no_grad()

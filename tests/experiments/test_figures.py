@@ -1,16 +1,26 @@
 """figures.py: a rank correlation by hand, and what is drawn."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 
-from critic import THINK, Critic
-from experiments import figures, gradient_probe, one_step_probe
+from common.intervals import bootstrap_interval
+from critic import THINK
+from experiments import figures, gradient_probe, one_step_probe, scores
 from experiments.one_step_probe import NOISED
 from experiments.runs import (BASE, GAMED_RUNS, HALF, HEADLINE, LEARNERS, MAP, MAP_LONGER,
                               OWN_EDITS_ON_FEW, SFT_ON_FEW, TAUS, TRIPLETS, Score,
                               Study, run_of_triplets)
+
+
+@pytest.fixture(autouse=True)
+def few_draws(monkeypatch):
+    """Of the bootstraps: no number below depends on how many."""
+    few = partial(bootstrap_interval, draws=20)
+    for module in (figures, scores):
+        monkeypatch.setattr(module, "bootstrap_interval", few)
 
 
 def cells_of(table):
@@ -31,8 +41,6 @@ def test_figure_4_is_a_rank_correlation(study, pretend):
 
 
 def test_figure_gradient(study, tiny_dir, monkeypatch):
-    thoughts = Critic.thoughts                           # random weights' never end
-    monkeypatch.setattr(Critic, "thoughts", lambda *args: thoughts(*args, limit=4))
     monkeypatch.setattr(gradient_probe, "LEVELS", (.05, .5))
     study = study(weights=str(tiny_dir), n=1)
     text = figures.figure_gradient(study)
