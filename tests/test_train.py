@@ -1,6 +1,5 @@
 """Training: the step by hand, what a run leaves, resume bit for bit, two ranks against one."""
 
-import csv
 import json
 import math
 import os
@@ -26,6 +25,7 @@ from critic import Critic
 from data import batch_indices, draws
 from model import TRAINED, load_model
 from presets import PRESETS
+from runs import read_log, weights
 from tiny import world
 
 TINY = PRESETS["tiny"]
@@ -65,17 +65,6 @@ def uso_and_model(finetune, tmp_path_factory):
 @pytest.fixture(scope="module")
 def uso(uso_and_model):
     return uso_and_model[0]
-
-
-def weights(run: Path) -> dict[str, bytes]:
-    files = sorted((run / "model").rglob("*.safetensors"))
-    assert len(files) == 2                               # G and the visual context adapter
-    return {str(file.relative_to(run)): file.read_bytes() for file in files}
-
-
-def read_log(run: Path) -> list[dict[str, float]]:
-    with (run / "log.csv").open() as file:
-        return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
 
 
 def same_runs(a: Path, b: Path) -> bool:
@@ -167,6 +156,7 @@ def test_the_critic_is_asked_about_gated_samples_alone(encoded, made, monkeypatc
 def test_what_a_run_leaves(sft):
     left = sorted(path.name for path in sft.iterdir())
     assert left == ["curves.png", "lock", "log.csv", "model", "run.json", "state.pt"]
+    assert len(weights(sft)) == 2                        # G and the visual context adapter
     log = read_log(sft)
     assert [row["step"] for row in log] == [0, 1, 2, 3]
     assert set(log[0]) == {"step", "loss", "grad_norm", "flow_loss", "trigger_rate"}  # no critic

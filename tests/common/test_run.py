@@ -1,6 +1,5 @@
 """The resumable run: against a plain loop, resumed bit for bit, stopped, on a full disk."""
 
-import csv
 import errno
 import json
 import math
@@ -18,11 +17,7 @@ import torch.nn as nn
 
 from common.files import BadInput
 from common.run import Run, check_run, claim_folder, learning_rate, load_state, read_run, seal
-
-
-def read_log(run: Path) -> list[dict[str, float]]:
-    with (run / "log.csv").open() as file:
-        return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+from runs import read_log
 
 
 def fresh():

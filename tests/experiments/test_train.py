@@ -1,6 +1,5 @@
 """python -m experiments.train: its flags, what it leaves, and that a stopped run goes on."""
 
-import csv
 import json
 import math
 import os
@@ -15,6 +14,7 @@ from experiments import train
 from experiments.another_vlm import has_vlm_alone
 from model import load_model
 from presets import VLM_PARTS
+from runs import read_log, weights
 from tiny import world
 
 
@@ -34,15 +34,6 @@ def run(tiny_dir, tmp_path_factory):
 @pytest.fixture(scope="module")
 def uso(run, tmp_path_factory):
     return run(tmp_path_factory.mktemp("runs") / "uso")
-
-
-def read_log(folder):
-    with (folder / "log.csv").open() as file:
-        return [{name: float(x) for name, x in row.items()} for row in csv.DictReader(file)]
-
-
-def weights(folder):
-    return [file.read_bytes() for file in sorted((folder / "model").rglob("*.safetensors"))]
 
 
 @pytest.mark.parametrize("objective", ["rwr", "refl", "grpo"])

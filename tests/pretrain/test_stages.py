@@ -1,6 +1,5 @@
 """The stages of pretraining, two steps of each: what they train, resume, bad flags."""
 
-import csv
 import importlib
 import math
 from pathlib import Path
@@ -17,6 +16,7 @@ from model import TRAINED, load_model
 from presets import PRESETS
 from pretrain import draft, stage
 from pretrain.vae import decode_unclamped
+from runs import read_log
 
 TINY = PRESETS["tiny"]
 FLAGS = {"vae": ["--items", "4", "--batch", "2"],
@@ -75,8 +75,7 @@ def moved_parts(before, after) -> set[str]:
 def test_each_stage_trains_its_own_part(stages):
     """What they are good for only hours can show."""
     for folder in stages.values():
-        log = csv.DictReader((folder.parent / "log.csv").open())
-        assert all(math.isfinite(float(row["loss"])) for row in log)
+        assert all(math.isfinite(row["loss"]) for row in read_log(folder.parent))
     vae = load_file(stages["vae"] / "vae" / "diffusion_pytorch_model.safetensors")
     vlm, base, hardened, adapted = (load_model(stages[name])
                                     for name in ("vlm", "base", "harden", "adapt"))

@@ -1,6 +1,5 @@
 """Training at size, at no size: less memory, ranks, shards, crashes; each is the plain run."""
 
-import csv
 import json
 import math
 import multiprocessing
@@ -29,6 +28,7 @@ from presets import PRESETS
 from realsize import train as size_train
 from realsize.train import (bell_step, bell_weight, recompute_activations,
                             sample_timesteps_together)
+from runs import read_log
 from small import SMALL
 from train import uso_step
 
@@ -53,11 +53,6 @@ def one(common, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "one"
     size_train.main([*common, "--out", str(out)])
     return out
-
-
-def read_log(run: Path) -> list[dict[str, float]]:
-    rows = csv.DictReader((run / "log.csv").open())
-    return [{k: float(v) for k, v in row.items()} for row in rows]
 
 
 # ------------------------------------------------------------------------ nobody waits for the gate
