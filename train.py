@@ -196,14 +196,17 @@ def make_critic(model, args) -> Critic | None:
     return Critic(model, args.think, args.decode, vlm)
 
 
-def make_batches(model, critic, latents: Latents, args) -> Batches:
-    """The batches, with the critic's thoughts and m_0; parts whose work is done leave the GPU."""
+def make_batches(model, critic, latents: Latents, args, with_m_0: bool = False) -> Batches:
+    """The batches, with the critic's thoughts and m_0; parts whose work is done leave the GPU.
+
+    with_m_0: of --pairs, too.
+    """
     reflections = None
     if critic and not args.pairs:
         reflections = ask_about_sources(model, critic, latents, args)
     batches = Batches(latents, model, reflections, batch=args.batch, tau=args.tau,
                       drop=args.drop, seed=args.seed, accumulate=args.accumulate,
-                      pairs=make_pairs(model, critic, args) if args.pairs else None)
+                      pairs=make_pairs(model, critic, args, with_m_0) if args.pairs else None)
     for part in ("text_encoder", "ar_head", "adapter"):
         getattr(model, part).cpu()
     if critic is None:

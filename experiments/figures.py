@@ -306,14 +306,14 @@ def draw_map(study: Study, cells: list[Cell], name: str) -> str:
 
 def figure_own_edits(study: Study) -> str:
     """What do own edits teach beside 100 triplets, and at which price?"""
-    panels = []
     runs = {"own edits": OWN_EDITS_ON_FEW, "halfway to SFT": OWN_EDITS_ON_FEW + HALF}
     draw_gained_and_spoilt(study, {"SFT": SFT_ON_FEW, **runs})
+    sft = Score(SFT_ON_FEW, "rave")
+    gained = {name: gain_intervals(gains(study, Score(run, "rave"), sft))
+              for name, run in runs.items()}
+    panels = []
     for column in GAINS:
-        bars = {}
-        for name, run in runs.items():
-            gain = gains(study, Score(run, "rave"), Score(SFT_ON_FEW, "rave"), (column,))
-            bars[name] = seed_and_sample_interval(gain[column])
+        bars = {name: intervals[column] for name, intervals in gained.items()}
         panels.append(Panel(f"RAVE: {column} - SFT on 100 triplets", bars=bars))
     draw_panels(study.out / "own-edits.png", panels, height=1.8)
     text = compare(study, [BASE, SFT_ON_FEW, *runs.values()], "rave", SFT_ON_FEW)

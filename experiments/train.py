@@ -108,9 +108,7 @@ def main(argv=None) -> None:
     model.without(args.without)
     latents = train.encode(model, how)
     critic = train.make_critic(model, how)
-    batches = train.make_batches(model, critic, latents, how)
-    if args.with_m0:
-        batches.pairs = train.make_pairs(model, critic, how, with_m_0=True)
+    batches = train.make_batches(model, critic, latents, how, args.with_m0)
     claim_folder(how.out, how.argv, settings, train.may_grow(how))
     run = train.train(model, critic, batches, how, step_of(args), settings["objective"])
     train.end(run, model, latents, how, settings)
