@@ -56,16 +56,6 @@ def tell_torchrun(line: str) -> None:
         Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(json.dumps(record), "utf-8")
 
 
-def check_hub(name: str) -> None:
-    """Raises what Hugging Face's client raises where a model is no folder and cannot be had.
-
-    At once: transformers would try for half a minute, with a line for each time.
-    """
-    from huggingface_hub import model_info, try_to_load_from_cache
-    if not Path(name).exists() and try_to_load_from_cache(name, "config.json") is None:
-        model_info(name, timeout=10)
-
-
 class FlagHelp(argparse.ArgumentDefaultsHelpFormatter):
     """Defaults in the help, where there is one."""
 

@@ -31,11 +31,9 @@ def load_vectors(out: Path, name: str) -> dict[str, np.ndarray]:
     return load_file(out / "embeddings" / f"{name}.safetensors")
 
 
-def read_movies(out: Path, names: set[str]) -> Iterator[tuple[list[dict], np.ndarray]]:
-    """(clips in temporal order, their image embeddings (N, D)) of each of these movies."""
-    for name, chunks in read_grouped(out / "embeddings.jsonl", lambda record: record["movie"]):
-        if name not in names:
-            continue
+def read_movies(out: Path) -> Iterator[tuple[list[dict], np.ndarray]]:
+    """(clips in temporal order, their image embeddings (N, D)) of each movie."""
+    for _, chunks in read_grouped(out / "embeddings.jsonl", lambda record: record["movie"]):
         newest = {}
         for chunk in sorted(chunks, key=lambda chunk: len(chunk["members"])):
             newest[chunk["chunk"]] = chunk               # the longer line: a caption came later
@@ -47,39 +45,22 @@ def read_movies(out: Path, names: set[str]) -> Iterator[tuple[list[dict], np.nda
         yield clips, np.concatenate(vectors)
 
 
-def windows(clips: list[dict], size: int) -> Iterator[tuple[int, slice]]:
-    """(first shot, rows) of each window of `size` consecutive shots of a movie.
-
-    Each window begins in the middle of the one before, so that a scene across a border is whole in
-    one of them.
-    """
+def windows(clips: list[dict], size: int) -> Iterator[slice]:
+    """The rows of each window of `size` consecutive shots of a movie: 0 to size - 1, and so on."""
     index = [clip["index"] for clip in clips]
-    first = 0
-    while True:
-        yield first, slice(bisect_left(index, first), bisect_left(index, first + size))
-        if first + size > index[-1]:
-            return
-        first += step_of(size)
-
-
-def step_of(size: int) -> int:
-    """Shots from the beginning of a window to that of the next."""
-    return max(1, size // 2)
+    for first in range(0, index[-1] + 1, size):
+        yield slice(bisect_left(index, first), bisect_left(index, first + size))
 
 
 # ------------------------------------------------------------------------------------ the threshold
 
-def count_cosines(out: Path, names: set[str], size: int) -> np.ndarray:
+def count_cosines(out: Path, size: int) -> np.ndarray:
     """The histogram (B,) of the cosines of all pairs of clips that share a window."""
     counts = np.zeros(len(BIN_EDGES) - 1, int)
-    for clips, image in tqdm(read_movies(out, names), desc="cosines", unit="movie", disable=None):
-        for first, rows in windows(clips, size):
-            index = np.array([clip["index"] for clip in clips[rows]], int)
-            earlier, later = np.triu_indices(len(index), 1)
-            if first > 0:                                # the others share the window before
-                new = index[later] >= first - step_of(size) + size
-                earlier, later = earlier[new], later[new]
-            cosines = (image[rows] @ image[rows].T)[earlier, later]
+    for clips, image in tqdm(read_movies(out), desc="cosines", unit="movie", disable=None):
+        for rows in windows(clips, size):
+            cosines = image[rows] @ image[rows].T
+            cosines = cosines[np.triu_indices(len(cosines), 1)]
             bins = ((cosines + 1) / BIN_WIDTH).clip(0, len(counts) - 1).astype(int)
             counts += np.bincount(bins, minlength=len(counts))
     return counts
@@ -124,33 +105,24 @@ def clusters_of(clips: list[dict], image: np.ndarray, size: int,
                 threshold: float) -> list[list[int]]:
     """The clusters of a movie, as rows of `image` (N, D): at least two clips of a window each.
 
-    They are the connected components of cosines above the threshold. Windows overlap: of two
-    clusters one of which lies within the other, the larger one counts.
+    They are the connected components of cosines above the threshold.
     """
-    per_window = []
-    for _, rows in windows(clips, size):
+    found = []
+    for rows in windows(clips, size):
         linked = csr_matrix(image[rows] @ image[rows].T > threshold)
         _, labels = connected_components(linked, directed=False)
         members = [np.flatnonzero(labels == label) + rows.start for label in np.unique(labels)]
-        per_window.append([frozenset(some.tolist()) for some in members if len(some) > 1])
-    found = []
-    for before, here, after in zip([[], *per_window], per_window, [*per_window[1:], []]):
-        for cluster in here:
-            is_known = any(cluster <= other for other in before)
-            is_part = any(cluster < other for other in after)
-            if not is_known and not is_part:
-                found.append(sorted(cluster))
+        found += [some.tolist() for some in members if len(some) > 1]
     return found
 
 
-def find_clusters(out: Path, names: set[str], size: int, threshold: float | None = None) -> float:
+def find_clusters(out: Path, size: int, threshold: float | None = None) -> float:
     """Write clusters.jsonl, a line for each cluster of at least two clips, and clusters.json.
 
     The latter has the histogram and the threshold, which is returned. The embeddings are read
-    twice: for the histogram, and to link. names: of the movies that count. Raises BadInput if no
-    threshold can be chosen.
+    twice: for the histogram, and to link. Raises BadInput if no threshold can be chosen.
     """
-    counts = count_cosines(out, names, size)
+    counts = count_cosines(out, size)
     if not counts.any():
         raise BadInput(f"{out}: no movie has two clips in a window of {size} shots, so there is "
                        f"nothing to pair; what was rejected, and why, is in {out}/report.html")
@@ -161,20 +133,16 @@ def find_clusters(out: Path, names: set[str], size: int, threshold: float | None
         except ValueError as error:
             raise BadInput(f"{out}: no threshold can be chosen: {error}; give more movies, "
                            f"or --threshold") from error
-    alone = 0
-
-    def clusters() -> Iterator[dict]:
-        nonlocal alone
-        movies = read_movies(out, names)
-        for clips, image in tqdm(movies, desc="clusters", unit="movie", disable=None):
-            found = clusters_of(clips, image, size, threshold)
-            alone += len(clips) - len({row for rows in found for row in rows})
-            for rows in found:
-                members = [clips[row] for row in rows]
-                yield {"id": members[0]["id"], "movie": members[0]["movie"], "members": members}
-
-    n = write_stage(out / "clusters.jsonl", clusters())["done"]
-    record = {"threshold": threshold, "chosen by": chosen_by, "clusters": n, "alone": alone,
-              "counts": counts.tolist()}
+    clusters, alone = [], 0
+    for clips, image in tqdm(read_movies(out), desc="clusters", unit="movie", disable=None):
+        found = clusters_of(clips, image, size, threshold)
+        alone += len(clips) - sum(map(len, found))
+        for rows in found:
+            members = [clips[row] for row in rows]
+            clusters.append({"id": members[0]["id"], "movie": members[0]["movie"],
+                             "members": members})
+    write_stage(out / "clusters.jsonl", clusters)
+    record = {"threshold": threshold, "chosen by": chosen_by, "clusters": len(clusters),
+              "alone": alone, "counts": counts.tolist()}
     atomic_write(out / "clusters.json", json.dumps(record) + "\n")
     return threshold

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from common.files import BadInput, check_hub
+from common.files import BadInput
 from common.video import to_video
 from rvedata.text import content_words
 
@@ -42,7 +42,6 @@ class SigLIP:
     def __init__(self, name: str):
         from transformers import AutoModel, AutoTokenizer
         try:
-            check_hub(name)
             self.model = AutoModel.from_pretrained(name, dtype=torch.float32)
             self.tokenizer = AutoTokenizer.from_pretrained(name)
             self.side = self.model.config.vision_config.image_size

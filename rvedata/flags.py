@@ -1,15 +1,12 @@
 """Flags that several commands of this folder share."""
 
 import argparse
-import math
 from pathlib import Path
 
 from common.files import between, positive
-from presets import PRESETS
 from rvedata import embed
 from rvedata.instructions import EXAMPLES
 
-price = between(0, math.inf)
 ratio = between(0, 1)
 
 
@@ -34,8 +31,6 @@ def add_work_flags(parser: argparse.ArgumentParser) -> None:
     add("--skip-bad", action="store_true",
         help="go on without what cannot be read or asked, and count it")
     add("--workers", type=positive, default=8, help="items that are worked on at a time")
-    add("--near", type=ratio, default=.8,
-        help="texts that share so much of their content words are the same")
 
 
 def add_siglip_flag(parser: argparse.ArgumentParser) -> None:
@@ -44,17 +39,9 @@ def add_siglip_flag(parser: argparse.ArgumentParser) -> None:
 
 
 def add_vlm_flags(parser: argparse.ArgumentParser) -> None:
-    """Of the commands that ask a VLM: which one, at what price, and what of (see vlm.make_vlm)."""
+    """Of the commands that ask a VLM behind an OpenAI-compatible endpoint (see vlm.EndpointVLM)."""
     add = parser.add_argument
     add("--shard", type=shard, default=(0, 1), metavar="i/n", help="do only this part")
     add("--examples", type=Path, default=EXAMPLES, help="few-shot examples and forbidden verbs")
-    add("--vlm", choices=("openai", "vila"), default="openai",
-        help="an OpenAI-compatible endpoint, or the model's own VLM")
-    add("--weights", help="vila: model folder; weights/<preset> if not given")
-    add("--preset", choices=PRESETS, default="tiny", help="vila: size of the model")
-    add("--model", default="gpt-4o", help="openai: name of the model")
-    add("--base-url", help="openai: the endpoint; OPENAI_BASE_URL or OpenAI's if not given")
-    add("--price-in", type=price, default=0., help="openai: dollars a million tokens of questions")
-    add("--price-out", type=price, default=0., help="openai: dollars a million tokens of answers")
-    add("--overlap", type=ratio, default=.5,
-        help="share of the literal content words that may be said again, at most")
+    add("--model", default="gpt-4o", help="its name")
+    add("--base-url", help="the endpoint; OPENAI_BASE_URL or OpenAI's if not given")

@@ -14,6 +14,7 @@ pairs, triplets) is written anew from all lines there are, sorted, so neither th
 the work nor the number of machines matters.
 """
 
+import math
 from argparse import Namespace
 from contextlib import closing
 from itertools import groupby, islice
@@ -28,16 +29,15 @@ from rvedata import pages
 from rvedata.clusters import find_clusters
 from rvedata.embed import embed_clips, load_embedder
 from rvedata.film import read_frames, write_clips
-from rvedata.flags import add_siglip_flag, add_vlm_flags, add_work_flags, price, ratio
-from rvedata.instructions import (CAPTION, print_check_counts, read_examples, text_schema,
-                                  write_instruction)
+from rvedata.flags import add_siglip_flag, add_vlm_flags, add_work_flags, ratio
+from rvedata.instructions import CAPTION, read_examples, text_schema, write_instruction
 from rvedata.manifest import VIDEO_FIELDS, write_triplets
 from rvedata.pairs import select_pairs
 from rvedata.shots import (clips_of, find_all_shots, movie_names, raise_if_error, read_movies,
                            with_frames)
 from rvedata.stages import (Rejected, finished_ids, my_shard, read_accepted, read_grouped,
-                            read_records, run_stage, short_hash)
-from rvedata.vlm import make_captioner, make_vlm
+                            run_stage, short_hash)
+from rvedata.vlm import EndpointVLM
 
 CHUNK = 64                                               # shots whose embeddings share a file
 
@@ -65,7 +65,7 @@ def caption_shots(args: Namespace, ask: Callable) -> None:
                 yield {"id": clip["id"], "clip": clip, "frames": frames}
 
     total = sum(1 for movie in read_movies(args) for _ in clips_of(movie, args.seconds, args.least))
-    run_stage(path, items(), work, args.skip_bad, args.workers, total, getattr(ask, "cost", None))
+    run_stage(path, items(), work, args.skip_bad, args.workers, total)
 
 
 def embed_shots(args: Namespace, embed: tuple[Callable, Callable]) -> None:
@@ -103,7 +103,7 @@ def chunks_of_movies(args: Namespace) -> Iterator[list[dict]]:
     captions = read_grouped(args.out / "captions.jsonl", key=lambda clip: clip["movie"],
                             movie=str, index=int, clip=list, caption=str)
     for movie, clips in captions:
-        if movie not in args.films or not my_shard(movie, args.shard):
+        if not my_shard(movie, args.shard):
             continue
         chunks = []
         for number, members in groupby(clips, key=lambda clip: clip["index"] // CHUNK):
@@ -128,8 +128,7 @@ def instruct_pairs(args: Namespace, ask: Callable) -> None:
             raise item["error"]
         earlier, later = [read_frames(args.out / clip_path(clip)) for clip in (source, target)]
         parts = ["Earlier:", *earlier, source["caption"], "Later:", *later, target["caption"]]
-        answer = write_instruction(ask, parts, target["caption"], "icvg", args.examples,
-                                   args.overlap)
+        answer = write_instruction(ask, parts, target["caption"], "icvg", args.examples)
         return {"subset": "icvg", **item["shown"], **answer,
                 "movie": source["movie"], "shots": [source["index"], target["index"]],
                 "score": item["score"]}
@@ -144,8 +143,7 @@ def instruct_pairs(args: Namespace, ask: Callable) -> None:
                 yield {**pair, "error": error, "shown": dict(zip(VIDEO_FIELDS, paths))}
 
     total = sum(len(pairs) for pairs in pairs_of_movies(args))
-    run_stage(path, items(), work, args.skip_bad, args.workers, total, getattr(ask, "cost", None))
-    print_check_counts(path)
+    run_stage(path, items(), work, args.skip_bad, args.workers, total)
 
 
 def pairs_of_movies(args: Namespace) -> Iterator[list[dict]]:
@@ -186,18 +184,17 @@ def curate(args: Namespace, ask: Callable, caption: Callable,
     find_all_shots(args)
     caption_shots(args, caption)
     embed_shots(args, embed)
-    done = {record["id"] for record in read_records(args.out / "shots.jsonl")}
-    if args.films - done:
-        index, n = args.shard
+    index, n = args.shard
+    if n > 1:
         print(f"shard {index}/{n} is done up to the embeddings; merge all shards, and go on there")
         return
     try:
-        threshold = find_clusters(args.out, args.films, args.window, args.threshold)
+        threshold = find_clusters(args.out, args.window, args.threshold)
         low, high = args.bounds or (threshold, .995)
         similarity, diversity = args.score
         select_pairs(args.out, similarity, diversity, args.per_cluster, low, high)
         instruct_pairs(args, ask)
-        write_triplets(args.out, wanted_instructions(args.out), args.near)
+        write_triplets(args.out, wanted_instructions(args.out))
     finally:                                             # what went wrong can be seen there, too
         pages.report(args.out, args.movies)
 
@@ -216,12 +213,11 @@ def parse(argv: list[str] | None = None) -> Namespace:
     add("--out", type=Path, default=Path("out/icvg"), help="folder of the results")
     add("--seconds", type=between(.1, 3600), default=5., help="longest clip of a shot")
     add("--least", type=positive, default=17, help="fewest frames of a clip")
-    add("--max-shots", type=positive, default=4000, help="a movie with more of them is bad")
     add("--window", type=positive, default=16,
         help="consecutive shots among which clusters are sought")
     add("--threshold", type=ratio,
         help="cosine that links two clips; the valley of those within windows if not given")
-    add("--score", type=price, nargs=2, default=(1., 1.),
+    add("--score", type=between(0, math.inf), nargs=2, default=(1., 1.),
         metavar=("SIMILARITY", "DIVERSITY"),
         help="weights of the captions' cosine and of 1 - the pictures'")
     add("--per-cluster", type=positive, default=3, help="most pairs of a cluster")
@@ -230,18 +226,14 @@ def parse(argv: list[str] | None = None) -> Namespace:
     add_work_flags(parser)
     add_siglip_flag(parser)
     add_vlm_flags(parser)
-    add("--caption-model", help="openai: model that writes the captions; --model if not given")
-    add("--caption-base-url", help="openai: its endpoint; --base-url if not given")
-    add("--caption-prices", type=price, nargs=2, default=(0., 0.), metavar=("IN", "OUT"),
-        help="openai: its dollars a million tokens")
+    add("--caption-model", help="writes the captions; --model if not given")
+    add("--caption-base-url", help="its endpoint; --base-url if not given")
     args = parser.parse_args(argv)
     if args.bounds and args.bounds[0] > args.bounds[1]:
         low, high = args.bounds
         raise BadInput(f"--bounds {low:g} {high:g}: the first is above the second; swap them")
-    if args.caption_base_url and not args.caption_model:
-        raise BadInput("--caption-base-url: is for --caption-model, which is not given; add it")
     args.examples = read_examples(args.examples)
-    args.films = movie_names(args.movies)
+    movie_names(args.movies)                             # there are some
     return args
 
 
@@ -252,7 +244,11 @@ def main(argv: list[str] | None = None, ask: Callable | None = None) -> None:
     if ask:
         curate(args, ask, ask, embed)
         return
-    with closing(make_vlm(args)) as vlm, closing(make_captioner(args) or vlm) as captioner:
+    vlm = captioner = EndpointVLM(args.out / "replies.jsonl", args.model, args.base_url)
+    if args.caption_model:
+        captioner = EndpointVLM(args.out / "replies-captions.jsonl", args.caption_model,
+                                args.caption_base_url or args.base_url)
+    with closing(vlm), closing(captioner):
         curate(args, vlm, captioner, embed)
 
 

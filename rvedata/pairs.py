@@ -11,7 +11,7 @@ from typing import Iterator
 import numpy as np
 
 from rvedata.clusters import load_vectors
-from rvedata.stages import read_grouped, short_hash, write_stage
+from rvedata.stages import read_accepted, short_hash, write_stage
 
 
 def cosines(out: Path, clips: list[dict], kind: str) -> np.ndarray:
@@ -27,29 +27,19 @@ def select_pairs(out: Path, similarity: float, diversity: float, per_cluster: in
     score = similarity * cosine of the captions + diversity * (1 - cosine of the pictures)
     """
     def pairs() -> Iterator[dict]:
-        clusters = read_grouped(out / "clusters.jsonl", key=lambda cluster: cluster["movie"],
-                                movie=str, members=list)
-        for _, clusters_of_movie in clusters:
-            used = set()                                 # windows overlap, and so do clusters
-            for cluster in clusters_of_movie:
-                yield from pairs_of(cluster, used)
-
-    def pairs_of(cluster: dict, used: set[str]) -> Iterator[dict]:
-        clips = [clip for clip in cluster["members"] if clip["id"] not in used]
-        if len(clips) < 2:
-            return
-        captions, pictures = cosines(out, clips, "text"), cosines(out, clips, "image")
-        score = similarity * captions + diversity * (1 - pictures)
-        allowed = (low <= pictures) & (pictures <= high)
-        chosen = best_disjoint(score, allowed, per_cluster)
-        if not chosen:
-            yield {"id": cluster["id"], "rejected": f"no pair of its {len(clips)} clips has a "
-                   f"cosine of the pictures in {low:.3f} to {high:.3f}"}
-        for i, j in chosen:
-            used.update((clips[i]["id"], clips[j]["id"]))
-            yield {"id": f"icvg-{short_hash(clips[i]['id'], clips[j]['id'])}",
-                   "source": clips[i], "target": clips[j], "score": float(score[i, j]),
-                   "captions": float(captions[i, j]), "pictures": float(pictures[i, j])}
+        for cluster in read_accepted(out / "clusters.jsonl", movie=str, members=list):
+            clips = cluster["members"]
+            captions, pictures = cosines(out, clips, "text"), cosines(out, clips, "image")
+            score = similarity * captions + diversity * (1 - pictures)
+            allowed = (low <= pictures) & (pictures <= high)
+            chosen = best_disjoint(score, allowed, per_cluster)
+            if not chosen:
+                yield {"id": cluster["id"], "rejected": f"no pair of its {len(clips)} clips has a "
+                       f"cosine of the pictures in {low:.3f} to {high:.3f}"}
+            for i, j in chosen:
+                yield {"id": f"icvg-{short_hash(clips[i]['id'], clips[j]['id'])}",
+                       "source": clips[i], "target": clips[j], "score": float(score[i, j]),
+                       "captions": float(captions[i, j]), "pictures": float(pictures[i, j])}
 
     write_stage(out / "pairs.jsonl", pairs())
 

@@ -12,7 +12,7 @@ The same command goes on after a stop.
 import json
 import os
 from argparse import Namespace
-from contextlib import closing, nullcontext
+from contextlib import closing
 from pathlib import Path
 from typing import Callable, Iterator
 
@@ -20,34 +20,23 @@ from common.files import BadInput, Parser, check_writable, run_script
 from rvedata import pages
 from rvedata.film import read_frames
 from rvedata.flags import add_vlm_flags, add_work_flags, folder
-from rvedata.instructions import print_check_counts, read_examples, write_instruction
-from rvedata.manifest import VIDEO_FIELDS, still_there, write_triplets
-from rvedata.stages import (Rejected, my_shard, read_accepted, read_records, run_stage, short_hash,
+from rvedata.instructions import read_examples, write_instruction
+from rvedata.manifest import VIDEO_FIELDS, write_triplets
+from rvedata.stages import (my_shard, read_accepted, read_records, run_stage, short_hash,
                             write_stage)
-from rvedata.text import Texts
-from rvedata.vlm import make_vlm
+from rvedata.vlm import EndpointVLM
 
 
-def read_ditto(files: list[Path], shard: tuple[int, int], share: float) -> Iterator[dict]:
-    """The items of Ditto-1M's training_metadata, sorted by source; a shard has whole sources.
+def read_ditto(files: list[Path], shard: tuple[int, int]) -> Iterator[dict]:
+    """The items of Ditto-1M's training_metadata, {id, source, target, literal}.
 
-    {id, source, target, literal, twin}: `twin` is an item of the same source whose text says nearly
-    the same. Raises BadInput if a file is no such list.
+    Raises BadInput if a file is no such list.
     """
-    by_source = {}
     for file in files:
         for source, target, text in _read_metadata(file):
-            name = f"rave-{short_hash(source, target, text)}"
-            by_source.setdefault(source, {})[name] = (target, text)
-    for source in sorted(by_source):
-        if not my_shard(source, shard):
-            continue
-        texts = Texts(share)
-        for name, (target, text) in sorted(by_source[source].items()):
-            twin = texts.first_like(text)
-            if twin is None:
-                texts.add(name, text)
-            yield {"id": name, "source": source, "target": target, "literal": text, "twin": twin}
+            if my_shard(source, shard):
+                yield {"id": f"rave-{short_hash(source, target, text)}", "source": source,
+                       "target": target, "literal": text}
 
 
 def _read_metadata(file: Path) -> list[tuple[str, str, str]]:
@@ -69,23 +58,19 @@ def rewrite(args: Namespace, ask: Callable) -> None:
             if not video.is_file():
                 raise BadInput(f"{video}: the metadata names it, and it is missing; "
                                f"correct --videos")
-        if item["twin"]:
-            raise Rejected(f"says near the same as {item['twin']} of the same source")
         parts = ["Source:", *read_frames(source), "Edited:", *read_frames(target),
                  f"Literal: {item['literal']}"]
-        answer = write_instruction(ask, parts, item["literal"], "rave", args.examples, args.overlap)
+        answer = write_instruction(ask, parts, item["literal"], "rave", args.examples)
         return {**item["shown"], **answer, "literal": item["literal"]}
 
     path = args.out / "rewrites.jsonl"
-    items = list(read_ditto(args.ditto, args.shard, args.near))
+    items = list(read_ditto(args.ditto, args.shard))
     for item in items:
         paths = [os.path.relpath(args.videos / item[name], args.out)
                  for name in ("source", "target")]
         item["shown"] = {"subset": "rave", **dict(zip(VIDEO_FIELDS, paths))}
-    run_stage(path, items, work, args.skip_bad, args.workers, len(items),
-              getattr(ask, "cost", None))
-    print_check_counts(path)
-    write_triplets(args.out, read_accepted(path), args.near)
+    run_stage(path, items, work, args.skip_bad, args.workers, len(items))
+    write_triplets(args.out, read_accepted(path))
     write_pairs(args.out, path)
     pages.report(args.out)
 
@@ -95,7 +80,7 @@ def write_pairs(out: Path, rewrites: Path) -> None:
     fields = ("id", "subset", "source_video_path", "instruction", "type", "rationale")
     pairs = [{field: record[field] for field in fields} for record in read_records(rewrites)
              if "rejected" in record and "instruction" in record]
-    write_stage(out / "pairs.jsonl", sorted(still_there(out, pairs), key=lambda pair: pair["id"]))
+    write_stage(out / "pairs.jsonl", sorted(pairs, key=lambda pair: pair["id"]))
 
 
 def parse(argv: list[str] | None = None) -> Namespace:
@@ -114,7 +99,10 @@ def parse(argv: list[str] | None = None) -> Namespace:
 def main(argv: list[str] | None = None, ask: Callable | None = None) -> None:
     args = parse(argv)
     check_writable(args.out / "report.html")
-    with nullcontext(ask) if ask else closing(make_vlm(args)) as vlm:
+    if ask:
+        rewrite(args, ask)
+        return
+    with closing(EndpointVLM(args.out / "replies.jsonl", args.model, args.base_url)) as vlm:
         rewrite(args, vlm)
 
 

@@ -1,4 +1,4 @@
-// What came out of each stage of curation: counts, threshold, cuts, clusters, triplets, rejections.
+// What came out of each stage of curation: counts, threshold, clusters, triplets, rejections.
 
 const parts = byId('parts');
 const cards = lazily(
@@ -17,12 +17,11 @@ function addRows(title, rows) {
   });
 }
 
-function addManifest({ name, n, types, words }) {
+function addManifest({ name, n, types }) {
   make('h2', `${name}: ${count(n)}`, parts);
   const rows = Object.entries(types).map(([type, some]) => [type, [some, null, null]]);
   const most = Math.max(...Object.values(types));
   parts.append(barChart(rows, most, `triplets of each type in ${name}`));
-  make('p', words, parts);
 }
 
 // The cosines within windows; bars as the square roots of counts, so that small groups show.
@@ -49,31 +48,27 @@ function addThreshold({ counts, threshold, clusters, alone, 'chosen by': by }) {
     `${count(alone)} clips alone.`, parts);
 }
 
-// groups: [a title, [[a picture as JPEG or why there is none, a caption], ...]]
-function addPictures(title, groups) {
-  if (!groups.length) return;
-  make('h2', title, parts);
+// clusters: [its name, [[a picture, a caption], ...]]
+function addClusters(clusters) {
+  if (!clusters.length) return;
+  make('h2', 'Clusters', parts);
   const sheets = make('div', null, parts, 'sheets');
-  for (const [name, pictures] of groups) {
+  for (const [name, pictures] of clusters) {
     const group = make('section', null, sheets);
     make('h3', name, group);
     const sheet = make('div', null, group, 'sheet');
     for (const [picture, caption] of pictures) {
       const figure = make('figure', null, sheet);
-      if (picture.startsWith('data:image/jpeg;base64,')) {
-        const image = make('img', null, figure);
-        image.alt = caption;
-        image.loading = 'lazy';
-        image.src = picture;
-      } else {
-        make('div', picture, figure, 'bad');
-      }
+      const image = make('img', null, figure);
+      image.alt = caption;
+      image.loading = 'lazy';
+      image.src = picture;
       make('figcaption', caption, figure);
     }
   }
 }
 
-// Triplets, or what was rejected: both videos play when they are near the screen.
+// Both videos of each play when they are near the screen.
 function addTriplets(title, items) {
   if (!items.length) return;
   make('h2', title, parts);
@@ -90,10 +85,8 @@ function addTriplets(title, items) {
 addRows('Stages', [['stage', 'done', 'rejected', 'failed'], ...data.stages]);
 data.manifests.forEach(addManifest);
 if (data.threshold) addThreshold(data.threshold);
-addPictures('Cuts: the frames before and after', data.cuts);
-addPictures('Clusters', data.clusters);
+addClusters(data.clusters);
 for (const { name, items } of data.shown) addTriplets(`Some of ${name}`, items);
-addTriplets('Rejected pairs', data.rejected);
 if (data.bad.length) {
   addRows('Rejected and failed', [['stage', 'id', '', 'reason'], ...data.bad]);
 }

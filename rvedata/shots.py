@@ -4,7 +4,6 @@ A movie is a line of shots.jsonl, {id, fps, frames, shots: [[first, past the las
 {id, movie, index of its shot, clip: [first, past the last], fps}.
 """
 
-import re
 from argparse import Namespace
 from pathlib import Path
 from typing import Iterator
@@ -17,54 +16,36 @@ from rvedata.stages import my_shard, read_accepted, run_stage
 MOVIES = (".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v", ".mpg", ".mpeg", ".ts")
 
 
-def movie_names(folder: Path) -> set[str]:
-    """Films of a folder and its subfolders, as paths relative to it. Raises BadInput if none.
-
-    Hidden files, and clips that an earlier run has cut out of films, are none.
-    """
-    names = set()
+def movie_names(folder: Path) -> list[str]:
+    """Films of a folder and its subfolders, as paths relative to it. Raises BadInput if none."""
+    names = []
     for path in folder.rglob("*"):
-        name = path.relative_to(folder)
         is_film = path.suffix.lower() in MOVIES and path.is_file()
-        if is_film and not any(map(is_hidden, name.parts)) and not is_cut_out(path):
-            names.add(name.as_posix())
+        if is_film and not is_hidden(path.name):
+            names.append(path.relative_to(folder).as_posix())
     if not names:
         raise BadInput(f"--movies {folder}: holds no film ({', '.join(MOVIES)}); "
                        f"give the folder of your films")
-    return names
-
-
-def is_cut_out(path: Path) -> bool:
-    """Whether a film is one of our clips (see icvg.clip_path)."""
-    return path.parent.name == "clips" and bool(re.fullmatch("[0-9a-f]{16}", path.stem))
+    return sorted(names)
 
 
 def find_all_shots(args: Namespace) -> None:
     """shots.jsonl: a line a movie, {id, fps, frames, shots: [[first, past the last], ...]}."""
     def work(item: dict) -> dict:
-        name = item["id"]
-        shots, frames, fps = find_shots(args.movies / name)
+        shots, frames, fps = find_shots(args.movies / item["id"])
         if len(shots) < 2:
-            raise BadInput(f"{name}: is a movie without cuts, of which no pair can be made; "
+            raise BadInput(f"{item['id']}: is a movie without cuts, of which no pair can be made; "
                            f"take it away")
-        if len(shots) > args.max_shots:
-            raise BadInput(f"{name}: has {len(shots)} shots, more than --max-shots "
-                           f"{args.max_shots}: does it flicker? raise the flag, or take it away")
         return {"fps": fps, "frames": frames, "shots": shots}
 
-    items = [{"id": name} for name in sorted(args.films) if my_shard(name, args.shard)]
-    path = args.out / "shots.jsonl"
-    run_stage(path, items, work, args.skip_bad, total=len(items))
-    gone = {movie["id"] for movie in read_accepted(path)} - args.films
-    if gone:
-        some = ", ".join(sorted(gone)[:9])
-        print(f"{len(gone)} no longer in {args.movies}, and left out: {some}")
+    items = [{"id": name} for name in movie_names(args.movies) if my_shard(name, args.shard)]
+    run_stage(args.out / "shots.jsonl", items, work, args.skip_bad, total=len(items))
 
 
 def read_movies(args: Namespace) -> Iterator[dict]:
-    """The lines of shots.jsonl that belong to this shard, of films that are still there."""
+    """The lines of shots.jsonl that belong to this shard."""
     for movie in read_accepted(args.out / "shots.jsonl", fps=float, shots=list):
-        if movie["id"] in args.films and my_shard(movie["id"], args.shard):
+        if my_shard(movie["id"], args.shard):
             yield movie
 
 

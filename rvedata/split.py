@@ -5,10 +5,13 @@
 
 The first command writes train.jsonl, test.jsonl (manifests), verify.html, in which people accept,
 correct or reject each triplet of the test, and report.html. The second takes what verify.html
-saved, a file a person, and tells how far they agree: then only what was accepted, and nobody
-rejected, is in test.jsonl, as they corrected it, and verify.html has another triplet of the same
-type for each that was rejected, as long as there are some. removed.jsonl says what was kept out,
-and why. pairs.jsonl has rave's sources and instructions without targets that leak nothing.
+saved, all files so far: then only what was accepted, and nobody rejected, is in test.jsonl, as they
+corrected it, and verify.html has another triplet for each that was rejected, as long as there are
+some. removed.jsonl says what was kept out, and why. pairs.jsonl has rave's sources and instructions
+without targets that leak nothing.
+
+What verify.html saves: {"decisions": {an id: {"decision": "accept", "instruction": as it was
+changed, if it was}, another: {"decision": "reject", "reason": why}}}
 """
 
 import base64
@@ -20,16 +23,15 @@ from typing import Callable
 
 import numpy as np
 
-from common.files import BadInput, Parser, atomic_write, check_writable, positive, run_script
+from common.files import BadInput, Parser, check_writable, positive, run_script
 from common.manifest import FIELDS
 from common.video import hash_video
 from rvedata import pages
-from rvedata.decisions import KEPT, agreement_lines, changed, read_decisions, settle
 from rvedata.embed import embed_clips, load_embedder
 from rvedata.film import read_frames
 from rvedata.flags import add_siglip_flag, add_work_flags, folder, ratio
-from rvedata.holdout import find_leaks, make_split, quota_of_types
-from rvedata.manifest import VIDEO_FIELDS, paths_of, rebase_paths, still_there
+from rvedata.holdout import find_leaks, quota_of_types, take_groups
+from rvedata.manifest import VIDEO_FIELDS, paths_of, rebase_paths
 from rvedata.stages import read_accepted, run_stage, short_hash, write_stage
 
 
@@ -37,10 +39,9 @@ def read_manifests(folders: list[Path], name: str, out: Path, **fields: type) ->
     """{id: record} of the manifests of this name, with paths relative to `out`."""
     found = {}
     for place in folders:
-        records = [record for record in read_accepted(place / name, **fields)
-                   if "instruction" in record]           # the pairs of icvg are another thing
-        for record in still_there(place, records):
-            found[record["id"]] = rebase_paths(record, place, out)
+        for record in read_accepted(place / name, **fields):
+            if "instruction" in record:                  # the pairs of icvg are another thing
+                found[record["id"]] = rebase_paths(record, place, out)
     return found
 
 
@@ -48,17 +49,13 @@ def index_videos(args: Namespace, paths: list[str], embed_images: Callable) -> d
     """{path: video as in holdout.py}; kept in videos.jsonl."""
     def work(item: dict) -> dict:
         path = args.out / item["id"]
-        frames = read_frames(path)
-        mirrored = [np.ascontiguousarray(frame[:, ::-1]) for frame in frames]
-        vectors = embed_clips(embed_images, [frames, mirrored])                        # (2, D)
-        return {"sha": " ".join(hash_video(path)), "vector": encode(vectors[0]),
-                "mirrored": encode(vectors[1])}
+        vector, = embed_clips(embed_images, [read_frames(path)])                       # (1, D)
+        return {"sha": " ".join(hash_video(path)), "vector": encode(vector)}
 
     items = ({"id": path} for path in paths)
     run_stage(args.out / "videos.jsonl", items, work, args.skip_bad, args.workers, len(paths))
-    lines = read_accepted(args.out / "videos.jsonl", sha=str, vector=str, mirrored=str)
-    return {line["id"]: {"sha": line["sha"], "vector": decode(line["vector"]),
-                         "mirrored": decode(line["mirrored"])} for line in lines}
+    return {line["id"]: {"sha": line["sha"], "vector": decode(line["vector"])}
+            for line in read_accepted(args.out / "videos.jsonl", sha=str, vector=str)}
 
 
 def encode(vector: np.ndarray) -> str:
@@ -71,80 +68,75 @@ def decode(text: str) -> np.ndarray:
     return np.frombuffer(base64.b64decode(text), np.float16).astype(np.float32)
 
 
+def read_decisions(files: list[Path], triplets: dict[str, dict]) -> dict[str, dict]:
+    """{id: decision} of what people decided: whom anybody rejects is rejected; the last change
+    counts. Raises BadInput where a file decides about none of these triplets."""
+    settled = {}
+    for file in files:
+        try:
+            decisions = json.loads(file.read_text("utf-8"))["decisions"]
+            for name, decision in decisions.items():
+                if decision["decision"] not in ("accept", "reject"):
+                    raise ValueError(f"{name} is neither accepted nor rejected")
+        except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:
+            raise BadInput(f"{file}: cannot be read ({error!r:.80}); "
+                           f"give what verify.html saved") from error
+        if decisions and decisions.keys().isdisjoint(triplets):
+            raise BadInput(f"{file}: decides about no triplet of --from; give another file")
+        for name, decision in decisions.items():
+            before = settled.get(name, {})
+            settled[name] = before | decision
+            if before.get("decision") == "reject":
+                settled[name]["decision"] = "reject"
+    return settled
+
+
 def hold_out(args: Namespace, embed_images: Callable) -> None:
     """Write the split, what was kept out of it, verify.html and report.html in args.out."""
     out = args.out
     triplets = read_manifests(args.source, "triplets.jsonl", out, **dict.fromkeys(FIELDS, str))
     if not triplets:
-        raise BadInput(f"--from {' '.join(map(str, args.source))}: no triplets.jsonl whose videos "
-                       f"are there; run rave or icvg first")
+        raise BadInput(f"--from {' '.join(map(str, args.source))}: no triplets.jsonl; "
+                       f"run rave or icvg first")
     pairs = read_manifests(args.source, "pairs.jsonl", out)
-    kept, people = out / KEPT, {}
-    for file in [kept, *args.decisions] if kept.exists() else args.decisions:
-        for name, found in read_decisions(file, triplets).items():
-            people[name] = people.get(name, {}) | found
-    decisions = settle(people)
-    triplets = {name: changed(triplet, decisions.get(name), ("instruction",))
-                for name, triplet in triplets.items()}
+    decisions = read_decisions(args.decisions, triplets)
     shown = triplets | pairs
     paths = {path for record in shown.values() for path in paths_of(record)}
     videos = index_videos(args, sorted(paths), embed_images)
+    readable = {name: record for name, record in shown.items()
+                if videos.keys() >= set(paths_of(record))}
 
-    def readable(records: dict[str, dict]) -> list[dict]:
-        return [record for record in records.values() if videos.keys() >= set(paths_of(record))]
-    triplets, pairs = readable(triplets), readable(pairs)
-    if not triplets:
-        raise BadInput(f"no triplet has videos that can be read; what failed, and why, is in "
-                       f"{out}/videos.jsonl")
-    quota = quota_of_types(triplets, args.n, args.share)
     rejected = {name for name, said in decisions.items() if said["decision"] == "reject"}
-    found = make_split(triplets, quota, videos, args.same, rejected)
-    leaks = find_leaks(found.candidates, found.train, videos, args.same, args.near)
-    held_out = found.candidates + found.reserve
-    leaking_pairs = find_leaks(held_out, pairs, videos, args.same, args.near)
-    removed = found.duplicates | leaks | leaking_pairs
+    usable = []
+    for name in triplets.keys() & readable.keys() - rejected:
+        corrected = decisions.get(name, {}).get("instruction")
+        usable.append(triplets[name] | ({"instruction": corrected} if corrected else {}))
+    if not usable:
+        raise BadInput(f"no triplet is left; what failed, and why, is in {out}/videos.jsonl")
+    quota = quota_of_types(list(triplets.values()), args.n, args.share)
+    candidates, surplus, train = take_groups(usable, quota)
+    pairs = [pair for name, pair in pairs.items() if name in readable]
+    leaks = find_leaks(candidates, train + pairs, videos, args.same)
+    removed = leaks | {triplet["id"]: "beside the test: of the same movie or source"
+                       for triplet in surplus}
     write_stage(out / "removed.jsonl", [
         {"id": name, "rejected": reason, **dict(zip(VIDEO_FIELDS, paths_of(shown[name])))}
         for name, reason in sorted(removed.items())])
-    write_stage(out / "pairs.jsonl", [pair for pair in pairs if pair["id"] not in leaking_pairs])
-    write_stage(out / "reserve.jsonl", found.reserve)
-    train = [triplet for triplet in found.train if triplet["id"] not in leaks]
-    write_stage(out / "train.jsonl", train)
-    write_stage(out / "candidates.jsonl", found.candidates)
-    write_test(out, found.candidates, decisions)
-    if people:
-        said = [{"annotator": name, "decisions": found} for name, found in people.items()]
-        atomic_write(kept, json.dumps(said, indent=1) + "\n")
-    for line in agreement_lines(people):
-        print(line)
-    undecided = [triplet for triplet in found.candidates if triplet["id"] not in decisions]
+    write_stage(out / "pairs.jsonl", [pair for pair in pairs if pair["id"] not in leaks])
+    write_stage(out / "train.jsonl", [triplet for triplet in train if triplet["id"] not in leaks])
+
+    undecided = [triplet for triplet in candidates if triplet["id"] not in decisions]
+    test = candidates
+    if decisions:
+        test = [triplet for triplet in candidates if triplet["id"] in decisions]
+        print(f"{len(test)} accepted, {len(rejected)} rejected, {len(undecided)} not decided")
+    write_stage(out / "test.jsonl", test)
+    types = Counter(triplet["type"] for triplet in test)
+    print("test: " + ", ".join(f"{n} {name}" for name, n in sorted(types.items())))
+    if undecided:
+        print(f"to verify it, open {out}/verify.html, and pass what it saves as --decisions")
     pages.verify(out, undecided, short_hash([triplet["id"] for triplet in undecided]))
     pages.report(out)
-
-
-def write_test(out: Path, candidates: list[dict], decisions: dict[str, dict]) -> None:
-    """Write test.jsonl: the accepted candidates, or all of them as long as there is no decision.
-
-    A type that a person has changed is changed only here: it does not move the quotas.
-    """
-    said = {name: decision["decision"] for name, decision in decisions.items()}
-    accepted = candidates
-    if decisions:
-        accepted = [changed(triplet, decisions[triplet["id"]], ("type",)) for triplet in candidates
-                    if said.get(triplet["id"]) == "accept"]
-    write_stage(out / "test.jsonl", accepted)
-    types = Counter(triplet["type"] for triplet in accepted)
-    print("test: " + ", ".join(f"{n} {name}" for name, n in sorted(types.items())))
-    verify = f"open {out}/verify.html, then pass what it saves as --decisions"
-    if not decisions:
-        print(f"not verified yet: {verify}")
-        return
-    rejected = sum(said.get(triplet["id"]) == "reject" for triplet in candidates)
-    undecided = len(candidates) - len(accepted) - rejected
-    print(f"{len(accepted)} accepted, {rejected} rejected, {undecided} not decided, "
-          f"of {len(candidates)}")
-    if undecided:
-        print(f"others take the rejected places: {verify}")
 
 
 def parse(argv: list[str] | None = None) -> Namespace:

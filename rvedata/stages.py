@@ -119,16 +119,14 @@ def write_stage(path: Path, records: Iterable[dict]) -> Counter:
 
 
 def run_stage(path: Path, items: Iterable[dict], work: Callable[[dict], dict],
-              skip_bad: bool = False, workers: int = 1, total: int | None = None,
-              cost: Callable[[int, int | None], str] | None = None) -> Counter:
+              skip_bad: bool = False, workers: int = 1, total: int | None = None) -> Counter:
     """Add a line work(item) to `path` for each item whose id has none yet. Items and lines stream.
 
     `work` raises Rejected, which becomes a line with the reason, or BadInput or OSError: with
     skip_bad that becomes a line, too, otherwise the run ends, and the same command goes on from
     what is there.
     An item's "shown" goes into its line where it is rejected, for the report: its videos.
-    total: number of items, for the progress bar. cost(done, left): what to say about the money, of
-    a VLM that costs any.
+    total: number of items, for the progress bar.
     """
     counts = Counter()
     with Store(path, "id", "record", counts=is_final) as store:
@@ -150,11 +148,6 @@ def run_stage(path: Path, items: Iterable[dict], work: Callable[[dict], dict],
             for _, what in in_threads(finish, new_items(), workers):
                 counts[what] += 1
                 bar.update()
-                if cost:
-                    left = max(0, total - bar.n) if total else None
-                    bar.set_postfix_str(cost(counts.total(), left), refresh=False)
-    if cost and counts:
-        print(f"{path.stem}: {cost(counts.total(), None)}")
     print_counts(path, counts)
     return counts
 

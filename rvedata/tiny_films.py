@@ -17,7 +17,6 @@ from tiny import draw, scene, world
 from tiny.scene import Scene
 
 FPS, SCALE = 24, 4                                       # of the films
-FADE = 6                                                 # frames of a fade on either side of a cut
 
 
 def film_shot(start: Scene, segments: int = 3) -> torch.Tensor:
@@ -41,17 +40,8 @@ def _at_rest(thing):
     return replace(thing, act="")
 
 
-def join_shots(shots: list[torch.Tensor],
-               fades: set[int] = frozenset()) -> tuple[torch.Tensor, list[int]]:
-    """A film of the shots, and its cuts: the first frame of each shot but the first.
-
-    Shot k in `fades` begins in black, and the one before it ends in black.
-    """
-    shots = [shot.clone() for shot in shots]
-    light = torch.linspace(1, 0, FADE).view(-1, 1, 1, 1)
-    for k in fades:
-        shots[k - 1][-FADE:] = (shots[k - 1][-FADE:] + 1) * light - 1
-        shots[k][:FADE] = (shots[k][:FADE] + 1) * light.flip(0) - 1
+def join_shots(shots: list[torch.Tensor]) -> tuple[torch.Tensor, list[int]]:
+    """A film of the shots, and its cuts: the first frame of each shot but the first."""
     cuts = np.cumsum([len(shot) for shot in shots])[:-1]
     return torch.cat(shots), cuts.tolist()
 
@@ -111,8 +101,7 @@ def make_movies(folder: Path, movies: int, triplets: int, vlm: TinyWorldVLM
                 ) -> dict[str, list[int]]:
     """Write films of ICVG triplets, the source one shot and the target another; {name: cuts}.
 
-    A film cuts between two places and back, then goes on to two others. Every second change of
-    places is a fade.
+    A film cuts between two places and back, then goes on to two others.
     """
     cuts, first = {}, 0
     for number in range(movies):
@@ -126,7 +115,7 @@ def make_movies(folder: Path, movies: int, triplets: int, vlm: TinyWorldVLM
             shots.append(film_shot(triplet.before if side == "source" else triplet.after))
             vlm.learn(shots[-1], triplet, side)
         name = f"movie{number}.mp4"
-        film, cuts[name] = join_shots(shots, set(range(4, len(shots), 8)))
+        film, cuts[name] = join_shots(shots)
         write_video(folder / name, film, FPS, SCALE)
     return cuts
 
@@ -145,10 +134,7 @@ def _distinct_triplets(first: int, n: int) -> tuple[list[world.Triplet], int]:
 
 
 def make_ditto(folder: Path, n: int, vlm: TinyWorldVLM) -> Path:
-    """Write `n` RAVE triplets as Ditto-1M has them; returns the metadata file.
-
-    Each tenth is there twice, in nearly the same words.
-    """
+    """Write `n` RAVE triplets as Ditto-1M has them; returns the metadata file."""
     records = []
     for k in range(n):
         triplet = world.make_triplet(k, "rave", "train")
@@ -156,12 +142,8 @@ def make_ditto(folder: Path, n: int, vlm: TinyWorldVLM) -> Path:
             clip = getattr(triplet, side)
             write_video(folder / f"{side}/{k}.mp4", clip, FPS, SCALE)
             vlm.learn(clip, triplet, side)
-        texts = [triplet.literal]
-        if k % 10 == 0:
-            texts.append(f"Now {triplet.literal}!")
-        for text in texts:
-            records.append({"source_path": f"source/{k}.mp4", "instruction": text,
-                            "edited_path": f"target/{k}.mp4"})
+        records.append({"source_path": f"source/{k}.mp4", "instruction": triplet.literal,
+                        "edited_path": f"target/{k}.mp4"})
     metadata = folder / "training_metadata" / "tiny.json"
     atomic_write(metadata, json.dumps(records, indent=1))
     return metadata

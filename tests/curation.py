@@ -7,15 +7,12 @@ import numpy as np
 
 from rvedata.embed import embed_pixels
 from rvedata.film import read_frames
-from rvedata.instructions import EXAMPLES
 from rvedata.text import content_words
 
-VERBS = json.loads(EXAMPLES.read_text("utf-8"))["forbidden"]
 PLACES = {"A": ("meadow", "day", "grass"), "B": ("city", "night", "stone"),
           "C": ("desert", "dusk", "sand"), "D": ("lake", "day", "ice"),
           "E": ("lake", "night", "water"), "F": ("desert", "day", "sand")}
 PLAN = ["ABABAB", "CDCDCD", "EFEFEF"]                    # of movie 0 the shots are in A, B, A, ...
-FADES = {4}
 
 
 def read(path):

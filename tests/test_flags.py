@@ -79,7 +79,6 @@ BAD = {
         ("--movies nowhere", "--movies nowhere: holds no film"),
         ("--movies . --shard 2/2", "--shard: must be i/n"),
         ("--movies . --bounds .9 .2", "--bounds 0.9 0.2: the first is above the second"),
-        ("--movies . --caption-base-url http://x", "--caption-base-url: .* --caption-model"),
     ],
     "rvedata.split": [
         ("--from nowhere", "nowhere: there is no such folder"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from common.video import write_video
-from curation import FADES, PLACES, PLAN, go
+from curation import PLACES, PLAN, go
 from rvedata import tiny_films
 from tiny import world
 
@@ -24,7 +24,7 @@ def movies(tmp_path_factory):
             scene = dataclasses.replace(world.random_scene(rng, place), time=time, ground=ground,
                                         light=1, ridge=1.)
             shots.append(tiny_films.film_shot(scene))
-        clip, cuts = tiny_films.join_shots(shots, FADES)
+        clip, cuts = tiny_films.join_shots(shots)
         write_video(folder / f"m{number}.mp4", clip, 24, 4)
         truth[f"m{number}.mp4"] = SimpleNamespace(cuts=cuts, places=plan)
     return SimpleNamespace(folder=folder, truth=truth, flags=["--movies", folder, "--least", 9])

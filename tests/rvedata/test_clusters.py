@@ -56,42 +56,25 @@ def fake(out, places, dim=64):
     return image
 
 
-def windows_of(i, j, size=16, step=8):
-    """The windows [k step, k step + size) that hold both shots."""
-    return [k for k in range(j // step + 1) if k * step <= i and j < k * step + size]
-
-
 def test_a_movie_of_many_cuts(tmp_path):
     n = 1001
     places = [k // 16 * 3 + k % 3 for k in range(n)]     # three places in turn, for sixteen shots
     image = fake(tmp_path, places)
-    threshold = find_clusters(tmp_path, {"m"}, 16)
+    threshold = find_clusters(tmp_path, 16)
     kept = json.loads((tmp_path / "clusters.json").read_text())
     assert threshold == kept["threshold"] and kept["alone"] == 0
     found = [[r["index"] for r in cluster["members"]]
              for cluster in read(tmp_path / "clusters.jsonl")]
-    for index in found:                                  # alike, and within one window
-        assert len({places[k] for k in index}) == 1 and windows_of(min(index), max(index))
     together = {pair for index in found for pair in combinations(index, 2)}
     counts = np.zeros(400, int)                          # pair by pair
-    for i in range(n):
-        for j in range(i + 1, min(i + 16, n)):
-            if windows_of(i, j):
-                assert ((i, j) in together) == (places[i] == places[j]), (i, j)
-                counts[min(399, int((float(image[i] @ image[j]) + 1) * 200))] += 1
+    for i, j in combinations(range(n), 2):
+        in_one_window = i // 16 == j // 16
+        assert ((i, j) in together) == (in_one_window and places[i] == places[j]), (i, j)
+        if in_one_window:
+            counts[min(399, int((float(image[i] @ image[j]) + 1) * 200))] += 1
     kept = np.array(kept["counts"])
     assert kept.sum() == counts.sum()
     assert np.abs(kept - counts).sum() <= 20             # rounding at the bins' edges
-
-
-def test_overlapping_windows_by_hand():
-    """Of 24 shots, those of a scene across the border of two windows of 16 are one cluster."""
-    clips = [{"index": k} for k in range(24)]
-    image = np.eye(24, dtype=np.float32)
-    image[[14, 15, 17]] = image[14]                      # only in window 8..23 are all three
-    image[[2, 9]] = image[2]                             # only in window 0..15
-    image[[10, 12]] = image[10]                          # in both: once
-    assert clusters_of(clips, image, 16, .5) == [[2, 9], [10, 12], [14, 15, 17]]
 
 
 def test_links_by_hand():
@@ -103,18 +86,12 @@ def test_links_by_hand():
 
 # -------------------------------------------------------------------------------------------- pairs
 
-def write_clusters(out, image, text, *clusters):
-    """clusters.jsonl of clips k with these embeddings, each cluster a range of them."""
-    (out / "embeddings").mkdir()
-    (out / "embeddings/f.safetensors").write_bytes(save({"image": image, "text": text}))
-    lines = [{"id": str(number), "movie": "m", "members": [
-        {"id": f"m#{k}", "movie": "m", "index": k, "file": "f", "row": k} for k in clips]}
-        for number, clips in enumerate(clusters)]
-    write(out / "clusters.jsonl", lines)
-
-
 def test_pairs_by_hand(tmp_path):
-    write_clusters(tmp_path, turn(0, 60, 60, 0), turn(0, 0, 90, 45), range(4))
+    (tmp_path / "embeddings").mkdir()
+    vectors = {"image": turn(0, 60, 60, 0), "text": turn(0, 0, 90, 45)}
+    (tmp_path / "embeddings/f.safetensors").write_bytes(save(vectors))
+    members = [{"id": f"m#{k}", "movie": "m", "index": k, "file": "f", "row": k} for k in range(4)]
+    write(tmp_path / "clusters.jsonl", [{"id": "0", "movie": "m", "members": members}])
 
     def best(similarity, diversity, per_cluster, low=-1, high=1):
         select_pairs(tmp_path, similarity, diversity, per_cluster, low, high)
@@ -132,12 +109,3 @@ def test_pairs_by_hand(tmp_path):
     line, = read(tmp_path / "pairs.jsonl")
     assert line["rejected"] == ("no pair of its 4 clips has a cosine of the pictures in "
                                 "0.600 to 0.900")
-
-
-def test_no_clip_is_in_two_pairs_of_overlapping_clusters(tmp_path):
-    vectors = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
-    write_clusters(tmp_path, vectors, vectors, range(4), range(2, 6))
-    select_pairs(tmp_path, 1, 1, 3, -99, 99)
-    pairs = read(tmp_path / "pairs.jsonl")
-    used = [r[side]["index"] for r in pairs for side in ("source", "target")]
-    assert len(pairs) == 3 and sorted(used) == list(range(6))

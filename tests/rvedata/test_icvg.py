@@ -1,6 +1,5 @@
 """Films with known cuts and places through all stages, recomputed in another way."""
 
-import json
 import shutil
 from collections import Counter
 
@@ -11,7 +10,7 @@ from curation import PLAN, go, knows, read
 from data import manifest_items
 from presets import PRESETS
 from rvedata import merge
-from rvedata.shots import clips_of, movie_names
+from rvedata.shots import clips_of
 from rvedata.stages import Rejected, my_shard
 
 
@@ -45,29 +44,11 @@ def test_the_pairs_and_their_manifest(icvg, movies):
     assert source.shape == (9, 3, 32, 32) and (source - target).abs().mean() > .01
 
 
-def test_nothing_is_done_twice_and_a_film_that_is_gone_is_left_out(icvg, movies, tmp_path, capsys):
-    folder = tmp_path / "films"
-    out = folder / "out"                                 # within the films: its clips are none
-    shutil.copytree(movies.folder, folder)
-    shutil.copytree(icvg, out)
+def test_nothing_is_done_twice(icvg, movies, tmp_path):
+    out = shutil.copytree(icvg, tmp_path / "out")
     before = {path.name: path.read_bytes() for path in out.glob("*.jsonl")}
-    go("icvg", out, "--movies", folder, "--least", 9, ask=asked)
+    go("icvg", out, *movies.flags, ask=asked)
     assert {path.name: path.read_bytes() for path in out.glob("*.jsonl")} == before
-    (folder / "m1.mp4").unlink()
-    threshold = json.loads((icvg / "clusters.json").read_text())["threshold"]
-    go("icvg", out, "--movies", folder, "--least", 9, "--threshold", threshold, ask=asked)
-    assert "films, and left out: m1.mp4" in capsys.readouterr().out
-    kept = [r for r in read(icvg / "triplets.jsonl") if r["movie"] != "m1.mp4"]
-    assert read(out / "triplets.jsonl") == kept != []
-    assert (out / "captions.jsonl").read_bytes() == before["captions.jsonl"]     # it was paid for
-
-
-def test_what_is_no_film(tmp_path):
-    for name in ("a.mp4", "._a.mp4", "__MACOSX/a.mp4", ".trash/a.mp4", "x.txt", "sub/b.MKV",
-                 "icvg/clips/0123456789abcdef.mp4"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    assert movie_names(tmp_path) == {"a.mp4", "sub/b.MKV"}
 
 
 def test_a_service_that_dies(icvg, movies, begun):

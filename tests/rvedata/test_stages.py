@@ -41,12 +41,8 @@ def test_what_fails_is_skipped_and_tried_again(tmp_path):
 
 
 @pytest.mark.parametrize("line, words", [
-    ("[1]", "x.jsonl:1: is no record of ours"), ('{"shots": []}', "x.jsonl:1: is no record"),
-    ('{"id": 7}', "has no id of type str"), ('{"id": "a"}', "has no shots of type list"),
-    ('{"id": "a", "shots": "all", "fps": 24}', "has no shots of type list"),
-    ('{"id": "a", "shots": [], "fps": "fast"}', "has no fps of type float"),
-    ('{"id": "a", "shots": [], "fps": NaN}', "x.jsonl:1: is no record of ours"),
-])
+    ("[1]", "x.jsonl:1: is no record of ours"), ('{"id": "a"}', "has no shots of type list"),
+    ('{"id": "a", "shots": [], "fps": "fast"}', "has no fps of type float")])
 def test_what_is_read_back_is_checked(line, words, tmp_path):
     (tmp_path / "x.jsonl").write_text(line + "\n")
     with pytest.raises(BadInput, match=words):
