@@ -4,14 +4,13 @@
     question = Question("caption-1", "You describe videos.", ["What changes?", frame], SCHEMA,
                         validate)
     values = client.ask([question, ...])     # a value of validate() for each, or Missing(reason)
-    client.count([question, ...])             # the dry run: calls, tokens and money, without a call
 
 Every reply goes as it came into an append-only file of JSON lines, before anything is made of it: a
 rerun, or a run after a crash, calls nobody for what is there. Questions may come from a generator:
 only some of them are in memory. What goes wrong is *missing*, with its reason:
 
     refusals, truncated or malformed replies, and those that validate() refuses with ValueError
-        asked again, until `tries` replies are in the file; that is final, unless ask_again is set
+        asked again, until `tries` replies are in the file; that is final
     429, 5xx, time-outs, connections that break, a status 200 with an error or a web page in it
         `tries` calls with growing pauses; nothing is kept, so the next run asks again
     400 or 422 before anything was answered
@@ -45,8 +44,6 @@ from common.jsonl import Store
 from common.pool import in_threads
 
 HANDFUL = 5                               # so many questions fail alike, and none is answered: stop
-USED_UP = 2                            # so often it thinks until its limit: more of it would not do
-USUAL = 150                                              # tokens of a reply, for estimates
 
 # How a request names the limit of tokens, and how it asks for JSON: the plainest is the last.
 DIALECTS = [(limit, form) for form in ("json_schema", "json_object", "text")
@@ -63,7 +60,6 @@ class Question:
     parts: texts and pictures (uint8 (H, W, 3)) in the order in which the model sees them.
     schema: a JSON schema of the answer.
     validate(reply) -> the value, or ValueError saying what is wrong with the reply.
-    repeat: ask the same again (0, 1, ...): another entry in the file.
     label: whatever helps to find it there.
     max_tokens: a longer reply is cut, and then missing.
     """
@@ -72,7 +68,6 @@ class Question:
     parts: list[str | np.ndarray]
     schema: dict
     validate: Callable[[str], Any]
-    repeat: int = 0
     label: str = ""
     max_tokens: int = 2048
 
@@ -84,7 +79,7 @@ class Question:
 
     def key(self, model: str, endpoint: str) -> str:
         """sha256 of all that the answer depends on."""
-        head = [endpoint, model, self.prompt, self.instructions, self.schema, self.repeat]
+        head = [endpoint, model, self.prompt, self.instructions, self.schema, 0]     # 0: as ever
         sha = hashlib.sha256(json.dumps(head).encode())
         for part in self.parts:
             if isinstance(part, str):
@@ -116,14 +111,6 @@ class Question:
             arguments["response_format"]["json_schema"] = schema
         return arguments
 
-    def tokens(self) -> tuple[int, int]:
-        """(in, out), estimated: a token is four letters; a picture is what gpt-4o takes for it."""
-        texts = [self.instructions, *(part for part in self.parts if isinstance(part, str))]
-        pictures = [part for part in self.parts if not isinstance(part, str)]
-        letters = sum(map(len, texts))
-        seen = sum(image_tokens(*picture.shape[:2]) for picture in pictures)
-        return -(-letters // 4) + seen, USUAL
-
 
 @dataclass(frozen=True)
 class Missing:
@@ -138,17 +125,6 @@ class Missing:
 
 class NoCompletion(Exception):
     """The endpoint answered with status 200, but with an error, a web page or something else."""
-
-
-def image_tokens(height: int, width: int) -> int:
-    """gpt-4o's price of a picture at high detail.
-
-    It is shrunk into 2048 x 2048, then to a short side of 768: 85 + 170 a tile of 512 x 512.
-    """
-    shrink = min(1, 2048 / max(height, width))
-    shrink *= min(1, 768 / (shrink * min(height, width)))
-    tiles = np.ceil(height * shrink / 512) * np.ceil(width * shrink / 512)
-    return 85 + 170 * int(tiles)
 
 
 def data_url(picture: np.ndarray) -> str:
@@ -186,7 +162,7 @@ def parse_json(reply: str) -> dict:
 def read_completion(body: str, max_tokens: int) -> dict:
     """{"reply", "problem", "tokens"} of the body of an answer; "limit", too, if it was truncated.
 
-    problem: what is wrong with the reply, or None. tokens: [in, out], None where there is no usage.
+    problem: what is wrong with the reply, or None. tokens: [in, out], None if it does not say.
     Raises NoCompletion.
     """
     try:
@@ -196,11 +172,13 @@ def read_completion(body: str, max_tokens: int) -> dict:
         reply, refusal = message.get("content"), message.get("refusal")
         if isinstance(reply, list):                      # in parts, as some endpoints send it
             reply = "".join(part.get("text") or "" for part in reply)
+        usage = answer.get("usage")
+        tokens = usage and [usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0]
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise NoCompletion(_excerpt(body)) from error
     if finish == "error" or not isinstance(reply, str | None):
         raise NoCompletion(_excerpt(body))
-    row = {"reply": reply, "problem": None, "tokens": _usage(answer)}
+    row = {"reply": reply, "problem": None, "tokens": tokens}
     is_empty = reply is None or not reply.strip()
     if refusal:
         row["problem"] = f"refused: {str(refusal)[:200]}"
@@ -214,14 +192,6 @@ def read_completion(body: str, max_tokens: int) -> dict:
     elif is_empty:
         row["problem"] = "the reply is empty"
     return row
-
-
-def _usage(answer: dict) -> list[int] | None:
-    try:
-        usage = answer["usage"]
-        return [int(usage["prompt_tokens"]), int(usage["completion_tokens"])]
-    except (KeyError, TypeError, ValueError, OverflowError):
-        return None
 
 
 def _excerpt(body: str) -> str:
@@ -240,25 +210,22 @@ class Client:
     """Asks `model` at `base_url` (None: OPENAI_BASE_URL, or else OpenAI's).
 
     cache: the file of replies, held by one run at a time. price_in, price_out: dollars a million
-    tokens. workers: calls at a time. tries: see above. timeout: seconds a call. ask_again: what is
-    final in the file, but for good answers, is asked anew. pause: seconds before the second try,
-    doubled for each other.
+    tokens. workers: calls at a time. tries: see above. timeout: seconds a call. pause: seconds
+    before the second try, doubled for each other.
 
-    spent: dollars paid by this object. calls: replies it got; `estimated` of them came without
-    usage, and `spent` holds an estimate for those.
+    spent: dollars paid by this object, by the usage that the endpoint reports. calls: replies it
+    got.
     """
 
     def __init__(self, cache: str | Path, model: str = "gpt-4o", base_url: str | None = None,
                  price_in: float = 0., price_out: float = 0., workers: int = 8, tries: int = 4,
-                 timeout: float = 120., ask_again: bool = False, pause: float = 0.5):
+                 timeout: float = 120., pause: float = 0.5):
         self.model = model
         self.base_url = base_url or os.environ.get("OPENAI_BASE_URL")
         self.prices = price_in / 1e6, price_out / 1e6
         self.workers, self.tries, self.timeout, self.pause = workers, tries, timeout, pause
-        self.spent, self.calls, self.estimated = 0., 0, 0
+        self.spent, self.calls = 0., 0
         self.replies = Store(cache, what="reply", fields=("reply", "problem"))
-        # By key: how many replies ask_again disregards.
-        self._passed = Counter(row["key"] for row in self.replies) if ask_again else Counter()
         self._api: openai.OpenAI | None = None
         self._understood: int | None = None              # which of DIALECTS
         self._failures = Counter()
@@ -276,23 +243,18 @@ class Client:
     def connect(self) -> openai.OpenAI:
         """The connection, without a call.
 
-        Raises BadInput where none can be made: no key, or one that cannot be a key, or a proxy that
-        is not understood.
+        Raises BadInput where none can be made: no key, or a proxy that is not understood.
         """
         key = os.environ.get("OPENAI_API_KEY", "").strip()
         if not key and not self.base_url:
             raise BadInput("OPENAI_API_KEY: is not set; export your key in it, or name a local "
                            "endpoint with --base-url")
-        if not (key.isascii() and key.isprintable()):
-            raise BadInput("OPENAI_API_KEY: holds characters that no key has; copy it again")
         try:
             return openai.OpenAI(api_key=key or "none", base_url=self.base_url,
                                  timeout=self.timeout, max_retries=self.tries - 1)
         except (ImportError, ValueError) as error:       # also where NO_PROXY names the endpoint
-            proxies = [name for name in os.environ if name.lower().endswith("_proxy")
-                       and name.lower() != "no_proxy"]
-            raise BadInput(f"{', '.join(proxies) or self.base_url}: cannot be used ({error}); give "
-                           f"an http:// proxy, or unset it") from error
+            raise BadInput(f"{self.endpoint}: cannot be used ({error}); give an http:// proxy in "
+                           f"https_proxy, or unset it") from error
 
     def _open(self) -> None:
         """Make ready to call: the connection, and the file for appending, for this run alone."""
@@ -303,7 +265,7 @@ class Client:
                 self._api = api
 
     def _price(self, row: dict) -> float:
-        return sum(price * n for price, n in zip(self.prices, row["tokens"]))
+        return sum(price * n for price, n in zip(self.prices, row["tokens"] or ()))
 
     def worth(self) -> float:
         """Dollars, at these prices, of all replies in the file, whoever paid them."""
@@ -316,21 +278,19 @@ class Client:
 
     def recall(self, question: Question, key: str) -> Any:
         """What the file says: the value, Missing when asked in vain, or None: to be asked."""
-        problems, used_up, reply = [], 0, ""
-        for k, row in enumerate(self.replies.rows(key)):
+        problems, reply = [], ""
+        for row in self.replies.rows(key):
             problem = row["problem"]
             if problem is None:
                 try:
                     return question.validate(row["reply"])
                 except ValueError as error:
                     problem = str(error)
-            limit = row.get("limit") or question.max_tokens
-            if k < self._passed[key] or limit < question.max_tokens:     # now it has more room
-                continue
+            if (row.get("limit") or question.max_tokens) < question.max_tokens:
+                continue                                 # it was cut off, and now has more room
             problems.append(problem)
             reply = row["reply"] or reply
-            used_up += bool(row.get("limit")) and not (row["reply"] or "").strip()
-        if len(problems) >= self.tries or used_up >= USED_UP:
+        if len(problems) >= self.tries:
             return Missing(problems[-1], reply=reply)
         return None
 
@@ -353,12 +313,10 @@ class Client:
         found = read_completion(answer.text, question.max_tokens)
         self._understood = k
         row = {"key": key, "model": self.model, "prompt": question.prompt,
-               "repeat": question.repeat, "label": question.label, **found,
-               "tokens": found["tokens"] or question.tokens()}
+               "label": question.label, **found}
         self.replies.append(row)
         with self._lock:
             self.calls += 1
-            self.estimated += found["tokens"] is None
             self.spent += self._price(row)
 
     def _answer(self, question: Question, key: str) -> Any:
@@ -461,28 +419,5 @@ class Client:
 
     def _money(self, left: int) -> str:
         """What was spent, and what so many more questions will cost, for the bar."""
-        about = "about " if self.estimated else ""
         to_go = self.spent / max(1, self.calls) * max(0, left)
-        return f"{about}${self.spent:.4f} spent, about ${to_go:.4f} to go"
-
-    def count(self, questions: Iterable[Question]) -> dict:
-        """The dry run: `questions`, of these `same` as another, `answered`, and `calls` to make.
-
-        `tokens_in`, `tokens_out` and `cost` in dollars are estimates, see `Question.tokens`, for
-        one reply to each call.
-        """
-        times, answered, tokens = Counter(), 0, []
-        for question in questions:
-            key = self.key(question)
-            times[key] += 1
-            if times[key] > 1:
-                continue
-            if self.recall(question, key) is None:
-                tokens.append(question.tokens())
-            else:
-                answered += 1
-        tokens_in, tokens_out = sum(n for n, _ in tokens), sum(n for _, n in tokens)
-        price_in, price_out = self.prices
-        return {"questions": times.total(), "same": times.total() - len(times),
-                "answered": answered, "calls": len(tokens), "tokens_in": tokens_in,
-                "tokens_out": tokens_out, "cost": price_in * tokens_in + price_out * tokens_out}
+        return f"${self.spent:.4f} spent, about ${to_go:.4f} to go"

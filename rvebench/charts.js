@@ -1,4 +1,4 @@
-// Small charts as SVG: bars with intervals and an axis, and a scatter.
+// Small charts as SVG: bars with intervals and an axis.
 
 function svg(tag, attributes, parent, text) {
   const element = document.createElementNS('http://www.w3.org/2000/svg', tag);
@@ -38,29 +38,5 @@ function barChart(rows, top, description) {
     svg('text', { x: 204, y: 33 + 20 * k, 'text-anchor': 'end' }, chart, label);
     bar(chart, 23 + 20 * k, x, value);
   });
-  return chart;
-}
-
-// points: {x, y, text}; both axes from 0 to 10. onPick(point) when one is clicked.
-function scatter(points, labels, description, onPick) {
-  const x = value => 40 + 30 * value;
-  const y = value => 320 - 30 * value;
-  const chart = svg('svg', {
-    viewBox: '0 0 360 355', width: '100%', style: 'max-width: 420px',
-    role: 'img', 'aria-label': description,
-  });
-  svg('path', { d: 'M40 20V320H340M40 320L340 20', class: 'axis', fill: 'none' }, chart);
-  for (const value of [0, 5, 10]) {
-    svg('text', { x: x(value), y: 335, 'text-anchor': 'middle' }, chart, value);
-    svg('text', { x: 34, y: y(value) + 4, 'text-anchor': 'end' }, chart, value);
-  }
-  svg('text', { x: 190, y: 351, 'text-anchor': 'middle' }, chart, labels[0]);
-  const upright = { x: 12, y: 170, 'text-anchor': 'middle', transform: 'rotate(-90 12 170)' };
-  svg('text', upright, chart, labels[1]);
-  for (const point of points) {
-    const dot = svg('circle', { cx: x(point.x), cy: y(point.y), r: 4, class: 'dot' }, chart);
-    svg('title', {}, dot, point.text);
-    dot.onclick = () => onPick(point);
-  }
   return chart;
 }

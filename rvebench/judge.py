@@ -1,14 +1,11 @@
 """What does a judge see, and what does it say? (Sec. 3.2)
 
-Three judges, chosen by `python -m rvebench.score --judge`:
+Two judges, chosen by `python -m rvebench.score --judge`:
 
     openai   any OpenAI-compatible endpoint (ask.py), asked as VIEScore asks: once with frames of
              source and edit about semantic consistency (EA, PC), once with frames of the edit
              alone about perceptual quality (GN, GR)
     oracle   for samples of the tiny world, whose right answer it renders again; it needs no model
-    vila     a local VLM's verdict. One question has one answer, so there is one score,
-             "Yes" = 10 sigmoid(z_yes - z_no), and none of EA, PC, GN, GR: four numbers made out of
-             one margin would be invented
 
 In-context generation has no PC. A video in which nothing was changed has PC 10 by construction;
 `--references` scores it as a method of its own, and shows what doing nothing gets. What a judge
@@ -21,12 +18,10 @@ from pathlib import Path
 from typing import Callable, Iterable, Iterator, NamedTuple
 
 import numpy as np
-import torch
 
 from common.files import BadInput
 from common.manifest import SUBSET_OF
 from common.video import clip_numbers, pick_frames, read_video, shrink
-from critic import Critic
 from rvebench.ask import Missing, Question, parse_json
 from rvebench.benchmark import SCORES, Sample
 from tiny import world
@@ -38,7 +33,7 @@ PROMPT = "judge-2"                               # part of a reply's key: change
 
 
 class Verdict(NamedTuple):
-    """What a judge says of an edit, asked once. scores: those that it gave, of EA, PC, GN, GR, Yes.
+    """What a judge says of an edit. scores: those that it gave, of EA, PC, GN, GR.
 
     missing: why others are not there, "" if none are missing; unanswered: another run asks again.
     reasons, and replies {what it was asked about: text}: of a service.
@@ -116,24 +111,24 @@ def show(path: Path, frames: int) -> list[np.ndarray]:
 
 
 def consistency_question(sample: Sample, source: list[np.ndarray], edited: list[np.ndarray],
-                         repeat: int = 0, max_tokens: int = TOKENS) -> Question:
+                         max_tokens: int = TOKENS) -> Question:
     """Semantic consistency: does the edit do what the instruction asks, and keep the rest?"""
     names = [name for name in sample.scores if name in ("EA", "PC")]
     text = "\n".join([CONTEXT[SUBSET_OF[sample.type]], f"Instruction: {sample.instruction}",
                       UNCHANGED, "Score:", *[CRITERIA[name] for name in names]])
     parts = [text, "Frames of the source:", *source, "Frames of the edit:", *edited]
     return Question(f"{PROMPT}-consistency", SYSTEM, parts, answer_schema(names), validator(names),
-                    repeat, sample.id, max_tokens)
+                    sample.id, max_tokens)
 
 
-def quality_question(sample: Sample, edited: list[np.ndarray], repeat: int = 0,
+def quality_question(sample: Sample, edited: list[np.ndarray],
                      max_tokens: int = TOKENS) -> Question:
     """Perceptual quality: the edit alone, without the instruction."""
     names = ["GN", "GR"]
     text = "\n".join(["Score:", *[CRITERIA[name] for name in names]])
     parts = [text, "Frames of the edit:", *edited]
     return Question(f"{PROMPT}-quality", SYSTEM, parts, answer_schema(names), validator(names),
-                    repeat, sample.id, max_tokens)
+                    sample.id, max_tokens)
 
 
 def prompts(frames: int) -> dict[str, dict[str, str]]:
@@ -154,17 +149,16 @@ class ServiceJudge:
 
         judge = ServiceJudge(jobs, frames=8)
         answers = client.ask(judge.questions(), judge.most)
-        verdicts = judge.verdicts(answers)               # for each job a list of `repeat` verdicts
+        verdicts = judge.verdicts(answers)               # one for each job
     """
 
-    def __init__(self, jobs: list[tuple[Sample, Path]], frames: int, repeat: int = 1,
-                 max_tokens: int = TOKENS):
-        self.jobs, self.frames, self.repeat, self.max_tokens = jobs, frames, repeat, max_tokens
-        self.most = 2 * repeat * len(jobs)         # questions; a video that cannot be read has none
+    def __init__(self, jobs: list[tuple[Sample, Path]], frames: int, max_tokens: int = TOKENS):
+        self.jobs, self.frames, self.max_tokens = jobs, frames, max_tokens
+        self.most = 2 * len(jobs)                  # questions; a video that cannot be read has none
         self._unseen: dict[int, Verdict] = {}            # by job: why it has no questions
 
     def questions(self) -> Iterator[Question]:
-        """Two for each job and repeat, made as they are drawn: one edit at a time is in memory."""
+        """Two for each job, made as they are drawn: one edit at a time is in memory."""
         source_path, source = None, []
         for k, (sample, path) in enumerate(self.jobs):
             try:
@@ -174,18 +168,17 @@ class ServiceJudge:
             except BadInput as error:
                 self._unseen[k] = Verdict({}, str(error))
                 continue
-            for repeat in range(self.repeat):
-                yield consistency_question(sample, source, edited, repeat, self.max_tokens)
-                yield quality_question(sample, edited, repeat, self.max_tokens)
+            yield consistency_question(sample, source, edited, self.max_tokens)
+            yield quality_question(sample, edited, self.max_tokens)
 
-    def verdicts(self, answers: list) -> list[list[Verdict]]:
-        """`repeat` verdicts for each job, from the answers to its questions, in order."""
+    def verdicts(self, answers: list) -> list[Verdict]:
+        """The verdict of each job, from the answers to its questions, in order."""
         halves, found = iter(answers), []
         for k in range(len(self.jobs)):
             if k in self._unseen:
-                found.append([self._unseen[k]] * self.repeat)
+                found.append(self._unseen[k])
             else:
-                found.append([join_halves(next(halves), next(halves)) for _ in range(self.repeat)])
+                found.append(join_halves(next(halves), next(halves)))
         return found
 
 
@@ -230,24 +223,3 @@ def oracle(sample: Sample, path: Path) -> dict:
     triplet = world_triplet(sample)
     frames, _, height, width = triplet.target.shape
     return world.judge(triplet, read_video(path, frames, height, width))
-
-
-def vila(model) -> Callable[[Sample, Path], dict]:
-    """judge(sample, path) -> {"Yes": 10 sigmoid(z_yes - z_no)}: the VLM, asked as the critic.
-
-    It raises BadInput where a video cannot be read, or the verdict is not finite.
-    """
-    critic = Critic(model)
-    p = model.preset
-    size = p.frames, p.height, p.width, p.frame_stride
-
-    def judge(sample: Sample, path: Path) -> dict:
-        source = read_video(sample.source, *size)[None].to(model.device)     # (1, F, 3, H, W)
-        edited = read_video(path, *size)[None].to(model.device)
-        with torch.no_grad(), model.precision():
-            margin = critic.margin(source, edited, [sample.instruction])
-        yes = 10 * float(margin.double().sigmoid())
-        if not 0 <= yes <= 10:
-            raise BadInput(f"{path}: the verdict is not finite")
-        return {"Yes": yes}
-    return judge

@@ -72,7 +72,6 @@ function playInStep(videos, stretch = true) {
   const playing = [];
   let waiting = videos.length;
   let ended = 0;
-  let speed = 1;
 
   function restart() {
     ended = 0;
@@ -82,18 +81,14 @@ function playInStep(videos, stretch = true) {
     }
   }
 
-  function setPace() {
-    const longest = Math.max(...playing.map(video => video.duration));
-    for (const video of playing) {
-      const pace = speed * (stretch ? video.duration / longest || 1 : 1);
-      video.playbackRate = Math.min(16, Math.max(1 / 16, pace));         // what browsers can do
-    }
-  }
-
   function settled() {                               // one more is loaded, or has failed
     waiting -= 1;
     if (waiting > 0 || !playing.length) return;
-    setPace();
+    const longest = Math.max(...playing.map(video => video.duration));
+    for (const video of playing) {
+      const pace = stretch ? video.duration / longest || 1 : 1;
+      video.playbackRate = Math.min(16, Math.max(1 / 16, pace));         // what browsers can do
+    }
     restart();
   }
 
@@ -110,10 +105,8 @@ function playInStep(videos, stretch = true) {
 
   return {
     restart,
-    setSpeed(times) { speed = times; setPace(); },
-    pause() { playing.forEach(video => video.pause()); },
     toggle() {
-      if (playing.some(video => !video.paused)) return this.pause();
+      if (playing.some(video => !video.paused)) return playing.forEach(video => video.pause());
       playing.filter(video => !video.ended).forEach(video => video.play());
     },
     end() { videos.forEach(unload); },

@@ -12,7 +12,6 @@ HTML.
 import html
 import json
 import math
-import os
 import re
 from pathlib import Path
 
@@ -53,8 +52,3 @@ def write_page(path: str | Path, template: Path, title: str, **values) -> None:
 
     # One pass: what has been filled in is not searched for slots.
     atomic_write(path, re.sub(r"\{\{([\w.]+)\}\}", fill, template.read_text("utf-8")))
-
-
-def relative(path: Path, folder: Path) -> str:
-    """How a page in `folder` refers to a file."""
-    return os.path.relpath(path, folder)

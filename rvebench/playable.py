@@ -1,6 +1,7 @@
-"""Copies of videos beside a page: of those that a browser cannot play, or of all for a bundle."""
+"""Copies of videos beside a page: of those that a browser cannot play."""
 
 import hashlib
+import os
 import re
 import shutil
 from pathlib import Path
@@ -9,7 +10,6 @@ from tqdm import tqdm
 
 from common.files import BadInput, replacing
 from common.video import frame_rate, read_pixels, write_pixels
-from rvebench.page import relative
 from rvebench.results import VIDEOS
 
 FOLDER = "videos_of_the_page"
@@ -40,8 +40,8 @@ def copy_or_encode(path: Path, copy: Path) -> None:
         shutil.copyfile(path, temporary)
 
 
-def make_playable(rows: list[dict], out: Path, everything: bool = False) -> list[dict]:
-    """The rows with their videos replaced by copies in `out`, where a browser needs one, or all.
+def make_playable(rows: list[dict], out: Path) -> list[dict]:
+    """The rows with their videos replaced by copies in `out`, where a browser needs one.
 
     A copy that is not older than its video is kept. What cannot be read keeps its path, and the
     page says that it cannot be played.
@@ -50,14 +50,14 @@ def make_playable(rows: list[dict], out: Path, everything: bool = False) -> list
     copies = {}
     for path in tqdm(paths, desc="videos", unit="video", disable=len(paths) < 1000):
         original = out / path
-        if not original.exists() or (not everything and plays(original)):
+        if not original.exists() or plays(original):
             continue
         name = f"{original.stem[:40]}-{hashlib.sha256(path.encode()).hexdigest()[:10]}.mp4"
         copy = out / FOLDER / name
         try:
             if not copy.exists() or copy.stat().st_mtime < original.stat().st_mtime:
                 copy_or_encode(original, copy)
-            copies[path] = relative(copy, out)
+            copies[path] = os.path.relpath(copy, out)
         except BadInput:
             continue
     return [row | {field: copies.get(row[field], row[field]) for field in VIDEOS} for row in rows]

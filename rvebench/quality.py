@@ -14,18 +14,21 @@
 Each is a short function on frames or features; what extracts the features is passed in, and comes
 from transformers, by id or local folder. Frames are resized as VBench does it, without
 antialiasing: the inputs of DINO and CLIP are the same numbers. There is no AMT-S in transformers:
-motion smoothness, and any of the others, is taken from what the `vbench` package wrote in an
-environment of its own. Left out: DINO's own resizing of position embeddings; transformers' differs
-in the last digits where a clip is not square.
+motion smoothness, and any of the others, is taken from what the `vbench` package wrote of a
+method's folder, in an environment of its own (its numpy is older):
+
+    vbench evaluate --mode=custom_input --videos_path out/ours --dimension motion_smoothness \\
+        --output_path out/vbench
+    python -m rvebench.score ... --videos ours=out/ours --vbench-results out/vbench
+
+Left out: DINO's own resizing of position embeddings; transformers' differs in the last digits
+where a clip is not square.
 
 Axis letters: F frames, H W pixels, D width of a feature. Pixels are (F, 3, H, W), uint8.
 """
 
 import json
 import math
-import os
-import shlex
-import sys
 from pathlib import Path
 from typing import Callable
 
@@ -34,10 +37,8 @@ import torch.nn.functional as F
 from transformers import AutoModel
 
 from common.distributed import device
-from common.files import BadInput, atomic_write
-from common.jsonl import to_json
+from common.files import BadInput
 from common.video import to_bytes
-from rvebench.benchmark import QUALITY, Edit
 
 DIMENSIONS = {
     "temporal_flickering": "TF", "subject_consistency": "SC", "background_consistency": "BC",
@@ -165,15 +166,6 @@ def clip(name: str) -> Callable:
     return _in_batches(extract, model.device)
 
 
-def own_tower(model) -> Callable:
-    """features(pixels) -> (F, D): the mean patch feature of a UnifiedModel's vision tower."""
-
-    def extract(pixels):
-        with model.precision():
-            return model.vlm.patches(pixels.float() / 127.5 - 1).mean(1)
-    return _in_batches(extract, model.device)
-
-
 def viclip(name: str, trust_remote_code: bool) -> Callable:
     """cosines(pixels, text) -> {"OC", "ViCLIP-T"}.
 
@@ -213,35 +205,19 @@ def viclip(name: str, trust_remote_code: bool) -> Callable:
 
 
 class Measures:
-    """Which columns can be measured, with what, and why the others cannot.
+    """VBench's measures, those that there is an extractor for.
 
-    labels: {column: how it is headed}. why: {column: reason} of the empty ones. stamp: names all
-    that is looked through. model, own: a UnifiedModel whose tower stands in for DINO, and its
-    fingerprint.
+    stamp: names all that is looked through: part of a measured value's key.
     """
 
-    def __init__(self, dino_name=None, clip_name=None, viclip_name=None, trust_remote_code=False,
-                 model=None, own=""):
-        self.labels = {column: column for column in QUALITY}
-        self.why = {"SC": "give --dino", "BC": "give --clip", "OC": "give --viclip",
-                    "ViCLIP-T": "give --viclip", "MS": "give --vbench-results"}
-        self.stamp = f"{VERSION} {dino_name} {clip_name} {viclip_name} {own}"
+    def __init__(self, dino_name=None, clip_name=None, viclip_name=None, trust_remote_code=False):
+        self.stamp = f"{VERSION} {dino_name} {clip_name} {viclip_name} "
         self.features = {}                               # {column: features(pixels) -> (F, D)}
         if dino_name:
             self.features["SC"] = dino(dino_name)
-        elif model is not None:
-            self.features["SC"] = own_tower(model)
-            self.labels["SC"] = f"SC ({model.preset.name}'s own vision tower, not DINO)"
-            self.why["BC"] = "the own tower has one feature, which is in SC: give --clip"
-            self.why["OC"] = self.why["ViCLIP-T"] = "the own tower reads no text: give --viclip"
         if clip_name:
             self.features["BC"] = clip(clip_name)
-        for column in self.features:
-            del self.why[column]
-        self.cosines = None
-        if viclip_name:
-            self.cosines = viclip(viclip_name, trust_remote_code)
-            del self.why["OC"], self.why["ViCLIP-T"]
+        self.cosines = viclip(viclip_name, trust_remote_code) if viclip_name else None
 
     def __call__(self, pixels: torch.Tensor, text: str) -> dict[str, float]:
         """{column: value} of a clip (F, 3, H, W), uint8, and its instruction."""
@@ -255,33 +231,11 @@ class Measures:
 
 # ------------------------------------------------------------------------------- the vbench package
 
-def vbench_folder(folder: Path, method: str, edits: list[Edit]) -> str:
-    """Make what `vbench evaluate --mode=custom_input` wants of a method; returns the command.
+def vbench_results(folder: str | Path) -> dict[Path, dict[str, float]]:
+    """{video: {column: value}} of the *_eval_results.json that vbench wrote.
 
-    folder/method holds links to the videos of its edits and nothing else, folder/method.json maps
-    file to prompt. Raises BadInput where something else lies there.
-    """
-    here, prompts = folder / method, folder / f"{method}.json"
-    here.mkdir(parents=True, exist_ok=True)
-    for old in here.iterdir():
-        if not old.is_symlink():
-            raise BadInput(f"{old}: is none of our links, and would be measured too; take it away")
-        old.unlink()
-    for sample, _, path in edits:
-        os.symlink(os.path.abspath(path), here / f"{sample.id}.mp4")
-    texts = {f"{sample.id}.mp4": sample.instruction for sample, _, _ in edits}
-    atomic_write(prompts, to_json(texts) + "\n")
-    return shlex.join(["vbench", "evaluate", "--mode=custom_input", "--videos_path", str(here),
-                       "--prompt_file", str(prompts), "--output_path", f"{folder}/results",
-                       "--dimension", "motion_smoothness"])
-
-
-def vbench_results(folder: str | Path) -> dict[tuple[str, str], dict[str, float]]:
-    """{(method, id): {column: value}} of the *_eval_results.json that vbench wrote.
-
-    A video's folder is its method. Where there are several files, the later name (they are dates)
-    counts. A value that is not finite is left out, and said. Raises BadInput where none can be
-    read, or one is beyond 1: these columns are no percentages.
+    Where there are several files, the later name (they are dates) counts. A value that is not
+    finite is left out. Raises BadInput where there is none, or one cannot be read.
     """
     files = sorted(Path(folder).rglob("*_eval_results.json"))
     if not files:
@@ -290,19 +244,13 @@ def vbench_results(folder: str | Path) -> dict[tuple[str, str], dict[str, float]
     for file in files:
         try:
             said = json.loads(file.read_text("utf-8"))
-            rows = [(Path(video["video_path"]), DIMENSIONS[name], float(video["video_results"]))
+            rows = [(Path(video["video_path"]).resolve(), DIMENSIONS[name],
+                     float(video["video_results"]))
                     for name, (_, videos) in said.items() if name in DIMENSIONS
                     for video in videos]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise BadInput(f"{file}: is no result of vbench ({error}); take it away") from error
         for path, column, value in rows:
-            if abs(value) > 1:
-                raise BadInput(f"{file}: {column} of {path} is {value:g}, and no measure is beyond "
-                               f"1; divide percentages by 100, or take the file away")
-            values = found.setdefault((path.parent.name, path.stem), {})
             if math.isfinite(value):
-                values[column] = value
-            else:
-                values.pop(column, None)                 # what an earlier file has of it, too
-                print(f"{file}: {column} of {path} is {value}: left out", file=sys.stderr)
+                found.setdefault(path, {})[column] = value
     return found

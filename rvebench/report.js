@@ -1,9 +1,7 @@
-// The head of the page: who is ahead, who beats whom, scores by type, charts and all tables.
+// The head of the page: who is ahead, who beats whom, scores by type, study and all tables.
 
-const label = column => data.labels[column] ?? column;
 const nameOf = method => roleOf[method] ?? method;
 const shortName = method => nameOf(method).replace(/ \(.*/, '');         // "do nothing"
-const headOf = column => label(column) == column ? column : `${column}*`;    // explained below
 const topOfScale = data.unit.includes(data.main) ? 1 : 10;
 
 // The scores of all samples, or of the chosen subset: of scores.summarise.
@@ -65,8 +63,8 @@ function drawRanking() {
   const order = namesByRank();
   const judged = data.columns.filter(column => column != data.main);
   byId('verdict').textContent = verdict;
-  const head = beginTable(table, ['', 'method', label(data.main), '', 'against the first',
-                                  ...judged.map(headOf), 'scored', 'failed']);
+  const head = beginTable(table, ['', 'method', data.main, '', 'against the first', ...judged,
+                                  'scored', 'failed']);
   axis(smallChart(`bars from 0 to ${topOfScale}`, 16, head[3]), 14, scale, topOfScale, 2);
   const top = column =>
     Math.max(...rivals.map(name => groups[name].all.scores[column][0] ?? -Infinity));
@@ -95,11 +93,9 @@ function drawRanking() {
     make('td', failed, line, failed ? 'bad' : '');
   });
   makeSortable(table);
-  const starred = data.columns.filter(column => label(column) != column).map(label);
-  const stars = starred.length ? ` * ${starred.join('; ')}.` : '';
   byId('ranking-note').textContent = `${n} samples. Brackets: 95 % intervals. "Against the ` +
     'first": the difference over the same samples; it is real where its interval leaves out ' +
-    `zero, without a correction for the number of methods.${stars}`;
+    'zero, without a correction for the number of methods.';
 }
 
 const scale = value => 8 + 144 * Math.min(Math.max(value / topOfScale, 0), 1);
@@ -152,7 +148,7 @@ function drawPairs() {
   const sorted = namesByRank();
   const samples = inSubset();
   const table = byId('pairs');
-  byId('pairs-title').textContent = `Who beats whom, by ${label(byId('column').value)}`;
+  byId('pairs-title').textContent = `Who beats whom, by ${byId('column').value}`;
   beginTable(table, ['the line beats', ...sorted.map(shortName)]);
   for (const a of sorted) {
     const line = addLine(table, [shortName(a), ...sorted.map(() => '')]);
@@ -194,13 +190,13 @@ function drawPair(samples) {
   makeSortable(table);
 }
 
-// ------------------------------------------------------------------------------ by type, charts
+// ------------------------------------------------------------------------------ by type, study
 
 function drawTypes() {
   const table = byId('types');
   const { groups } = part();
   const sorted = namesByRank();
-  byId('types-title').textContent = `${label(data.main)} by type`;
+  byId('types-title').textContent = `${data.main} by type`;
   beginTable(table, ['type', ...sorted.map(shortName)]);
   const mean = (name, type) => groups[name][type].scores[data.main][0];
   for (const type of Object.keys(groups[sorted[0]]).filter(each => each != 'all')) {
@@ -220,28 +216,17 @@ function drawTypes() {
   makeSortable(table);
 }
 
-function drawCharts() {
-  for (const { column, points, correlation } of data.people) {
-    const part = make('section', null, byId('charts'));
-    make('h2', `Judge and people: ${label(column)}`, part);
-    const rho = withInterval(correlation);
-    make('p', `Spearman ${rho}, N = ${points.length}. Click a point to see it.`, part);
-    const dots = points.map(({ id, method, people, judge }) =>
-      ({ x: people, y: judge, text: `${id}, ${method}`, id }));
-    const description = `judge against people, ${label(column)}`;
-    part.append(scatter(dots, ['people', 'judge'], description, dot => goTo(dot.id)));
-  }
-  if (data.study) {
-    const part = make('section', null, byId('charts'));
-    make('h2', 'User study: how often people prefer one to another', part);
-    make('p', data.study.words, part);
-    for (const criterion of new Set(data.study.rates.map(rate => rate.criterion))) {
-      make('h3', criterion, part);
-      const rates = data.study.rates.filter(rate => rate.criterion == criterion);
-      const percent = values => values.map(x => x == null ? null : 100 * x);
-      const rows = rates.map(({ a, b, rate }) => [`${a} over ${b}`, percent(rate)]);
-      part.append(barChart(rows, 100, `win rates in per cent, ${criterion}`));
-    }
+function drawStudy() {
+  if (!data.study) return;
+  const part = byId('study');
+  make('h2', 'User study: how often people prefer one to another', part);
+  make('p', data.study.words, part);
+  for (const criterion of new Set(data.study.rates.map(rate => rate.criterion))) {
+    make('h3', criterion, part);
+    const rates = data.study.rates.filter(rate => rate.criterion == criterion);
+    const percent = values => values.map(x => x == null ? null : 100 * x);
+    const rows = rates.map(({ a, b, rate }) => [`${a} over ${b}`, percent(rate)]);
+    part.append(barChart(rows, 100, `win rates in per cent, ${criterion}`));
   }
 }
 
@@ -286,8 +271,7 @@ function start() {
                  many(rivals.length, 'method'), spent];
   byId('about').textContent = about.filter(text => text).join(' · ');
   startSamples();
-  startCloseup();
-  drawCharts();
+  drawStudy();
   byId('tables').ontoggle = event => {
     event.target.ontoggle = null;
     fillTables(event.target);

@@ -1,13 +1,10 @@
 """Who is better, by how much, and why? The tables and report.html, from what was scored (Sec. 5).
 
     python -m rvebench.report results                      # table.md and report.html again
-    python -m rvebench.report results more --out page      # methods of several folders in one page
     python -m rvebench.report results --human ratings.csv  # people's scores: id, method, EA, ...
-    python -m rvebench.report results --out page --bundle  # with the videos: a folder to send
 
 No call and no model is needed. report.html is one file (page.py). Statistics are those of
-scores.summarise; the page's scripts show them, count wins, filter and sort. Results of different
-judges are refused: their numbers are not on one scale.
+scores.summarise; the page's scripts show them, count wins, filter and sort.
 """
 
 import math
@@ -18,8 +15,8 @@ from rvebench import study
 from rvebench.benchmark import QUALITY, SCORES
 from rvebench.page import HERE, write_page
 from rvebench.playable import make_playable
-from rvebench.results import NOTHING, SUMMARIES, judged_by, merge, role, samples
-from rvebench.scores import as_markdown, is_real, judge_and_people, main_column, summarise
+from rvebench.results import NOTHING, SUMMARIES, judged_by, read_results, role, samples
+from rvebench.scores import as_markdown, is_real, main_column, summarise
 from rvebench.tables import judged_columns, read_human, tables
 
 
@@ -57,11 +54,10 @@ def verdict(part: dict, order: list[str], main: str, roles: dict) -> str:
 
 # ------------------------------------------------------------------------------------ the page
 
-def page_data(rows: list[dict], about: dict, parts: list[dict], people: list[dict],
-              human: dict) -> dict:
+def page_data(rows: list[dict], about: dict, parts: list[dict]) -> dict:
     """What the page shows of the scores, for JSON. The source and the reference come last.
 
-    parts, people: as in `tables`; human: of `read_human`.
+    parts: of scores.summarise.
     """
     main = main_column(rows)
     roles = {method: role(rows, method) for method in about["methods"]}
@@ -81,64 +77,52 @@ def page_data(rows: list[dict], about: dict, parts: list[dict], people: list[dic
         "main": main,
         "columns": columns,
         "unit": QUALITY,                                 # these are in 0..1, scores in 0..10
-        "labels": about["labels"],
         "parts": shown,
-        "samples": samples(rows, human),
+        "samples": samples(rows),
         "judgeSees": about.get("asked"),
-        "people": people,
     }
 
 
 def write_report(out: Path, rows: list[dict], about: dict, human: dict | None = None,
-                 ranked: dict | None = None, bundle: bool = False) -> str:
+                 ranked: dict | None = None) -> str:
     """Write out/table.md and out/report.html; returns the tables.
 
-    human: of `read_human`; ranked: of the study; bundle: copy all videos there.
+    human: of `read_human`; ranked: of the study.
     """
-    human = human or {}
     parts = summarise(rows, about["methods"], judged_columns(about))
-    people = judge_and_people(rows, human)
-    blocks = tables(rows, about, parts, people)
+    blocks = tables(rows, about, parts, human or {})
     if ranked:
         blocks += ["## user study\n", f"{ranked['words']} Pairwise win rates:\n",
                    ranked["table"]]
     text = as_markdown(blocks)
     atomic_write(out / "table.md", text)
-    shown = make_playable(rows, out, bundle)
-    data = page_data(shown, about, parts, people, human) | {"study": ranked, "blocks": blocks}
+    data = page_data(make_playable(rows, out), about, parts) | {"study": ranked, "blocks": blocks}
     write_page(out / "report.html", HERE / "report.html", f"RVE-Bench: {data['title']}", data=data)
     return text
 
 
-def build(folders: list[Path], out: Path | None = None, bundle: bool = False) -> None:
-    """Write table.md and report.html of what is in the folders into `out`; print the tables.
+def build(folder: Path) -> None:
+    """Write table.md and report.html of a folder of results into it; print the tables.
 
-    out: the first folder, if None. bundle: copy all videos there. Raises BadInput.
+    Raises BadInput.
     """
-    out = out or folders[0]
-    rows, about = merge(folders, out)
-    human = {}
-    for file in [folder / "human.csv" for folder in folders]:
-        if file.exists():
-            for column, ratings in read_human(file).items():
-                human.setdefault(column, {}).update(ratings)
-    studies = filter(None, map(study.results, folders))
-    text = write_report(out, rows, about, human, next(studies, None), bundle)
-    print(f"{text}\nwrote table.md and report.html into {out}")
+    rows, about = read_results(folder)
+    ratings = folder / "human.csv"
+    human = read_human(ratings) if ratings.exists() else {}
+    text = write_report(folder, rows, about, human, study.results(folder))
+    print(f"{text}\nwrote table.md and report.html into {folder}")
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(description=__doc__.partition("\n")[0])
     add = parser.add_argument
-    add("results", nargs="+", type=Path, help="folders that rvebench.score has written")
-    add("--out", type=Path, help="where the page goes (default: the first folder)")
-    add("--human", type=Path, help="CSV of people's scores; a copy is kept in the first folder")
-    add("--bundle", action="store_true", help="copy the videos, too, so that --out can be sent")
+    add("results", type=Path, help="a folder that rvebench.score has written")
+    add("--human", type=Path, help="CSV of people's scores; a copy is kept in the folder")
     args = parser.parse_args(argv)
     if args.human:
         read_human(args.human)                      # before anything is written
-        atomic_write(args.results[0] / "human.csv", args.human.read_bytes())
-    build(args.results, args.out, args.bundle)
+        atomic_write(args.results / "human.csv", args.human.read_bytes())
+    build(args.results)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-// The samples: filters and order, in the address too; a card for each; CSV of those listed.
+// The samples: filters and order, in the address too; a card for each.
 
 const names = data.methods.map(method => method.name);
 const roleOf = Object.fromEntries(data.methods.map(method => [method.name, method.role]));
@@ -35,12 +35,10 @@ function matches(sample) {
 function sortKey(sample, order, column) {
   const shown = shownNames().map(name => sample.methods[name]).filter(result => result);
   const scores = shown.map(result => result.scores[column]).filter(score => score != null);
-  const gaps = shown.map(({ scores, human }) => Math.abs(scores[column] - human[column]));
   const low = Math.min(...scores);                   // Infinity of none
   const high = Math.max(...scores);                  // -Infinity of none
   const methods = scores.length > 1 ? low - high : Infinity;
-  const people = -Math.max(...gaps.filter(gap => !Number.isNaN(gap)));
-  return { low, high: -high, methods, people }[order];
+  return { low, high: -high, methods }[order];
 }
 
 function listed() {
@@ -131,9 +129,7 @@ function fillCard(card) {
     const element = make('figure', null, card.querySelector('.row'));
     make('figcaption', title, element);
     if (path) {
-      const video = makeVideo(path, `${title}: ${sample.instruction}`, element);
-      video.onclick = () => openCloseup(sample, title);
-      videos.push(video);
+      videos.push(makeVideo(path, `${title}: ${sample.instruction}`, element));
     }
     if (name) addScores(element, sample, name);
   }
@@ -165,10 +161,8 @@ function isBest(sample, name, column) {
 }
 
 // The reasons of a judge who was asked twice a time: about EA and PC, then about GN and GR.
-function reasonsOf(result) {
-  const { reasons, repeats } = result;
-  if (reasons.length != 2 * repeats.length) return { all: reasons };
-  return { EA: reasons.filter((_, k) => k % 2 == 0), GN: reasons.filter((_, k) => k % 2 == 1) };
+function reasonsOf({ reasons }) {
+  return reasons.length == 2 ? { EA: reasons[0], GN: reasons[1], all: [] } : { all: reasons };
 }
 
 function addScores(element, sample, name) {
@@ -180,33 +174,25 @@ function addScores(element, sample, name) {
   const judged = data.columns.filter(column => has(column) && !data.unit.includes(column));
   const measured = data.columns.filter(column => has(column) && data.unit.includes(column));
   judged.sort((a, b) => (b == data.main) - (a == data.main));            // what ranks comes first
-  const ofPrevious = result.repeats.length < 2 ? ['PC', 'GR'] : [];       // one reason for two
   let cell = null;
   for (const column of judged) {
     const line = make('tr', null, table, column == data.main ? 'main' : '');
-    make('th', SHORT[column] ?? column, line).title = label(column);
+    make('th', SHORT[column] ?? column, line).title = column;
     make('td', number(result.scores[column], column), line,
          isBest(sample, name, column) ? 'number best' : 'number');
-    if (ofPrevious.includes(column) && cell) {
+    if (['PC', 'GR'].includes(column) && cell) {     // one reason for two
       cell.rowSpan = 2;
       continue;
     }
     cell = make('td', null, line, 'reason');
-    if (result.repeats.length > 1) {                 // what each repeat gave
-      const each = result.repeats.map(repeat => repeat[column]?.toFixed(1) ?? '-');
-      make('div', each.join(' | '), cell);
-    }
-    for (const reason of reasons[column] ?? []) addClamped(reason, cell);
+    if (reasons[column]) addClamped(reasons[column], cell);
   }
-  for (const reason of reasons.all ?? []) addClamped(reason, element);
+  for (const reason of reasons.all) addClamped(reason, element);
   for (const reason of result.missing) {
     addClamped(`missing: ${reason}`, element).classList.add('bad');
   }
-  const list = (scores, columns) =>
-    columns.map(column => `${column} ${number(scores[column], column)}`).join(' · ');
-  make('div', list(result.scores, measured), element, 'dim');
-  const rated = Object.keys(result.human);
-  if (rated.length) make('div', `people: ${list(result.human, rated)}`, element);
+  const list = measured.map(column => `${column} ${number(result.scores[column], column)}`);
+  make('div', list.join(' · '), element, 'dim');
 }
 
 function addClamped(text, parent) {
@@ -281,34 +267,9 @@ async function drawFrames(path, count, length, parent) {
   unload(video);
 }
 
-// ------------------------------------------------------------------------------ CSV, keys
-
-// A text that a spreadsheet would take for a formula is marked as text.
-function csvCell(value) {
-  const text = String(value ?? '');
-  const safe = typeof value == 'string' && /^[=+\-@\t]/.test(text) ? `'${text}` : text;
-  return /[",\n\r]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
-}
-
-const csv = lines => lines.map(line => line.map(csvCell).join(',')).join('\r\n') + '\r\n';
-
-function samplesAsCsv() {
-  const rated = data.people.map(part => part.column);
-  const lines = [['id', 'subset', 'type', 'instruction', 'method', 'failed', ...data.columns,
-                  ...rated.map(column => `people ${column}`)]];
-  for (const sample of listed()) {
-    for (const name of scoredNames(sample)) {
-      const { failed, scores, human } = sample.methods[name];
-      lines.push([sample.id, sample.subset, sample.type, sample.instruction, name, failed,
-                  ...data.columns.map(column => scores[column]),
-                  ...rated.map(column => human[column])]);
-    }
-  }
-  return csv(lines);
-}
+// ------------------------------------------------------------------------------ keys, start
 
 function pageKeys(event) {
-  if (byId('closeup').open) return closeupKeys(event);
   const all = [...byId('list').children];
   if (!all.length) return;
   const below = all.findIndex(card => card.getBoundingClientRect().bottom > 80);
@@ -320,17 +281,13 @@ function pageKeys(event) {
     j: () => move(here ? at + 1 : below),
     k: () => move(at - 1),
     ' ': () => all[at]?.player?.toggle(),
-    Enter: () => openCloseup(all[at].sample, 'reference'),
   });
 }
-
-// ------------------------------------------------------------------------------ start
 
 function startSamples() {
   const add = (id, value, text) => byId(id).append(new Option(text, value));
   for (const type of typesOf(data.samples)) add('type', type, type);
   for (const column of data.columns) add('column', column, column);
-  if (data.people.length) add('sort', 'people', 'judge and people disagree most');
   for (const name of rivals) {
     const label = make('label', null, byId('methods'));
     const box = make('input', null, label);
@@ -344,6 +301,5 @@ function startSamples() {
   byId('column').onchange = () => choosePair(pair);
   byId('search').oninput = () => drawSamples();
   byId('unpair').onclick = () => choosePair(null);
-  byId('csv').onclick = () => download('samples.csv', samplesAsCsv(), 'text/csv');
   addEventListener('keydown', pageKeys);
 }

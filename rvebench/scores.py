@@ -31,11 +31,8 @@ def value(row: dict, column: str) -> float | None:
 
 
 def main_column(rows: list[dict]) -> str:
-    """What methods are ranked by: Overall, a local VLM's Yes, or flicker where nobody judged."""
-    for column in ("Overall", "Yes"):
-        if any(row.get(column) is not None for row in rows):
-            return column
-    return "TF"
+    """What methods are ranked by: Overall, or flicker where nobody judged."""
+    return "Overall" if any(row["Overall"] is not None for row in rows) else "TF"
 
 
 def group(rows: list[dict], columns: list[str]) -> dict:
@@ -98,21 +95,6 @@ def is_real(difference: Interval) -> bool | None:
 
 
 # ------------------------------------------------------------------------------------------- people
-
-def judge_and_people(rows: list[dict], human: dict) -> list[dict]:
-    """For each column that people rated: the points, and Spearman's rho with its interval."""
-    found = []
-    for column, ratings in human.items():
-        points = []
-        for row in rows:
-            rated = ratings.get((row["id"], row["method"]))
-            if rated is not None and value(row, column) is not None:
-                points.append({"id": row["id"], "method": row["method"],
-                               "judge": value(row, column), "people": rated})
-        rho = correlation([p["judge"] for p in points], [p["people"] for p in points])
-        found.append({"column": column, "points": points, "correlation": rho})
-    return found
-
 
 def win_rates(rankings: list[dict[str, float]], clusters: list[tuple[str, str]] | None = None,
               ) -> dict[tuple[str, str], Interval]:

@@ -49,16 +49,6 @@ function takeBack() {
   }
 }
 
-function copyBefore() {
-  if (!active) return;
-  const [before, now] = [data.criteria[active - 1].name, data.criteria[active].name];
-  state.ranks[at][now] = { ...ranksOf(at, before) };
-  keep();
-  active = Math.min(active + 1, data.criteria.length - 1);
-  drawCriteria();
-  drawBar();
-}
-
 // ------------------------------------------------------------------------------ showing
 
 function makeLetter(letter, criterion, parent) {
@@ -148,8 +138,7 @@ function actions(event) {
     ArrowRight: () => showItem(at + 1), ArrowLeft: () => showItem(at - 1),
     Enter: () => showItem(at + 1), ' ': () => player.restart(),
   };
-  if (event.shiftKey && letter == 'C') found[event.key] = copyBefore;    // C alone is an edit
-  else if (lettersOf(at).includes(letter)) found[event.key] = () => rankNext(criterion, letter);
+  if (lettersOf(at).includes(letter)) found[event.key] = () => rankNext(criterion, letter);
   return found;
 }
 

@@ -11,7 +11,6 @@ Who sends a file twice counts once. The source and the reference are not ranked.
 
 import hashlib
 import json
-from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -33,9 +32,9 @@ HELP = (
     "Rank them three times, by the three questions. Drag a letter to its place, or click the "
     "letters from the best to the worst, or press their keys. Two letters may share a place: press "
     "= and the second, or drag it there. Click a ranked letter to take it back.",
-    "Keys: letters rank, = shares the last place, Backspace takes the last one back, Shift + C "
-    "copies the ranking of the question before, up and down choose the question, Enter or right "
-    "and left go to the next and previous sample, space starts all videos anew.",
+    "Keys: letters rank, = shares the last place, Backspace takes the last one back, up and down "
+    "choose the question, Enter or right and left go to the next and previous sample, space starts "
+    "all videos anew.",
     "What you chose is kept in this browser as you go. At the end, or in between, save it; the "
     "saved file can be loaded again, here or on another machine, to go on.")
 
@@ -53,7 +52,7 @@ def write_study(out: Path, rows: list[dict], names: list[str], n: int, seed: int
         shown = all("TF" in sample["methods"].get(name, {}).get("scores", {}) for name in names)
         return shown and (out / sample["source"]).exists()
 
-    usable = [sample for sample in samples(rows, {}) if has_videos(sample)]
+    usable = [sample for sample in samples(rows) if has_videos(sample)]
     if len(names) < 2 or len(usable) < n:
         raise BadInput(f"--n {n}: {len(usable)} samples have videos of all {len(names)} methods; "
                        f"take fewer samples, and two methods or more")
@@ -140,24 +139,6 @@ def keep_ratings(folder: Path, files: list[Path]) -> None:
             atomic_write(folder / "ratings" / f"{name}.json", content)
 
 
-def agreement(ratings: list[dict]) -> tuple[float, int]:
-    """(share, N): how often two people order two methods on a sample alike, of N such comparisons.
-
-    Where one of them or both see no difference, that is half an agreement; people who choose at
-    random come to 0.5.
-    """
-    groups = {}
-    for row in ratings:
-        groups.setdefault((row["sample"], row["criterion"]), []).append(row["ranks"])
-    alike = []
-    for rankings in groups.values():
-        for one, other in combinations(rankings, 2):
-            for a, b in combinations(one, 2):
-                same = np.sign(one[a] - one[b]) * np.sign(other[a] - other[b])
-                alike.append((1 + same) / 2)
-    return (float(np.mean(alike)) if alike else float("nan")), len(alike)
-
-
 def results(folder: Path) -> dict | None:
     """What the kept ratings come to: a table, win rates by criterion, words; None if none.
 
@@ -179,10 +160,7 @@ def results(folder: Path) -> dict | None:
                 shown.append({"criterion": criterion, "a": a, "b": b, "rate": rate})
     raters = len({row["rater"] for row in ratings})
     ranked = len({row["sample"] for row in ratings})
-    share, n = agreement(ratings)
     words = f"People who ranked: {raters}. Samples: {ranked}. Rankings: {len(ratings)}."
-    if n:
-        words += f" Two people order two edits alike in {share:.0%} of {n} cases; 50 % is chance."
     return {"rates": shown, "words": words, "table": study_table(rankings, rates)}
 
 

@@ -9,44 +9,41 @@ import numpy as np
 from common.files import BadInput
 from common.intervals import COLUMNS, METHOD, format_interval
 from rvebench.benchmark import QUALITY
-from rvebench.scores import NO_INTERVAL, paper_table
+from rvebench.scores import NO_INTERVAL, correlation, paper_table, value
 
 PAPER = {
     "rave": "Table 1 rave", "icvg": "Table 1 icvg", "literal": "Table 3 Ditto-1M",
     "cross": "Table 2 VIE-Bench"}
 
 
-def tables(rows: list[dict], about: dict, parts: list[dict], people: list[dict]) -> list:
+def tables(rows: list[dict], about: dict, parts: list[dict], human: dict) -> list:
     """For each subset scores, differences, quality; then what is missing.
 
-    A block is a text or a table, a list of lines of cells. parts: of scores.summarise; people: of
-    scores.judge_and_people.
+    A block is a text or a table, a list of lines of cells. parts: of scores.summarise; human: of
+    `read_human`.
     """
     columns, methods = judged_columns(about), about["methods"]
     blocks = [f"{about['head']} {METHOD}\n"]
     for part in parts:
         if part["name"] == "all":
             continue
-        here = [row for row in rows if row["subset"] == part["name"]]
         blocks += [f"## {part['name']}\n", score_table(part, columns)]
         if len(methods) > 1 and columns:
             blocks += ["The same samples, method by method:\n", difference_table(part, columns)]
-        blocks += ["Video quality, 0 to 1, each clip counting once:\n",
-                   quality_table(part, about["labels"])]
-        blocks += vbench_weighting(here, methods)
+        blocks += ["Video quality, 0 to 1, each clip counting once:\n", quality_table(part)]
         if part["name"] in PAPER:
             blocks += paper_table(PAPER[part["name"]], [*columns, *QUALITY])
-    blocks += remarks(rows, about, columns)
-    if people:
-        blocks.append(human_table(people))
+    if columns and not any(row["video"] == row["source"] for row in rows):
+        blocks.append("PC gives a video in which nothing was changed 10 by construction: "
+                      "--references adds what doing nothing gets.\n")
+    if human:
+        blocks.append(human_table(rows, human))
     return blocks + missing_answers(rows) + failures(rows, methods)
 
 
 def judged_columns(about: dict) -> list[str]:
     """The columns that the judge gives."""
-    if about["judge"] == "none":
-        return []
-    return ["Yes"] if about["judge"] == "vila" else list(COLUMNS)
+    return [] if about["judge"] == "none" else list(COLUMNS)
 
 
 def score_table(part: dict, columns: list[str]) -> list[list[str]]:
@@ -69,81 +66,29 @@ def difference_table(part: dict, columns: list[str]) -> list[list[str]]:
     return lines
 
 
-def quality_table(part: dict, labels: dict[str, str]) -> list[list[str]]:
-    """VBench's measures, mean [95 % interval] over clips."""
-    lines = [["method", "N", *[labels[column] for column in QUALITY]]]
-    for method, groups in part["groups"].items():
-        found = groups["all"]
-        cells = [format_interval(found["scores"][column], ".3f") for column in QUALITY]
-        lines.append([method, str(max(found["n"][column] for column in QUALITY)), *cells])
+def quality_table(part: dict) -> list[list[str]]:
+    """VBench's measures, mean [95 % interval] over clips; those that nobody took are left out."""
+    found = {method: groups["all"] for method, groups in part["groups"].items()}
+    columns = [column for column in QUALITY if any(some["n"][column] for some in found.values())]
+    lines = [["method", "N", *columns]]
+    for method, some in found.items():
+        cells = [format_interval(some["scores"][column], ".3f") for column in columns]
+        lines.append([method, str(max(some["n"][column] for column in QUALITY)), *cells])
     return lines
-
-
-def vbench_weighting(rows: list[dict], methods: list[str]) -> list:
-    """SC and BC weighted by frames, as VBench's dataset value is; nothing if that is the same."""
-    lengths = {row["frames"] for row in rows if row["quality"]}
-    columns = [column for column in ("SC", "BC") if any(column in row["quality"] for row in rows)]
-    if not columns or len(lengths) < 2:
-        return []
-    lines = [["method", *columns]]
-    for method in methods:
-        cells = []
-        for column in columns:
-            own = [row for row in rows if row["method"] == method and column in row["quality"]]
-            if own:
-                neighbours = [row["frames"] - 1 for row in own]          # pairs of frames
-                mean = np.average([row["quality"][column] for row in own], weights=neighbours)
-            cells.append(f"{mean:.3f}" if own else "-")
-        lines.append([method, *cells])
-    return ["Clips differ in length. VBench's own dataset value weights them by frames:\n", lines]
-
-
-def judge_variance(rows: list[dict], column: str) -> float:
-    """The mean over edits of the variance of `column` between repeats; NaN where there is none."""
-    variances = []
-    for row in rows:
-        values = [repeat[column] for repeat in row["repeats"] if column in repeat]
-        if len(values) > 1:
-            variances.append(np.var(values, ddof=1))
-    return float(np.mean(variances)) if variances else math.nan
-
-
-def remarks(rows: list[dict], about: dict, columns: list[str]) -> list[str]:
-    """Which columns are empty and why, what PC cannot say, how much the judge varies."""
-    found = []
-    if about["why"]:
-        reasons = [f"{column}: {why}" for column, why in about["why"].items()]
-        found.append(f"Empty columns: {'; '.join(reasons)}.\n")
-    if "PC" in columns and not any(row["video"] == row["source"] for row in rows):
-        found.append("PC gives a video in which nothing was changed 10 by construction: "
-                     "--references adds what doing nothing gets.\n")
-    spreads = []
-    for column in columns:
-        variance = judge_variance(rows, column)
-        if not math.isnan(variance):
-            spreads.append(f"{column} {variance:.3f} (standard deviation {variance ** .5:.2f})")
-    if spreads:
-        found.append(f"The judge's own variance, between {about['repeat']} judgements of the same "
-                     f"edit: {', '.join(spreads)}.\n")
-    return found
 
 
 def missing_answers(rows: list[dict]) -> list[str]:
     """How many judgements are missing, in whole or in part, and what can be done about it."""
     unanswered = sum(row["unanswered"] for row in rows)
     refused = sum(len(row["missing"]) for row in rows) - unanswered
-    in_part = sum(bool(row["missing"]) and not row["failed"] for row in rows)
     found = []
     if refused:
         found.append(f"{refused} judgements are missing: refused, cut off, malformed or out of "
-                     f"range after the last try. --ask-again failed asks anew, --judge-tokens "
-                     f"leaves a reasoning model more room.\n")
+                     f"range after the last try. --judge-tokens leaves a reasoning model more "
+                     f"room.\n")
     if unanswered:
         found.append(f"{unanswered} judgements are missing, for the endpoint did not answer: the "
                      f"same command asks again.\n")
-    if in_part:
-        found.append(f"{in_part} edits are judged in part: they count in the columns that they "
-                     f"have.\n")
     return found
 
 
@@ -172,7 +117,7 @@ def read_human(path: str | Path) -> dict[str, dict[tuple[str, str], float]]:
         with open(path, newline="", encoding="utf-8-sig") as file:
             lines = csv.DictReader(file)
             names = lines.fieldnames or ()
-            columns = [column for column in (*COLUMNS, "Yes") if column in names]
+            columns = [column for column in COLUMNS if column in names]
             if not columns or not {"id", "method"} <= set(names):
                 raise ValueError(f"it needs the columns id, method and one of {', '.join(COLUMNS)}")
             for line in lines:
@@ -191,12 +136,17 @@ def read_human(path: str | Path) -> dict[str, dict[tuple[str, str], float]]:
             for column, several in ratings.items()}
 
 
-def human_table(people: list[dict]) -> list[list[str]]:
-    """How well the judge agrees with people."""
+def human_table(rows: list[dict], human: dict) -> list[list[str]]:
+    """How well the judge agrees with people, by Spearman's rho (Sec. 4.2)."""
     lines = [["judge and people", "N", "Spearman"]]
-    for found in people:
-        rho = format_interval(found["correlation"])
-        lines.append([found["column"], str(len(found["points"])), rho])
+    for column, ratings in human.items():
+        both = []
+        for row in rows:
+            rated, judged = ratings.get((row["id"], row["method"])), value(row, column)
+            if rated is not None and judged is not None:
+                both.append((judged, rated))
+        rho = correlation([judged for judged, _ in both], [rated for _, rated in both])
+        lines.append([column, str(len(both)), format_interval(rho)])
     return lines
 
 

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from common.video import write_video
-from rvebench.benchmark import QUALITY
 
 HOSTILE = "</script><script>window.hacked=1</script><img src=x onerror=window.hacked=1>&amp; dusk"
 NASTY = "a#1?b%20c é"                                   # what a file's name can be
@@ -16,16 +15,15 @@ def row(id, method, score, type="Temporal Reasoning", failed=None, **more):
     """A row of scores.jsonl; its Overall is EA and PC."""
     videos = {name: f"videos/{name}.mp4" for name in ("source", "target")}
     scores = {"EA": score, "PC": score, "GN": 5, "GR": 5, "Overall": score,
-              "Geometric mean": score, "Yes": None}
+              "Geometric mean": score}
     return {"id": id, "subset": "rave", "type": type, "instruction": f"dusk {id}",
             "method": method, **videos, "video": f"videos/{method}.mp4", "failed": failed, **scores,
-            "missing": [], "unanswered": 0, "repeats": [], "reasons": [f"because {id}"],
+            "missing": [], "unanswered": 0, "reasons": [f"because {id}"],
             "replies": [], "quality": {"TF": .987654}, "frames": 9, **more}
 
 
 ABOUT = {"methods": ["ours", "theirs"], "head": "bench.jsonl, judged by nobody: means",
-         "judge": "openai", "repeat": 1, "labels": {column: column for column in QUALITY},
-         "why": {}}
+         "judge": "openai"}
 
 
 def write_results(folder, rows, **about):

@@ -39,9 +39,7 @@ BAD = {
     "rvebench.score": [
         ("--judge openai", "required: --manifest"),
         ("--manifest m.jsonl", "--manifest: needs a method"),
-        ("--manifest m.jsonl --references --judge oracle --repeat 2", "always says the same"),
         ("--manifest m.jsonl --references --price-in -1", r"--price-in: must be in \[0"),
-        ("--manifest m.jsonl --references --dry-run", "--dry-run: counts what --judge openai"),
     ],
     "rvebench.export_world": [("--out file", "file/bench.jsonl: cannot be written")],
     "rvebench.report": [

@@ -65,10 +65,7 @@ def test_a_person_ranks_in_the_browser(browser, folder, rows):
     until(browser, "document.getElementById('count').textContent == '1 of 2 done'")
     click(browser, "#save")
     assert study.read_ratings(folder, [downloaded(browser, "ratings.json")]) == ratings
-    (folder / "other.json").write_text('{"study": "x"}')
-    browser.find_element("id", "load").send_keys(str(folder / "other.json"))
-    until(browser, "document.getElementById('message').textContent.includes('another study')")
-    # By mouse: dragged to places, clicked away and back, copied to the next question.
+    # By mouse: dragged to places, clicked away and back.
     browser.execute_script("localStorage.clear()")
     browser.refresh()
     drop = """const [letter, place] = arguments, data = new DataTransfer();
@@ -84,9 +81,7 @@ def test_a_person_ranks_in_the_browser(browser, folder, rows):
                                   (pick, {"A": 1, "B": 2})):
         browser.execute_script(script, *given)
         assert browser.execute_script("return state.ranks[0]['Edit Accuracy']") == ranks
-    press(browser, "C")
-    copied = browser.execute_script("return state.ranks[0]['Content Preservation']")
-    assert copied == {"A": 1, "B": 2} and not errors(browser)
+    assert not errors(browser)
     for width, scheme in ((390, "light"), (1280, "dark")):
         with screen(browser, width, scheme):
             browser.refresh()
@@ -109,8 +104,7 @@ def test_what_people_said_is_kept_and_counted(folder, rows, tmp_path, capsys):
     study.main([str(folder), "--ratings", said("x", 1, 2), said("y", 1, 2), said("z", 2, 1)])
     assert "ours over theirs" in capsys.readouterr().out
     found = study.results(folder)
-    assert found["words"] == ("People who ranked: 3. Samples: 1. Rankings: 9. Two people order two "
-                              "edits alike in 33% of 9 cases; 50 % is chance.")
+    assert found["words"] == "People who ranked: 3. Samples: 1. Rankings: 9."
     assert [(r["a"], r["b"]) for r in found["rates"]] == [("ours", "theirs")] * 3
     assert [r["rate"][0] for r in found["rates"]] == pytest.approx([2 / 3] * 3)
     assert found["table"][1] == ["ours over theirs", "3", "67%", "67%", "67%"]
@@ -133,33 +127,15 @@ def test_the_intervals_of_win_rates_are_clustered(tmp_path):
     assert found["table"][1][2:] == ["-", "-", "50% [0%, 100%]"]         # the table has the same
 
 
-def test_agreement_by_hand():
-    def one(rater, **ranks):
-        return {"rater": rater, "sample": "s", "criterion": "Visual Quality", "ranks": ranks}
-    first = one("x", a=1, b=2, c=3)
-    assert study.agreement([first, one("y", a=1, b=2, c=3)]) == (1, 3)
-    assert study.agreement([first, one("y", a=3, b=2, c=1)]) == (0, 3)
-    assert study.agreement([first, one("y", a=1, b=1, c=3)]) == (pytest.approx(2.5 / 3), 3)
-    assert study.agreement([first])[1] == 0
-
-
-@pytest.mark.parametrize("change, words", [
-    ({"sample": 9}, "is no ratings.json"), ({"sample": -1}, "sample -1"),
-    ({"sample": True}, "sample True"), ({"criterion": "Taste"}, "Taste"),
-    ({"ranks": {"A": 1}}, "ranks"), ({"ranks": {"A": 1, "B": 3}}, "ranks")])
-def test_a_ranking_that_is_none(folder, rows, tmp_path, change, words):
-    key = make_study(folder, rows, 0)
+def test_what_is_no_ranking(folder, rows, tmp_path):
+    key, file = make_study(folder, rows, 0), tmp_path / "r.json"
     good = {"sample": 0, "criterion": "Visual Quality", "ranks": {"A": 1, "B": 2}}
-    file = tmp_path / "r.json"
-    file.write_text(json.dumps({"study": key["study"], "rankings": [good | change]}))
-    with pytest.raises(BadInput, match=words):
+    for change, words in (({"sample": 9}, "is no ratings.json"), ({"sample": -1}, "sample -1"),
+                          ({"criterion": "Taste"}, "Taste"), ({"ranks": {"A": 1}}, "ranks"),
+                          ({"ranks": {"A": 1, "B": 3}}, "ranks")):
+        file.write_text(json.dumps({"study": key["study"], "rankings": [good | change]}))
+        with pytest.raises(BadInput, match=words):
+            study.read_ratings(folder, [file])
+    file.write_text('{"study": "y", "rankings": []}')
+    with pytest.raises(BadInput, match="another study"):
         study.read_ratings(folder, [file])
-
-
-@pytest.mark.parametrize("text, words", [
-    ('{"study": "y", "rankings": []}', "another study"), ("[]", "is no ratings.json")])
-def test_a_file_that_is_none(tmp_path, text, words):
-    (tmp_path / "study_key.json").write_text('{"study": "x"}')
-    (tmp_path / "r.json").write_text(text)
-    with pytest.raises(BadInput, match=words):
-        study.read_ratings(tmp_path, [tmp_path / "r.json"])
