@@ -170,8 +170,6 @@ def read_completion(body: str, max_tokens: int) -> dict:
         choice = answer["choices"][0]
         message, finish = choice["message"], choice.get("finish_reason")
         reply, refusal = message.get("content"), message.get("refusal")
-        if isinstance(reply, list):                      # in parts, as some endpoints send it
-            reply = "".join(part.get("text") or "" for part in reply)
         usage = answer.get("usage")
         tokens = usage and [usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0]
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
@@ -264,13 +262,6 @@ class Client:
                 self.replies.open()
                 self._api = api
 
-    def _price(self, row: dict) -> float:
-        return sum(price * n for price, n in zip(self.prices, row["tokens"] or ()))
-
-    def worth(self) -> float:
-        """Dollars, at these prices, of all replies in the file, whoever paid them."""
-        return sum(map(self._price, self.replies))
-
     def close(self) -> None:
         """Let go of the file."""
         self.replies.close()
@@ -317,7 +308,7 @@ class Client:
         self.replies.append(row)
         with self._lock:
             self.calls += 1
-            self.spent += self._price(row)
+            self.spent += sum(price * n for price, n in zip(self.prices, row["tokens"] or ()))
 
     def _answer(self, question: Question, key: str) -> Any:
         """Call until there is a value, or `tries` replies; runs in a thread.

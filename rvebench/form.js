@@ -3,7 +3,6 @@
 
 const { items } = data;
 const state = JSON.parse(localStorage.getItem(data.key) ?? '{}');
-const someone = () => crypto.getRandomValues(new Uint32Array(2)).join('-');          // names nobody
 
 let form = null;                                     // of startForm, for study.js or verify.js
 let at = 0;                                          // the item

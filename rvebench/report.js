@@ -28,33 +28,6 @@ function beginTable(table, texts) {
   return addLine(table, texts, 'th');
 }
 
-// A click on a head sorts by it: numbers by size, the largest first, and texts by their letters.
-function makeSortable(table) {
-  const heads = [...table.rows[0].cells];
-  heads.forEach((head, column) => {
-    const text = head.textContent;
-    if (!text || head.firstElementChild) return;     // a rank, or a chart's axis
-    head.textContent = '';
-    const button = make('button', text, head);
-    let upward = true;
-    button.onclick = () => {
-      upward = !upward;
-      const rows = [...table.rows].slice(1);
-      const value = row => row.cells[column].textContent;
-      const isNumber = rows.some(row => Number.isFinite(parseFloat(value(row))));
-      rows.sort((a, b) => {
-        if (!isNumber) return (upward ? -1 : 1) * value(a).localeCompare(value(b));
-        const [x, y] = [a, b].map(row => parseFloat(value(row)));
-        if (Number.isNaN(x) || Number.isNaN(y)) return Number.isNaN(x) - Number.isNaN(y);
-        return upward ? x - y : y - x;
-      });
-      table.rows[0].parentNode.append(...rows);
-      for (const other of heads) other.removeAttribute('aria-sort');
-      head.setAttribute('aria-sort', upward ? 'ascending' : 'descending');
-    };
-  });
-}
-
 // ------------------------------------------------------------------------------ the ranking
 
 function drawRanking() {
@@ -92,7 +65,6 @@ function drawRanking() {
     make('td', scored, line);
     make('td', failed, line, failed ? 'bad' : '');
   });
-  makeSortable(table);
   byId('ranking-note').textContent = `${n} samples. Brackets: 95 % intervals. "Against the ` +
     'first": the difference over the same samples; it is real where its interval leaves out ' +
     'zero, without a correction for the number of methods.';
@@ -172,7 +144,7 @@ function choosePair(names) {
   drawSamples();
 }
 
-// The chosen pair in words, and wins and losses by type.
+// The chosen pair in words.
 function drawPair(samples) {
   const place = byId('pair');
   place.replaceChildren();
@@ -181,13 +153,6 @@ function drawPair(samples) {
   const { won, lost, equal, n } = duel(a, b, samples);
   make('p', `${nameOf(a)} beats ${nameOf(b)} on ${won} of ${n}, loses on ${lost}, ` +
     `${equal} are equal. Listed below: the ${won}.`, place);
-  const table = addTable(place);
-  addLine(table, ['type', 'wins', 'losses', 'equal'], 'th');
-  for (const type of typesOf(samples)) {
-    const found = duel(a, b, samples.filter(sample => sample.type == type));
-    addLine(table, [type, found.won, found.lost, found.equal]);
-  }
-  makeSortable(table);
 }
 
 // ------------------------------------------------------------------------------ by type, study
@@ -213,7 +178,6 @@ function drawTypes() {
       cell.style.setProperty('--part', Math.min(1, value / topOfScale).toFixed(2));
     }
   }
-  makeSortable(table);
 }
 
 function drawStudy() {
@@ -236,8 +200,7 @@ function fillTables(parent) {
     if (typeof block != 'string') {
       const table = addTable(parent);
       block.forEach((cells, place) => addLine(table, cells, place ? 'td' : 'th'));
-      makeSortable(table);
-    } else if (block.startsWith('## ')) {
+        } else if (block.startsWith('## ')) {
       make('h3', block.slice(3), parent);
     } else {
       make('p', block, parent).style.whiteSpace = 'pre-line';
@@ -266,9 +229,8 @@ function start() {
   const many = (n, word) => `${n} ${word}${n == 1 ? '' : 's'}`;
   title.textContent = 'RVE-Bench ';
   make('small', data.title, title);
-  const spent = data.spent ? `$${data.spent.toFixed(2)} spent` : '';
   const about = [`judged by ${data.judge}`, data.date, many(data.samples.length, 'sample'),
-                 many(rivals.length, 'method'), spent];
+                 many(rivals.length, 'method')];
   byId('about').textContent = about.filter(text => text).join(' · ');
   startSamples();
   drawStudy();

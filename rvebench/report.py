@@ -72,7 +72,6 @@ def page_data(rows: list[dict], about: dict, parts: list[dict]) -> dict:
         "title": about["head"].partition(",")[0].partition(":")[0],
         "judge": judged_by(about) or "no judge",
         "date": about.get("date"),
-        "spent": about.get("spent"),
         "methods": [{"name": method, "role": roles[method]} for method in methods],
         "main": main,
         "columns": columns,

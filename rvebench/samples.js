@@ -267,22 +267,7 @@ async function drawFrames(path, count, length, parent) {
   unload(video);
 }
 
-// ------------------------------------------------------------------------------ keys, start
-
-function pageKeys(event) {
-  const all = [...byId('list').children];
-  if (!all.length) return;
-  const below = all.findIndex(card => card.getBoundingClientRect().bottom > 80);
-  const here = document.activeElement.closest('article');
-  const at = here ? all.indexOf(here) : below;
-  const move = to => goTo(all[Math.min(all.length - 1, Math.max(0, to))].dataset.id);
-  onKey(event, {
-    '/': () => byId('search').focus(),
-    j: () => move(here ? at + 1 : below),
-    k: () => move(at - 1),
-    ' ': () => all[at]?.player?.toggle(),
-  });
-}
+// ------------------------------------------------------------------------------ start
 
 function startSamples() {
   const add = (id, value, text) => byId(id).append(new Option(text, value));
@@ -301,5 +286,4 @@ function startSamples() {
   byId('column').onchange = () => choosePair(pair);
   byId('search').oninput = () => drawSamples();
   byId('unpair').onclick = () => choosePair(null);
-  addEventListener('keydown', pageKeys);
 }

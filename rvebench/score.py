@@ -283,8 +283,6 @@ def main(argv: list[str] | None = None) -> None:
     cache.close()
 
     rows = make_rows(edits, measured, dict(zip(readable, verdicts)), failed, vbench, out)
-    if client:
-        about["spent"] = client.worth()
     write_rows(out / "scores.jsonl", in_order(rows + others, about["methods"], samples))
     atomic_write(out / "about.json", to_json(about) + "\n")
     report.build(out)

@@ -9,7 +9,7 @@ import imageio_ffmpeg
 import pytest
 import torch
 
-from browser import check_readable, click, errors, press, screen, text, texts, until
+from browser import check_readable, click, errors, screen, text, texts, until
 from common.video import count_frames, write_video
 from rvebench import page, playable, report, results
 from rvebench.scores import is_real, summarise
@@ -83,9 +83,6 @@ def test_a_person_reads_the_report(browser, opened, folder):
     click(browser, "#pairs button[title^='ours beats theirs']")
     won = [f"s{k}" for k in range(30) if k != 2 and 5 + k % 4 > 6]
     assert shown(browser) == won and f"on {len(won)} of 29" in text(browser, "#pair")
-    spatial = [5 + k % 4 for k in range(30) if k % 3 == 1]
-    counts = [sum(x > 6 for x in spatial), sum(x < 6 for x in spatial), spatial.count(6)]
-    assert "Spatial Reasoning {} {} {}".format(*counts) in text(browser, "#pair")
     fresh(browser, browser.current_url)
     assert shown(browser) == won
     click(browser, "#unpair")
@@ -107,9 +104,6 @@ def test_a_person_reads_the_report(browser, opened, folder):
     assert "sample=s7" in browser.current_url
     fresh(browser, browser.current_url)
     assert shown(browser) == ["s7"]
-    click(browser, "#types th:nth-child(2) button")
-    column = texts(browser, "#types td:nth-child(2)")
-    assert column == sorted(column, reverse=True)
     # A card: all play in step, scores and reasons stand under each video, nothing is run.
     fresh(browser, opened)
     assert browser.execute_script("return document.querySelectorAll('video').length") < 60
@@ -143,17 +137,10 @@ def test_a_person_reads_the_report(browser, opened, folder):
     assert {0, 3, 5, 8} <= set(browser.execute_script("return window.drawn"))
     saw = text(browser, "article[data-id=s0] .saw")
     assert "See dusk s0" in saw and saw.count(f"reply {HOSTILE}") == 4
-    # Keys; both schemes, both widths.
-    fresh(browser, opened)
-    press(browser, "j", "j", "k")
-    assert browser.execute_script("return document.activeElement.dataset.id") == "s0"
-    press(browser, "/")
-    assert browser.execute_script("return document.activeElement.id") == "search"
-    for width, scheme in ((390, "light"), (1280, "dark")):
-        with screen(browser, width, scheme):
-            fresh(browser, opened)
-            scroll(browser, "s3")
-            check_readable(browser, width)
+    with screen(browser, 390):
+        fresh(browser, opened)
+        scroll(browser, "s3")
+        check_readable(browser, 390)
     assert not errors(browser)
 
 
@@ -206,18 +193,17 @@ def test_copies_for_a_browser(tmp_path):
     write_video(videos / "ours.mp4", torch.rand(5, 3, 33, 47) * 2 - 1)   # odd sides
     ffmpeg = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-f", "lavfi",
               "-i", "testsrc=size=32x32:rate=8:duration=1"]
-    deep = ("deep.mp4", "-c:v", "libx264", "-pix_fmt", "yuv420p10le")
-    for name, *flags in (("mp4v.mp4", "-c:v", "mpeg4"), deep, ("x.webm", "-c:v", "libvpx")):
-        subprocess.run([*ffmpeg, *flags, videos / name], check=True)
-    names = ["ours.mp4", "x.webm", "mp4v.mp4", "deep.mp4"]
-    assert [playable.plays(videos / name) for name in names] == [True, True, False, False]
+    for name, codec in (("mp4v.mp4", "mpeg4"), ("x.webm", "libvpx")):
+        subprocess.run([*ffmpeg, "-c:v", codec, videos / name], check=True)
+    names = ["ours.mp4", "x.webm", "mp4v.mp4"]
+    assert [playable.plays(videos / name) for name in names] == [True, True, False]
     rows = [row(f"s{k}", "m", 5., video=f"videos/{name}", source=f"videos/{name}",
                 target="videos/none.mp4") for k, name in enumerate(names)]
     found = playable.make_playable(rows, tmp_path)
     shown = [tmp_path / r["video"] for r in found]
     assert shown[:2] == [videos / "ours.mp4", videos / "x.webm"] and all(map(playable.plays, shown))
     assert found[0]["target"] == "videos/none.mp4"
-    assert [count_frames(path) for path in shown] == [5, 8, 8, 8]
+    assert [count_frames(path) for path in shown] == [5, 8, 8]
     times = [path.stat().st_mtime_ns for path in shown]
     assert playable.make_playable(rows, tmp_path) == found               # made once
     assert times == [path.stat().st_mtime_ns for path in shown]
