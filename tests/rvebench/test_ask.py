@@ -65,8 +65,8 @@ def test_what_the_endpoint_gets(serve, tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     small, large = (rng.integers(0, 256, size, np.uint8) for size in ((4, 6, 3), (40, 200, 3)))
     schema = {"type": "object", "properties": {"n": {"type": "integer"}}}
-    assert client.ask([Question("p-7", "You count.", ["first", small, "then", large], schema, number,
-                                label="x")]) == [3]
+    parts = ["first", small, "then", large]
+    assert client.ask([Question("p-7", "You count.", parts, schema, number)]) == [3]
     body, = server.requests
     assert body["model"] == "m" and "temperature" not in body
     assert server.headers[0]["Authorization"] == "Bearer secret-of-the-test"

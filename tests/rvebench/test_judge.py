@@ -66,8 +66,8 @@ def test_a_bad_line_of_the_manifest(bench, change, words):
 
 
 @pytest.mark.parametrize("flags, words", [
-    (["a/b=."], "NAME=DIR"), (["x=nowhere"], "no such folder"), (["x=."] * 2, "two methods named x"),
-    (["reference=."], "what --references calls the target")])
+    (["a/b=."], "NAME=DIR"), (["x=nowhere"], "no such folder"),
+    (["x=."] * 2, "two methods named x"), (["reference=."], "what --references calls the target")])
 def test_the_methods(flags, words):
     with pytest.raises(BadInput, match=words):
         read_methods(flags)
