@@ -25,7 +25,7 @@ from common.precision import keep_ends_in_float32
 from critic import SYSTEM
 from model import PARTS, UnifiedModel
 from presets import PRESETS
-from realsize.flops import PEAK, dit_flops, on_meta
+from realsize.cost import PEAK, dit_flops, on_meta
 from realsize.train import recompute_activations
 from tiny.tokenizer import make_tokenizer
 

@@ -13,7 +13,6 @@ release.py says what lies where and what it is called; tensors.py reads files wi
 code.
 """
 
-import shutil
 from pathlib import Path
 
 from accelerate import init_empty_weights
@@ -22,7 +21,7 @@ from transformers.initialization import no_init_weights
 from common.files import BadInput, Parser, check_writable, run_script
 from model import PARTS, UnifiedModel
 from presets import PRESETS, Preset
-from realsize.check import GB, examine
+from realsize.check import examine
 from realsize.release import Release, expected_shapes, fitted_preset, read_release
 
 
@@ -46,27 +45,18 @@ def build(release: Release, preset: Preset) -> UnifiedModel:
     return model
 
 
-def check_room(folder: Path, size: int) -> None:
-    """Say how many bytes are written. Raises BadInput where the disk has no room for them."""
-    there = next(parent for parent in folder.absolute().parents if parent.exists())
-    free = shutil.disk_usage(there).free
-    print(f"writes {size / GB:.1f} GB into {folder}; {free / GB:.1f} GB are free there")
-    if free < size:
-        raise BadInput(f"--to {folder}: has no room for it; choose another disk")
-
-
 def main(argv=None) -> None:
     parser = Parser(description="Make a model folder of the authors' released directory.")
     parser.add_argument("--from", dest="source", type=Path, required=True,
                         help="the released directory, revise_ckpt/")
     parser.add_argument("--to", type=Path, required=True, help="the model folder to write")
-    parser.add_argument("--preset", choices=PRESETS, default="wan1.3b", help="its size")
     args = parser.parse_args(argv)
     if args.to.exists() and not (args.to / "model.json").is_file():
         raise BadInput(f"--to {args.to}: is there already, and no model folder; choose another")
     check_writable(args.to / "model.json")
-    check_room(args.to, examine(args.source, PRESETS[args.preset]))
-    model = build(read_release(args.source), PRESETS[args.preset])
+    preset = PRESETS["wan1.3b"]
+    examine(args.source, preset)
+    model = build(read_release(args.source), preset)
     model.save_pretrained(args.to, dtype=None)
     total = sum(p.numel() for p in model.parameters())
     print(f"wrote {args.to}: {total:,d} parameters, every key accounted for")

@@ -1,8 +1,7 @@
 """What lies where in the released directories of ReViSE and Omni-Video, and what it is called.
 
     revise_ckpt/
-      wan/wanxiang1_3b/                          Wan2.1-T2V-1.3B: T5, VAE, base DiT;
-                                                 in diffusers' layout, or .pth as first published
+      wan/wanxiang1_3b/                          Wan2.1-T2V-1.3B: T5, VAE, base DiT
       transformer/model.pt                       what was trained; wins over parts it has again
       adapter/model.pt                           Adapter
       vision_head/vision_head/pytorch_model.bin  ARHead
@@ -31,11 +30,12 @@ from transformers import PreTrainedTokenizerFast
 from common.files import BadInput
 from model import PARTS, UnifiedModel
 from presets import Preset
-from realsize.tensors import Tensors, check_no_pointer, read_checkpoint
+from realsize.tensors import Tensors, read_checkpoint
 
 FOLDERS = {"wan", "transformer", "adapter", "vision_head", "ar_model", "unconditioned_context",
            "special_tokens"}
 TRAINED_FILE = Path("transformer", "model.pt")
+WAN = Path("wan", "wanxiang1_3b")
 VILA = Path("ar_model", "checkpoint")
 # Of these the files say how many rows there are: boundary tokens, the condition of an empty prompt.
 WITH_ROWS = ("boundary", "unconditional")
@@ -130,49 +130,13 @@ def trained_parts(tensors: Tensors) -> dict[str, Tensors]:
 
 # -------------------------------------------------------------------------- what lies in which file
 
-def is_released(folder: Path) -> bool:
-    return folder.is_dir() and len(FOLDERS & {path.name for path in folder.iterdir()}) > 1
-
-
-def check_layout(folder: Path) -> None:
-    """Raises BadInput where this is not the released directory, and names it where it is near."""
-    if not folder.is_dir():
-        raise BadInput(f"{folder}: there is no such directory")
-    if (folder / "model.json").is_file():
-        raise BadInput(f"{folder}: is a model folder, converted already; "
-                       f"give the released directory")
-    if is_released(folder):
-        return
-    for near in (*sorted(folder.iterdir()), *folder.absolute().parents[:2]):
-        if is_released(near):
-            raise BadInput(f"{folder}: is not the released directory itself; that is {near}")
-    raise BadInput(f"{folder}: is no released directory: it must hold "
-                   f"{', '.join(sorted(FOLDERS))}")
-
-
-def wan_folder(folder: Path) -> Path:
-    """The one folder in `wan/`, whatever it is called; hidden ones are a downloader's."""
-    folders = [path for path in (folder / "wan").glob("[!.]*") if path.is_dir()]
-    if len(folders) != 1:
-        raise BadInput(f"{folder}/wan: must hold one folder, Wan2.1-T2V-1.3B, "
-                       f"and holds {len(folders)}")
-    return folders[0]
-
-
 def part_files(folder: Path) -> list[tuple[str, Path, Callable[[Tensors], Tensors]]]:
     """(part, file or folder of shards, how its names become ours), all but transformer/model.pt."""
-    wan, vila = wan_folder(folder), folder / VILA
-    if (wan / "transformer").is_dir():                   # diffusers' layout
-        of_wan = [
-            ("transformer", wan / "transformer", same_names),
-            ("vae", wan / "vae", same_names),
-            ("text_encoder", wan / "text_encoder", t5_names)]
-    else:
-        of_wan = [
-            ("transformer", wan, convert_wan_transformer_to_diffusers),
-            ("vae", wan / "Wan2.1_VAE.pth", convert_wan_vae_to_diffusers),
-            ("text_encoder", wan / "models_t5_umt5-xxl-enc-bf16.pth", t5_names)]
-    return of_wan + [
+    wan, vila = folder / WAN, folder / VILA
+    return [
+        ("transformer", wan, convert_wan_transformer_to_diffusers),
+        ("vae", wan / "Wan2.1_VAE.pth", convert_wan_vae_to_diffusers),
+        ("text_encoder", wan / "models_t5_umt5-xxl-enc-bf16.pth", t5_names),
         ("vlm.llm", vila / "llm", same_names),
         ("vlm.vision_tower", vila / "vision_tower", vision_tower_names),
         ("vlm.mm_projector", vila / "mm_projector", projector_names),
@@ -184,11 +148,7 @@ def part_files(folder: Path) -> list[tuple[str, Path, Callable[[Tensors], Tensor
 
 def tokenizer_folders(folder: Path) -> dict[str, Path]:
     """Where the tokenizers of the VLM and of T5 lie."""
-    wan = wan_folder(folder)
-    text = wan / "tokenizer"
-    if not text.is_dir():
-        text = wan / "google" / "umt5-xxl"
-    return {"vlm": folder / VILA / "llm", "text": text}
+    return {"vlm": folder / VILA / "llm", "text": folder / WAN / "google" / "umt5-xxl"}
 
 
 @dataclass
@@ -220,10 +180,12 @@ class Release:
 def read_release(folder: str | Path, device: str = "cpu") -> Release:
     """Every file of the directory. What cannot be read is in `unreadable`, to be named all at once.
 
-    device: "cpu", or "meta" for names and shapes alone. Raises BadInput for another layout.
+    device: "cpu", or "meta" for names and shapes alone. Raises BadInput where it is another one.
     """
     release = Release(Path(folder))
-    check_layout(release.folder)
+    if not (release.folder / VILA).is_dir():
+        raise BadInput(f"{folder}: is no released directory: it must hold "
+                       f"{', '.join(sorted(FOLDERS))}")
     for part, path, our_names in part_files(release.folder):
         release.add(part, path, our_names(release.read(part, path, device)))
     trained = release.folder / TRAINED_FILE
@@ -239,8 +201,6 @@ def read_tokenizers(release: Release) -> None:
     """tokenizer.json as it is: AutoTokenizer would give T5's a pre-tokenizer of its own."""
     for name, home in tokenizer_folders(release.folder).items():
         try:
-            read_json(home / "tokenizer.json")
-            read_json(home / "tokenizer_config.json")
             release.tokenizers[name] = PreTrainedTokenizerFast.from_pretrained(
                 home, local_files_only=True)
         except Exception as error:                       # the tokenizers library raises no other
@@ -250,17 +210,11 @@ def read_tokenizers(release: Release) -> None:
 
 
 def read_json(path: Path) -> dict:
-    """The object in a JSON file. Raises BadInput where it is missing or broken."""
-    if not path.is_file():
-        raise BadInput(f"{path}: is missing; is the directory complete?")
-    check_no_pointer(path)
+    """What a JSON file says. Raises BadInput where it is broken."""
     try:
-        content = json.loads(path.read_text("utf-8"))
+        return json.loads(path.read_text("utf-8"))
     except ValueError as error:
         raise BadInput(f"{path}: is no JSON ({error}); download it again") from error
-    if not isinstance(content, dict):
-        raise BadInput(f"{path}: holds no JSON object; download it again")
-    return content
 
 
 def note_sizes(release: Release) -> None:

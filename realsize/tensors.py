@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from common.files import BadInput, is_pointer
+from common.files import BadInput
 
 Tensors = dict[str, torch.Tensor]
 
@@ -93,16 +93,8 @@ def sort_out(content, path: Path) -> tuple[Tensors, list[str]]:
 
 # ------------------------------------------------------------------------------------ reading files
 
-def check_no_pointer(path: Path) -> None:
-    """Raises BadInput where a file is git-lfs's note of a large one that was never fetched."""
-    if is_pointer(path):
-        raise BadInput(f"{path}: is a git-lfs pointer, and not the file itself; "
-                       f"run git lfs pull in its folder")
-
-
 def read_file(path: Path, device: str) -> tuple[Tensors, list[str]]:
     """One file. A .pkl may be a torch file (a zip) under that name."""
-    check_no_pointer(path)
     if path.suffix == ".safetensors":
         with safe_open(path, "pt") as file:              # mapped: on "meta", its header is read
             return {name: file.get_tensor(name).to(device) for name in file.keys()}, []

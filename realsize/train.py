@@ -29,7 +29,6 @@ from common.files import BadInput, Parser, positive, run_script
 from common.run import claim_folder
 from critic import critic_loss
 from model import TRAINED, UnifiedModel, add_noise, flow_loss, shifted, velocity_target
-from presets import PRESETS
 
 
 # ------------------------------------------------------------------------------------ less memory
@@ -120,10 +119,8 @@ def sample_timesteps_together(n: int, ranks: int, tau: float, shift: float = 3.0
 
     They share one coin that shows "below" with P(t < tau); then each draws its own t of that part.
     So each sample's t is distributed as before, and no rank asks the critic, which costs, while the
-    others wait. Raises ValueError for tau outside (0, 1].
+    others wait. tau is in (0, 1].
     """
-    if not 0 < tau <= 1:
-        raise ValueError(f"tau must be in (0, 1], not {tau}")
     p = tau / (shift - (shift - 1) * tau)                                    # P(t < tau)
     coins = torch.rand(-(-n // ranks), generator=generator) < p
     below = coins.repeat_interleave(ranks)[:n]
@@ -175,8 +172,6 @@ def flags() -> Parser:
     add("--gate-together", type=positive, metavar="N",
         help="N samples in a row are below tau together, or none is: with the number of ranks, all "
              "ask the critic in the same steps and none waits for it")
-    add("--recompute", action=argparse.BooleanOptionalAction,
-        help="run blocks again in the backward pass (without it: the real size does)")
     add("--flow-weight", choices=("none", "bell"), default="none",
         help="on the flow loss: none as in the paper, or Omni-Video's bell over t")
     return parser
@@ -194,8 +189,6 @@ def parse(argv=None) -> tuple[argparse.Namespace, argparse.Namespace]:
     if theirs.pairs and (args.parallel == "fsdp" or args.flow_weight == "bell"):
         raise BadInput(f"--pairs {theirs.pairs}: own edits go with neither --parallel fsdp nor "
                        f"--flow-weight bell; drop one of them")
-    if args.recompute is None:
-        args.recompute = PRESETS[theirs.preset].bf16
     return args, theirs
 
 
@@ -214,8 +207,7 @@ def main(argv=None) -> None:
     if ours.gate_together:
         gated = batches.pairs or batches
         gated.timesteps = partial(sample_timesteps_together, ranks=ours.gate_together, tau=args.tau)
-    if ours.recompute:
-        recompute_activations(model)
+    recompute_activations(model)
     sharded = ours.parallel == "fsdp" and WORLD_SIZE > 1
     if sharded:                                          # before there is an optimizer
         shard(model)

