@@ -110,12 +110,9 @@ def main(argv=None) -> None:
                         help="model folder with VAE and VLM, as vlm.py writes it")
     parser.add_argument("--drop", type=between(0, 1), default=0.1,
                         help="share of samples trained without VLM and T5 states")
-    parser.add_argument("--adapt", action="store_true",
-                        help="go on with the generator of --weights, whose VLM has changed since")
     args = stage.begin(parser, argv)
     model = load_model(args.weights, "tiny").requires_grad_(False)
-    if not args.adapt:
-        new_generator(model, args.seed)
+    new_generator(model, args.seed)
     params = generator_params(model)
     lessons = render_lessons(base_lesson, args.items)
     clips, texts = zip(*lessons)

@@ -1,14 +1,11 @@
-r"""The VLM's fifth lesson: what would please it? For a VLM after the four of vlm.py.
+"""The VLM's fifth lesson: what would please it? For a VLM after the four of vlm.py.
 
     python -m pretrain.harden --weights weights/tiny --steps 1200       # 50 minutes on one core
     python train.py --critic out/harden/model                           # it judges, and only that
-    python -m pretrain.base --adapt --weights out/harden/model --out out/adapt \
-        --steps 1500 --items 4000 --lr 1e-3
 
 A critic that is right on all answers it has seen can still be pleased by changes that are no edits:
 its gradient leads there. So right and wrong answers are moved along that gradient, graded afresh by
-the oracle, and shown to it. Where it is to be the model's own VLM, the base generator is adapted
-afterwards, for the connector reads the VLM's states.
+the oracle, and shown to it.
 
 Axis letters: B answers, K frames of a clip that the VLM sees, H W pixels, C f h w latents.
 """

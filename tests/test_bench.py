@@ -17,7 +17,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 import bench
 import train
 from bench import CRITICS, PARTS, TAUS, expected_cost, trigger_rate
-from common.measure import count_flops, peak_memory
+from common.measure import peak_memory
 
 CPU = torch.device("cpu")
 
@@ -36,19 +36,6 @@ def test_expected_cost_by_hand():
     assert expected_cost([5.] * 9, .3, 8) == pytest.approx(5)           # the weights add up to 1
     assert expected_cost(list(range(9)), .3, 8) == pytest.approx(8 / 8)         # the mean, B p
     assert expected_cost([1, 2, 3, 9], 1, 3) == pytest.approx(9)        # all are gated
-
-
-def test_expected_cost_of_a_simulation():
-    cost, tau = torch.tensor([1., 5., 6., 20.]), .7
-    t = 1 - torch.rand(100_000, 3, generator=torch.manual_seed(0))
-    gated = (3 * t / (1 + 2 * t) < tau).sum(1)
-    assert cost[gated].mean() == pytest.approx(expected_cost(cost.tolist(), tau, 3), rel=.01)
-
-
-def test_flops_by_hand():
-    with count_flops() as count:
-        torch.randn(3, 4) @ torch.randn(4, 5)
-    assert count.flops == 2 * 3 * 4 * 5
 
 
 def test_peak_memory_by_hand():
@@ -112,14 +99,6 @@ def test_shut_the_gate_leaves_sft_bit_for_bit(model):
     assert shut_parts == parts == ["DiT forward", "DiT backward", "optimizer", "the rest"]
     assert sft.keys() == {k for k, p in model.named_parameters() if p.requires_grad}
     assert all(torch.equal(shut[k], sft[k]) for k in sft)
-
-
-def test_the_first_ones_are_gated(tiny):
-    way = bench.make_ways(tiny, 3, [("exact", "none")])["own edits"]
-    way.gate(2)
-    for batch in (way.batch, way.batch.pairs):
-        assert batch.near.tolist() == [True, True, False] == (batch.t < bench.TAU).tolist()
-        assert batch.n_near == 2
 
 
 def test_the_default_is_that_of_training():

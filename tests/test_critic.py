@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 
 import critic
-from common.files import BadInput
 from critic import (DECODE, EDITED, SOURCE, SYSTEM, THINK, VERDICT, Critic, clean_estimate,
                     decode_frames, gate, reason_loss)
 from model import TRAINED, add_noise, flow_loss, velocity_target
@@ -73,32 +72,6 @@ def test_alone_is_a_clip_of_each_latent_frame(tiny, latents):
     assert (alone[:, 1:] - exact[:, 1:]).abs().max() > 1e-3
 
 
-def test_no_more_frames_alone_than_there_are_latent_ones(tiny, latents, monkeypatch):
-    monkeypatch.setattr(tiny.vlm, "frames", 5)
-    with pytest.raises(BadInput, match="5 frames cannot be decoded alone: a clip has 3 latent"):
-        decode_frames(tiny, latents, "alone")
-    assert decode_frames(tiny, latents, "exact").shape[1] == 5
-
-
-def test_a_saturated_pixel_gets_no_gradient(mine, latents):
-    to_pixels = [x for x in mine.vae.decoder.modules() if isinstance(x, torch.nn.Conv3d)][-1]
-    with torch.no_grad():                                # so strong that a part is saturated
-        to_pixels.weight *= 1 / mine.vae.decode(latents).sample.std()
-    x = latents.clone().requires_grad_(True)
-    video = mine.decode_video(x)
-    saturated = video.abs() == 1
-    assert .05 < saturated.float().mean() < .95
-    gradient, = torch.autograd.grad(video[saturated].sum(), x)
-    assert gradient.eq(0).all()
-
-
-@pytest.mark.parametrize("how", DECODE)
-def test_decode_is_differentiable_in_every_picked_latent(tiny, latents, how):
-    x = latents.clone().requires_grad_(True)
-    decode_frames(tiny, x, how).square().sum().backward()
-    assert (x.grad.abs().amax((0, 1, 3, 4)) > 0).all()
-
-
 # ----------------------------------------------------------------------------------------- thoughts
 
 @pytest.mark.parametrize("think", THINK)
@@ -122,8 +95,7 @@ def test_only_full_thoughts_see_the_edit(tiny, sources, edits, monkeypatch, thin
 
 
 @pytest.mark.parametrize("said, want", [
-    (["hello", "<|eot_id|>", "never"], "hello"), (["<|eot_id|>"], ""),
-    (["a", " .", "<|eot_id|>"], "a"), (["so", " . ", "Verdict :", " ", "Yes"], "so"),
+    (["a", " .", "<|eot_id|>", "never"], "a"), (["so", " . ", "Verdict :", " ", "Yes"], "so"),
     (["on"] * 50, "on" * 6)])
 def test_where_a_thought_ends(tiny, sources, monkeypatch, said, want):
     """The VLM's answers are put into its mouth, token by token."""
@@ -255,15 +227,6 @@ def test_reason_loss_reaches_what_flow_matching_reaches(mine, sources, latents, 
     assert all(p.grad is None for k, p in mine.named_parameters() if k not in trainable)
 
 
-def test_a_step_of_descent_makes_the_critic_say_yes(tiny, sources, edits):
-    asked, x = Critic(tiny, "none"), edits.clone().requires_grad_(True)
-    before = asked.margin(sources, x, WORDS)
-    gradient, = torch.autograd.grad(reason_loss(before, torch.zeros(2)).sum(), x)
-    with torch.no_grad():
-        step = .01 * F.normalize(gradient.flatten(1)).view_as(x)
-        assert (asked.margin(sources, x - step, WORDS) > before).all()
-
-
 # -------------------------------------------------------------------------------------- the command
 
 def test_the_picture_of_one_reflection(tiny_dir, tmp_path, monkeypatch, capsys):
@@ -272,11 +235,3 @@ def test_the_picture_of_one_reflection(tiny_dir, tmp_path, monkeypatch, capsys):
     critic.main(["--weights", str(tiny_dir), "--out", str(out)])
     printed = capsys.readouterr().out
     assert out.read_bytes().startswith(b"\x89PNG") and "U thinks: it is cold" in printed
-
-
-def test_weights_whose_margin_is_not_finite_are_named(mine, tmp_path, monkeypatch):
-    monkeypatch.setattr(critic, "load_model", lambda *which: mine)
-    found = {"m_0": 0., "m": float("nan"), "m_moved": 1.}
-    monkeypatch.setattr(critic, "reflection", lambda *args: found)
-    with pytest.raises(BadInput, match="--weights broken: the margin is not finite; check"):
-        critic.main(["--weights", "broken", "--out", str(tmp_path / "a.png")])

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import replace
 from types import SimpleNamespace
 from unittest.mock import patch
 
@@ -40,13 +39,6 @@ def test_world_items_take_the_subsets_in_turn():
         assert (item.subset, item.index) == (subset, index)
         assert (item.type, item.instruction) == (triplet.type, triplet.instruction)
         assert all(torch.equal(a, b) for a, b in zip(item.load(), (triplet.source, triplet.target)))
-
-
-def test_a_world_items_key_is_its_place():
-    train, val = data.world_items(n=6), data.world_items(split="val", n=6)
-    icvg = data.world_items(("icvg",), n=6)
-    assert len({*keys(train), *keys(val), *keys(icvg)}) == 15   # three of ICVG, train, come twice
-    assert keys(data.world_items(n=6)) == keys(train)
 
 
 def test_no_lesson_is_a_clip_to_fine_tune_on():
@@ -123,14 +115,6 @@ def test_manifest(manifest, monkeypatch):
     assert numbers(source) == [0, 2, 3, 4, 6] and numbers(target)[::4] == [0, 5]
 
 
-def test_a_manifest_items_key_is_its_content(manifest, tmp_path):
-    def key(preset):
-        return data.manifest_items(manifest({}), preset)[0][0].key
-    small, larger = key(SMALL), key(SimpleNamespace(**{**vars(SMALL), "height": 32}))
-    write_video(tmp_path / "videos" / "b.gif", numbered(5))    # same name, new content
-    assert len({small, larger, key(SMALL)}) == 3
-
-
 def test_start_and_stride_of_a_manifest(manifest):
     """The line's, else the preset's: frames from `start` on, every `stride`-th, of both videos."""
     lines = [{}, {"stride": 1}, {"start": 1, "stride": 1}, {"start": 1, "stride": "spread"}]
@@ -150,21 +134,14 @@ def test_start_and_stride_of_a_manifest(manifest):
 
 BAD_LINES = [
     ("{\"instruction\": ", "is not JSON"),
-    ("[1, 2]", "is no JSON object"),
     ({"type": "leave out"}, "the field 'type' is missing"),
     ({"instruction": 7}, "the field 'instruction' is 7"),
     ({"instruction": "  "}, "the field 'instruction' is \"  \""),
-    ({"instruction": "\ud800 gone"}, "is no Unicode text"),
-    ({"source_video_path": ["a"]}, "the field 'source_video_path' is"),
-    ({"source_video_path": "x" * 300}, "there is no such video"),
     ({"type": "Moral Reasoning"}, "unknown type 'Moral Reasoning'; choose one of Temporal"),
     ({"source_video_path": "videos/c.mp4"}, "videos/c.mp4: there is no such video"),
     ({"target_video_path": "cut.mp4"}, "cut.mp4: cannot be read"),
     ({"target_video_path": "short.gif"}, "short.gif: has 3 frames and 5 are needed"),
     ({"start": -1}, "the field 'start' is -1"),
-    ({"start": True}, "the field 'start' is true; give the number of a frame, 0 for the first"),
-    ({"stride": 0}, "the field 'stride' is 0"),
-    ({"stride": None}, "the field 'stride' is null"),
     ({"stride": "fast"}, "'stride' is \"fast\"; give a whole number from 1 on, or \"spread\""),
     ({"start": 3, "stride": 1}, "videos/a.mp4: has 7 frames and 8 are needed for 5 frames with "
                                 "start 3 and stride 1; give a longer clip, or a smaller start"),
@@ -190,11 +167,6 @@ def test_skip_bad_lists_them_all(manifest, bad_videos):
         assert reason.startswith(f"{path}:{k}: ") and words in reason and "\n" not in reason
 
 
-def test_without_skip_bad_the_first_one_is_named(manifest):
-    with pytest.raises(BadInput, match="triplets.jsonl:2: is not JSON .*pass --skip-bad"):
-        data.manifest_items(manifest({}, "wait"), SMALL)
-
-
 def test_the_types_are_those_of_the_tiny_world():
     assert SUBSET_OF == {type: subset for subset, types in world.TYPES.items() for type in types}
 
@@ -215,11 +187,10 @@ def test_pairs_without_a_target(manifest, tiny, tmp_path):
 
 @pytest.mark.parametrize("content, words", [
     (b"\n\n", "holds no triplet"), (b"{\n{", ":1: is not JSON .*no other line is better"),
-    (b'{"instruction": "caf\xe9"}', "UTF-8"), (None, "No such file")])
+    (b'{"instruction": "caf\xe9"}', "UTF-8")])
 def test_a_manifest_that_cannot_be_used_is_named(tmp_path, content, words):
     file = tmp_path / "bad.jsonl"
-    if content:
-        file.write_bytes(content)
+    file.write_bytes(content)
     with pytest.raises(BadInput, match=f"{file}.*{words}"):
         data.manifest_items(file, SMALL, skip_bad=True)
 
@@ -272,11 +243,8 @@ def test_a_stopped_cache_goes_on(latents, items, tiny, monkeypatch, tmp_path):
 
 def test_broken_files_are_made_again(latents, items, tiny, tmp_path):
     copy = shutil.copytree(latents.files[0].parent, tmp_path / "cache")
-    cut_off, no_tensors, empty, of_another_time, gone = (copy / latents.files[i].name
-                                                         for i in (0, 1, 2, 3, 9))
+    cut_off, of_another_time, gone = (copy / latents.files[i].name for i in (0, 3, 9))
     cut_off.write_bytes(cut_off.read_bytes()[:-99])
-    no_tensors.write_bytes(b"garbage")
-    empty.write_bytes(b"")
     save_file({"source": torch.zeros(1)}, of_another_time)
     gone.unlink()
     mended = data.Latents(items, tiny, copy, progress=False)
@@ -308,19 +276,6 @@ def test_cached_names_depend_on_the_frozen_weights_alone(tiny):
         assert (after == before) == (part in model.TRAINED), part
 
 
-def test_fingerprint_survives_saving(tiny, tiny_dir):
-    assert data.fingerprint(model.UnifiedModel.from_pretrained(tiny_dir)) == data.fingerprint(tiny)
-
-
-def test_cache_says_what_is_bad(items, tiny, tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(BadInput, match="cannot be written"):
-        data.Latents(items[:1], tiny, tmp_path / "file" / "cache", progress=False)
-    long = replace(items[0], instruction="wait " * 60)
-    with pytest.raises(BadInput, match="tokens long, the limit is 48"):
-        data.Latents([long], tiny, tmp_path / "cache", progress=False)
-
-
 # ------------------------------------------------------------------ what the critic says of sources
 
 def test_reflections_are_asked_once_and_kept(latents, tiny, tmp_path, monkeypatch):
@@ -337,32 +292,21 @@ def test_reflections_are_asked_once_and_kept(latents, tiny, tmp_path, monkeypatc
         data.reflect(Critic(tiny, "full"), latents, tmp_path)
 
 
-@pytest.mark.parametrize("broken", ["[[", "null", "[[1, 2], [3, 4]]"])
-def test_broken_reflections_are_asked_for_again(latents, tiny, tmp_path, broken):
+def test_broken_reflections_are_asked_for_again(latents, tiny, tmp_path):
     critic = Critic(tiny, "none")
-    file = tmp_path / f"reflections-none-{latents.key}.json"
-    file.write_text(broken)
+    (tmp_path / f"reflections-none-{latents.key}.json").write_text("[[1, 2], [3, 4]]")
     assert data.reflect(critic, latents, tmp_path) == data.reflect(critic, latents, tmp_path / "b")
 
 
 # ----------------------------------------------------------------------------- the order of samples
 
-@pytest.mark.parametrize("n, batch", [(10, 4), (7, 7), (3, 8), (1, 2)])
+@pytest.mark.parametrize("n, batch", [(10, 4), (3, 8)])
 def test_each_epoch_is_a_permutation(n, batch):
     flat = [i for step in range(4 * n) for i in data.batch_indices(n, batch, step, seed=5)]
     epochs = [flat[k:k + n] for k in range(0, len(flat), n)]
     assert all(sorted(epoch) == list(range(n)) for epoch in epochs)
     if n > 6:
         assert len({tuple(epoch) for epoch in epochs[:5]}) == 5    # each in another order
-
-
-def test_draws_depend_on_step_and_seed_alone():
-    shape = (2, 1, 3, 3)
-    first = data.draws(5, 1, 4, shape)
-    torch.rand(7)
-    assert all(torch.equal(a, b) for a, b in zip(first, data.draws(5, 1, 4, shape)))
-    for other in (data.draws(6, 1, 4, shape), data.draws(5, 2, 4, shape)):
-        assert not any(torch.equal(a, b) for a, b in zip(first, other))
 
 
 def test_select_takes_rows_of_everything(latents, tiny):

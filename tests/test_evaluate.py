@@ -5,12 +5,11 @@ import math
 
 import numpy as np
 import pytest
-import torch
 
 import evaluate
-from common.files import BadInput, markdown
+from common.files import BadInput
 from common.intervals import COLUMNS, geometric_mean, interval, overall, paired_difference
-from evaluate import generate, judge, table
+from evaluate import judge, table
 from tiny import world
 
 
@@ -29,17 +28,6 @@ def test_geometric_mean_by_hand():
     assert geometric_mean(1, 2, 4, 8) == pytest.approx(64 ** .25)
     assert geometric_mean(2, None, 4, 8) == pytest.approx(4)    # of three on ICVG
     assert geometric_mean(0, 10, 10, 10) == 0
-
-
-@pytest.mark.parametrize("score", [overall, geometric_mean])
-def test_a_better_score_never_lowers_the_sum(score):
-    rng = np.random.default_rng(0)
-    for low in rng.uniform(0, 10, (200, 4)):
-        for k in range(4):
-            high = low.copy()
-            high[k] = rng.uniform(low[k], 10)
-            assert score(*high) >= score(*low) and 0 <= score(*high) <= 10
-    assert score(3, None, 5, 6) <= score(4, None, 5, 6)
 
 
 def test_interval_by_hand():
@@ -84,49 +72,10 @@ def test_table_by_hand():
     assert cells["all"][:2] == ["3", "2"] and cells["all"][2] == "5.33"
 
 
-def test_a_table_is_aligned_with_its_numbers_to_the_right():
-    text = markdown([["", "ms"], ["SFT", "1"], ["USO", "100"]])
-    assert text.splitlines() == ["|     |  ms |", "| --- | --: |", "| SFT |   1 |", "| USO | 100 |"]
-
-
 def test_no_interval_leaves_the_scale():
     rows = [{"type": "A", "failed": None, **dict.fromkeys(COLUMNS, value)}
             for value in (0, 0, 0, 0, 9)]
     assert "1.80 [0.00, 6.80]" in table(rows)            # Student's t goes down to -3.20
-
-
-# ----------------------------------------------------------------------------- generate and judge
-
-class Echo:
-    """A stand-in for the model: an edit is its source."""
-    device = "cpu"
-
-    def __init__(self):
-        self.asked = []
-
-    def sample(self, source, instructions, steps, guidance, seed):
-        self.asked.append((instructions, steps, guidance, seed))
-        return source
-
-
-def test_each_samples_noise_goes_by_its_number_whatever_the_batch():
-    triplets, model = [world.make_triplet(i, "rave", "val") for i in range(5)], Echo()
-    pairs = [pair for now, edits in generate(model, triplets, 7, .5, seed=100, batch=2)
-             for pair in zip(now, edits, strict=True)]
-    words = [triplet.instruction for triplet in triplets]
-    assert model.asked == [(words[:2], 7, .5, 100), (words[2:4], 7, .5, 102),
-                           (words[4:], 7, .5, 104)]
-    assert len(pairs) == 5 and all(torch.equal(edit, triplet.source) for triplet, edit in pairs)
-
-
-@pytest.mark.parametrize("subset", ["rave", "icvg"])
-def test_the_target_is_worth_ten_and_the_source_nothing(subset):
-    triplet = world.make_triplet(0, subset, "val")
-    for video, worth in ((triplet.target, 10), (triplet.source, 0)):
-        row = judge(triplet, video)
-        assert set(row) == {"failed", *COLUMNS} and row["failed"] is None
-        assert [row["EA"], row["Overall"]] == pytest.approx([worth] * 2, abs=.01)
-        assert (row["PC"] is None) == (subset == "icvg")
 
 
 def test_a_video_that_is_not_finite_has_no_score():
@@ -182,16 +131,9 @@ def test_a_stopped_evaluation_goes_on_where_its_scores_end(asked, tmp_path):
     assert asked[:2] == [2, 4]                           # (then the strips' clips)
     assert {name: (folder / name).read_bytes() for name in whole} == whole
     assert (folder / "strips.png").exists()
-
-
-def test_nothing_is_scored_twice(asked, tmp_path):
-    score(tmp_path)
     asked.clear()
-    score(tmp_path)
+    score(tmp_path)                                      # nothing is left to do
     assert asked == []
-
-
-def test_another_seed_has_another_folder(asked, tmp_path):
     score(tmp_path, "--seed", "7")
     assert asked == [7, 9, 11] and (tmp_path / "tiny-rave-test-seed-7" / "table.md").exists()
 

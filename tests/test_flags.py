@@ -55,7 +55,6 @@ BAD = {
         ("--video a.mp4 --instruction wait --out e.mp4 --stride wide", "--stride"),
         ("--video file/a --instruction wait --out file/a.mp4", "--out file/a.mp4: cannot be wri"),
     ],
-    "tiny.drift": [("--out w.txt", "w.txt: is written as .png")],
     "tiny.world": [("--number 1 --out file/w.png", "file: Not a directory")],
     "experiments.moving_picture": [("--checkpoint x --out w.png", "w.png: is written as .gif")],
     "pretrain.vae": [

@@ -5,8 +5,7 @@ import torch
 from diffusers import AutoencoderKLWan
 from torch.utils.flop_counter import FlopCounterMode
 
-from model import (PARTS, TRAINED, UnifiedModel, add_noise, flow_loss, sample_timesteps,
-                   velocity_target)
+from model import PARTS, TRAINED, UnifiedModel, add_noise, sample_timesteps, velocity_target
 from presets import PRESETS
 
 TINY = PRESETS["tiny"]
@@ -24,7 +23,7 @@ def test_trigger_rates_of_table_6():
         assert (t < tau).float().mean().item() == pytest.approx(p, abs=4 * (p * (1 - p) / n) ** .5)
 
 
-@pytest.mark.parametrize("shift", [.5, 3., 8.])
+@pytest.mark.parametrize("shift", [.5, 8.])
 def test_noise_levels_are_shifted_uniform_numbers(shift):
     t = sample_timesteps(50_000, shift, torch.Generator().manual_seed(0))
     u = t / (shift - (shift - 1) * t)                    # undone: uniform again
@@ -43,13 +42,6 @@ def test_eq_2_by_hand():
     x_t = add_noise(x0, noise, torch.tensor([0., .25, 1.]))
     assert x_t[:, 0, 0, 0].tolist() == [[2, 2], [0, 0], [-6, -6]]
     assert velocity_target(x0, noise).unique().tolist() == [-8]
-
-
-def test_flow_loss_is_a_mean_for_each_sample(latents):
-    other = torch.zeros_like(latents)
-    other[1] += 2
-    want = ((latents - other).numpy() ** 2).reshape(2, -1).mean(1)
-    assert flow_loss(latents, other).tolist() == pytest.approx(want.tolist(), rel=1e-5)
 
 
 # ------------------------------------------------------------------------------------ the connector
@@ -94,12 +86,6 @@ def test_what_is_too_long_raises(tiny, latents):
         tiny.context(latents[:1], bridged, [torch.zeros(room + 1, width)])
     with pytest.raises(ValueError, match=f"the limit is {TINY.text_length}: shorten"):
         tiny.encode_text([SHORT, "wait " * 60])
-
-
-def test_text_does_not_depend_on_the_batch(tiny):
-    for text, b in zip((SHORT, LONG), tiny.encode_text([SHORT, LONG])):
-        a, = tiny.encode_text([text])
-        assert a.shape == b.shape and torch.allclose(a, b, atol=1e-5)
 
 
 # ---------------------------------------------------------------------------------------------- VAE
@@ -178,15 +164,6 @@ def test_guidance_and_euler_by_hand(tiny, sources, g):
     assert torch.allclose(got, want, atol=1e-4)
 
 
-def test_no_guidance_asks_the_generator_once_a_step(tiny, sources, monkeypatch):
-    sizes, velocity = [], tiny.velocity
-    monkeypatch.setattr(tiny, "velocity",
-                        lambda x, *rest: sizes.append(len(x)) or velocity(x, *rest))
-    tiny.sample(sources[:1], [SHORT], steps=2, guidance=0)
-    tiny.sample(sources[:1], [SHORT], steps=1, guidance=2)
-    assert sizes == [1, 1, 2]
-
-
 # ---------------------------------------------------------------------------------- parts and sizes
 
 def test_freeze_leaves_only_the_generator_and_its_adapter(tiny_dir):
@@ -224,15 +201,6 @@ def test_the_released_weights_have_these_numbers_of_parameters(real):
     assert count("vae") == pytest.approx(126.9e6, rel=.01)
     assert count("transformer") == pytest.approx(1.42e9, rel=.02)
     assert len(real.transformer.state_dict()) == 825
-
-
-def test_the_connector_of_the_real_size(real):
-    assert real.vlm.llm.config.rope_parameters["rope_theta"] == 500_000
-    with torch.device("meta"):
-        patches = torch.empty(1, 27 * 27, 1152)
-        assert real.vlm.mm_projector(patches).shape == (1, 196, 4096)
-        assert real.ar_head(torch.empty(2, 9, 4096), torch.ones(2, 9)).shape == (2, 4, 1152)
-        assert real.adapter(torch.empty(2, 4, 1152)).shape == (2, 1024, 4096)
 
 
 def test_the_context_of_the_real_size(real):

@@ -3,7 +3,6 @@
 import copy
 import os
 import shlex
-from pathlib import Path
 
 import imageio.v3 as iio
 import pytest
@@ -12,7 +11,7 @@ import torch
 import sample
 from clips import numbered, numbers
 from common.files import BadInput
-from common.video import read_video, to_bytes, write_video
+from common.video import read_video, write_video
 from presets import PRESETS
 from tiny import world
 
@@ -51,15 +50,6 @@ def test_what_is_written_is_what_the_model_makes(clip, tiny, tiny_dir, tmp_path,
     assert (right - want[0]).abs().mean() < .15
 
 
-def test_a_folder_of_frames(tiny_dir, tmp_path):
-    (tmp_path / "frames").mkdir()
-    for k, frame in enumerate(to_bytes(world.make_triplet(1, "rave", "val").source)):
-        iio.imwrite(tmp_path / "frames" / f"{k}.png", frame.permute(1, 2, 0).numpy())
-    run({"--video": tmp_path / "frames", "--instruction": "wait", "--out": tmp_path / "a.mp4",
-         "--checkpoint": tiny_dir, "--steps": 1})
-    assert (tmp_path / "a.mp4").exists()
-
-
 @pytest.mark.parametrize("flags, held", [
     ({"--stride": 1, "--start": 3}, range(3, 12)), ({}, range(0, 24, 3)),
     ({"--stride": "spread", "--start": 15}, range(15, 24))])
@@ -75,13 +65,9 @@ def test_which_frames_are_edited(tiny_dir, tmp_path, capsys, flags, held):
 
 
 BAD = [("--video none.mp4", "none.mp4: there is no such video"),
-       ("--out taken.mp4", "taken.mp4: cannot be written"),
        ("--out link.mp4", "--out link.mp4: would overwrite the source"),
-       ("--video e_side_by_side.mp4 --out e.mp4", "would overwrite the source"),
        (f"--instruction '{'wait ' * 60}'", "--instruction: an instruction is"),
-       ("--instruction '\ud83d of a letter'", "--instruction: "),
        ("--stride 2", "my.mp4: has 9 frames and 17 are needed"),
-       ("--checkpoint nowhere", "nowhere"),
        ("--checkpoint nan", "the edited video is not finite")]
 
 
@@ -101,8 +87,6 @@ def workplace(clip, tiny_dir, nan_dir, tmp_path, monkeypatch):
     os.symlink(tiny_dir, "model")
     os.symlink(nan_dir, "nan")
     os.symlink("my.mp4", "link.mp4")
-    Path("taken.mp4").mkdir()
-    Path("e_side_by_side.mp4").write_bytes(clip.read_bytes())
 
 
 @pytest.mark.parametrize("flags, words", BAD)
@@ -113,4 +97,4 @@ def test_bad_input_is_one_line_and_nothing_is_half_written(workplace, flags, wor
         sample.main(shlex.split(f"{good} {flags}"))
     line = str(error.value)
     assert words in line and len(line) < 500 and "\n" not in line
-    assert sorted(os.listdir()) == before and not os.listdir("taken.mp4")
+    assert sorted(os.listdir()) == before

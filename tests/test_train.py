@@ -19,7 +19,7 @@ import train
 from by_hand import a_step, by_hand
 from common.distributed import mean_log
 from common.files import BadInput
-from common.run import check_run, read_run
+from common.run import read_run
 from common.video import write_video
 from critic import Critic
 from data import batch_indices, draws
@@ -114,8 +114,7 @@ def compare_with_hand(encoded, args, critic, step, parts):
 
 
 @pytest.mark.parametrize("flags", [
-    "", "--objective sft", "--lambda 2 --drop 1", "--tau 1 --decode exact", "--think none",
-    "--think full --decode exact", "--accumulate 2"])
+    "", "--objective sft", "--lambda 2 --drop 1", "--think full --decode exact", "--accumulate 2"])
 def test_a_step_by_hand(encoded, made, flags):
     """Three of four samples are gated, two have lost their condition."""
     args, critic, batches = made("--drop", ".5", *flags.split())
@@ -153,17 +152,10 @@ def test_the_critic_is_asked_about_gated_samples_alone(encoded, made, monkeypatc
 
 # ----------------------------------------------------------------------------------- whole runs
 
-def test_what_a_run_leaves(sft):
+def test_what_is_saved_is_the_base_but_for_the_trained_parts(sft, tiny):
     left = sorted(path.name for path in sft.iterdir())
     assert left == ["curves.png", "lock", "log.csv", "model", "run.json", "state.pt"]
     assert len(weights(sft)) == 2                        # G and the visual context adapter
-    log = read_log(sft)
-    assert [row["step"] for row in log] == [0, 1, 2, 3]
-    assert set(log[0]) == {"step", "loss", "grad_norm", "flow_loss", "trigger_rate"}  # no critic
-    assert all(row["loss"] == row["flow_loss"] for row in log)
-
-
-def test_what_is_saved_is_the_base_but_for_the_trained_parts(sft, tiny):
     model = load_model(sft)
     for name, p in tiny.named_parameters():
         trained = name.partition(".")[0] in TRAINED
@@ -200,14 +192,6 @@ def test_no_part_of_the_critic_moves(uso_and_model, tiny):
     assert {k.split(".")[0] for k in moved} == set(TRAINED)
     buffers = dict(tiny.named_buffers())
     assert all(torch.equal(b, buffers[k]) for k, b in model.named_buffers())
-
-
-def test_more_frames_for_the_vlm_are_another_condition(finetune, uso, tmp_path):
-    row, = read_log(finetune(tmp_path / "run", "--vlm-frames", "5", "--decode", "exact",
-                             "--tau", "1", "--steps", "1"))
-    first = read_log(uso)[0]
-    assert row["flow_loss"] != pytest.approx(first["flow_loss"], abs=1e-5)
-    assert math.isfinite(row["loss"])
 
 
 def test_scores_before_and_after(finetune, tmp_path, capfd):
@@ -318,57 +302,24 @@ def test_own_videos(finetune, manifest, tmp_path, capfd):
 
 # ------------------------------------------------------------------------------------ bad input
 
-def refused(folder, words, *flags):
-    """BadInput, in a line that has `words` in it, and `folder` is as it was."""
-    def files():
-        return {p: p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
-    before = files()
-    with pytest.raises(BadInput) as error:
-        train.main([*map(str, flags)])
-    line = str(error.value)
-    assert words in line and "\n" not in line and len(line) < 1000
-    assert files() == before
-
-
 @pytest.mark.parametrize("flags, words", [
-    (["--vlm-frames", "10"], "--vlm-frames 10"),
     (["--vlm-frames", "5"], "--vlm-frames 5: a clip has 3"),
-    (["--out", "file/run"], "cannot be written"),
-    (["--cache", "file"], "cannot be written"),
     (["--weights", "nowhere"], "cannot load nowhere"),
-    (["--data", "none.jsonl"], "none.jsonl: cannot be read"),
     (["--data", "triplets.jsonl"], "triplets.jsonl:1: is not JSON"),
     (["--preset", "wan1.3b"], "not 'wan1.3b': pass --preset tiny")])
 def test_what_cannot_be_used(small, manifest, tmp_path, monkeypatch, flags, words):
     """What parsing the flags alone does not find; see test_flags.py for that."""
     monkeypatch.chdir(tmp_path)
-    Path("file").write_text("no folder")
-    refused(tmp_path, words, *small, "--out", "new", "--objective", "sft", *flags)
+    with pytest.raises(BadInput, match=words):
+        train.main([*small, "--out", "new", "--objective", "sft", *flags])
+    assert not Path("new").exists()
 
 
-def test_the_batch_must_divide_among_ranks(small, monkeypatch):
-    monkeypatch.setattr(train, "WORLD_SIZE", 2)
-    with pytest.raises(BadInput, match="--batch 3 does not divide among 2 ranks: .* multiple of 2"):
-        train.parse([*small, "--batch", "3"])
-
-
-@pytest.mark.parametrize("flags, words", [
-    (["--lambda", "1"], "another --lambda (0.25, not 1.0)"),
-    (["--objective", "sft"], "another --objective (uso, not sft)"),
-    (["--steps", "9"], "another --steps (4, not 9)")])
-def test_other_settings_in_a_run_folder_are_refused(small, uso, flags, words):
-    refused(uso, words, *small, "--out", uso, "--tau", "1", *flags)
-
-
-@pytest.mark.parametrize("flags", [
-    ["--save-every", "7"], ["--eval-items", "3"], ["--cache", "elsewhere"]])
-def test_a_run_goes_on_where_other_settings_do_not_matter(small, uso, flags):
-    check_run(uso, train.settings_of(train.parse([*small, "--tau", "1", *flags])))
-
-
-def test_resume_has_the_flags_of_the_run(uso):
-    args = train.parse(["--resume", str(uso)])
-    assert args.out == uso and train.settings_of(args) == read_run(uso)["settings"]
+def test_a_folder_with_another_run_is_left_as_it_is(small, uso):
+    before = {path: path.read_bytes() for path in uso.rglob("*") if path.is_file()}
+    with pytest.raises(BadInput, match=r"another --lambda \(0.25, not 1.0\)"):
+        train.main([*small, "--out", str(uso), "--tau", "1", "--lambda", "1"])
+    assert before == {path: path.read_bytes() for path in uso.rglob("*") if path.is_file()}
 
 
 def test_from_the_shell(tmp_path):

@@ -9,8 +9,7 @@ import torch
 from critic import THINK, Critic
 from presets import PRESETS
 from pretrain import heads
-from pretrain.chats import (caption_row, find_parts, teach, thought_row, token_ids, verdict_row,
-                            world_tokenizer)
+from pretrain.chats import teach, token_ids, verdict_row, world_tokenizer
 from pretrain.lessons import MISS_SHARE, grade, vlm_frames, vlm_lesson
 from pretrain.vlm import order
 from tiny.world import MISSES, make_triplet
@@ -74,16 +73,6 @@ def test_losses_against_one_row_at_a_time(vlm):
     assert taught.verdict_loss.item() == pytest.approx(verdict_loss, abs=1e-4)
     assert taught.margin.tolist() == pytest.approx(torch.stack(margins).tolist(), abs=1e-4)
     assert taught.there.shape == taught.expected.shape == taught.found.shape == (1, 3, WIDTH)
-
-
-def test_compared_tokens_are_those_of_source_and_edit(vlm):
-    source, edited = torch.full((3, WIDTH), 1.), torch.full((3, WIDTH), 2.)
-    rows = [verdict_row("expect", source, edited, "wait", "it is ice", "", 1.),
-            caption_row(source, "a lake of water"), thought_row(source, "wait", "it is ice")]
-    embeddings, mask = vlm.join([[part for part, _ in row] for row in rows])
-    _, _, compared = find_parts(vlm, rows, mask.shape[1])
-    (row, start, end), = compared
-    assert row == 0 and embeddings[0, start:end, 0].tolist() == [1, 2, 1, 2, 1, 2]
 
 
 # ------------------------------------------------------------------------------ the dense questions

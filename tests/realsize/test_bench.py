@@ -7,7 +7,6 @@ import torch
 
 import bench
 from common.files import BadInput
-from critic import Critic
 from presets import PRESETS
 from realsize import bench as real_bench
 from small import SMALL
@@ -20,12 +19,10 @@ def model(monkeypatch):
     return real_bench.random_model()
 
 
-def test_what_is_measured(model, monkeypatch):
+def test_what_is_measured(model):
     assert not [k for k, x in (*model.named_parameters(), *model.named_buffers()) if x.is_meta]
     assert {p.dtype for p in model.vlm.parameters()} == {torch.bfloat16}
     assert {p.dtype for p in model.transformer.parameters()} == {torch.float32}
-    thoughts = Critic.thoughts
-    monkeypatch.setattr(Critic, "thoughts", lambda *args: thoughts(*args, limit=2))
     result = real_bench.measure(model, 1, 1, peak=1e9)
     assert list(result["steps"]) == ["SFT", "exact/expect", "own edits"]
     sft = result["steps"]["SFT"]["tau"][bench.TAU]["ms"]

@@ -12,10 +12,10 @@ from PIL import Image
 
 from common.video import to_bytes
 from tiny import world
-from tiny.contact_sheet import contact_sheet, drawable, shorten
+from tiny.contact_sheet import contact_sheet, drawable
 from tiny.draw import paint, render
 from tiny.rules import RULES, TYPES
-from tiny.scene import PLACES, SIZE, apply, caption, literal, random_scene
+from tiny.scene import PLACES, apply, caption, literal, random_scene
 from tiny.world import MISSES, SPLITS, SUBSETS, judge, make_triplet
 
 RULES_OF = [(kind, rule) for kind, rules in RULES.items() for rule in rules]
@@ -82,14 +82,6 @@ def test_it_is_the_world_that_the_weights_were_trained_on():
         "c95eedb0f807839c", "853dc921cdd74a96", "2795178a6e744126"]
 
 
-def test_a_video_is_as_promised(triplets):
-    for t in triplets:
-        for video in (t.source, t.target):
-            assert video.shape == (world.FRAMES, 3, SIZE, SIZE) and video.dtype == torch.float32
-            assert video.min() >= -1 and video.max() <= 1
-        assert torch.equal(t.source, render(t.before)) and torch.equal(t.target, render(t.after))
-
-
 def test_types_rules_and_phrasings():
     assert TYPES == {"rave": ["Temporal Reasoning", "Spatial Reasoning", "Physical Causality",
                               "Semantic Inference"],
@@ -100,14 +92,6 @@ def test_types_rules_and_phrasings():
             assert sum(rule.type == type for rule in RULES[kind]) >= 3, type
     phrases = [phrase for _, rule in RULES_OF for phrase in rule.phrases]
     assert len(set(phrases)) == len(phrases) == 5 * len(RULES_OF)            # one held out of five
-
-
-@pytest.mark.parametrize("kind, rule", RULES_OF, ids=[r.name for _, r in RULES_OF])
-def test_a_rule_applies_at_its_held_out_place_and_elsewhere(kind, rule, scenes):
-    """Or make_triplet would look for a scene without end."""
-    found = outcomes(kind, rule, scenes[rule.away])
-    assert found, f"{rule.name} never applies in a {rule.away}: choose another"
-    assert any(outcomes(kind, rule, scenes[p]) for p in PLACES if p != rule.away)
 
 
 @pytest.mark.parametrize("subset, split", [
@@ -124,12 +108,6 @@ def test_held_out_phrases_and_places_are_in_cross_alone(subset, split):
         assert bool(re.fullmatch(held_out, t.instruction)) == (subset == "cross")
         assert (t.before.place == rule.away) == (subset == "cross")
     assert seen == set(rules)
-
-
-def test_the_literal_subset_is_literal():
-    for i in range(8):
-        t = make_triplet(i, "literal", "test")
-        assert t.instruction == t.literal == literal(t.before, t.edit)
 
 
 def test_no_instruction_states_the_operation():
@@ -166,15 +144,6 @@ def test_the_examples_of_the_paper(scenes):
     c = replace(b, things=(replace(b.things[0], x=.5, vx=0., y=b.things[0].floor),))
     sides = [ask("light", replace(c, light=side)).split()[-1] for side in (-1, 1)]
     assert sides == ["left", "right"]
-
-
-def test_unknown_names_raise():
-    with pytest.raises(ValueError, match="unknown subset 'raven'.*rave, icvg, literal, cross"):
-        make_triplet(0, "raven")
-    with pytest.raises(ValueError, match="no split 'dev'.*train, val, test"):
-        make_triplet(0, "rave", "dev")
-    with pytest.raises(ValueError, match="never trained on"):
-        make_triplet(0, "cross", "train")
 
 
 # --------------------------------------------------------------------------------------- the oracle
@@ -245,13 +214,10 @@ def test_half_an_edit_is_worth_half(triplets):
 
 def test_what_the_oracle_cannot_score_raises(triplets):
     t = triplets[0]
-    for video in (t.target[:-1], t.target[..., :-2], t.target[None]):
-        with pytest.raises(ValueError, match="the oracle needs"):
-            judge(t, video)
+    with pytest.raises(ValueError, match="the oracle needs"):
+        judge(t, t.target[:-1])
     with pytest.raises(ValueError, match="not finite"):
         judge(t, torch.full_like(t.target, float("nan")))
-    with pytest.raises(ValueError, match="unknown miss"):
-        world.near_miss(t, "none", np.random.default_rng(0))
 
 
 # -------------------------------------------------------------------------------- the contact sheet
@@ -262,13 +228,6 @@ def test_no_instruction_becomes_boxes():
     text, fonts = drawable("snow \U0002a6a5")             # four dragons, in hardly any font
     missing = fonts == ["DejaVu Sans"]                   # no font of this machine has it
     assert text == ("snow \\U0002a6a5" if missing else "snow \U0002a6a5")
-
-
-def test_long_instructions_are_cut_by_their_width():
-    assert shorten("as it is", 8) == "as it is"
-    assert shorten("as it was", 8) == "as it..."
-    assert shorten("水面结冰", 8) == "水面结冰"
-    assert shorten("水面结冰了", 8) == "水面..."
 
 
 def test_a_contact_sheet(tmp_path):
@@ -283,8 +242,3 @@ def test_a_contact_sheet(tmp_path):
     assert abs(frame.astype(int) - want.numpy()).max() <= 1
     assert (picture[44:44 + 96, 2 * 12 + 3 * 98:] == 255).all()
     assert [p.name for p in tmp_path.iterdir()] == ["sheet.png"]
-
-
-def test_the_command(tmp_path):
-    world.main(["--number", "2", "--subset", "icvg", "--out", str(tmp_path / "new" / "world.png")])
-    assert Image.open(tmp_path / "new" / "world.png").size[0] > 600
