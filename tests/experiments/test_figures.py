@@ -10,9 +10,8 @@ from common.intervals import bootstrap_interval
 from critic import THINK
 from experiments import figures, gradient_probe, one_step_probe, scores
 from experiments.one_step_probe import NOISED
-from experiments.runs import (BASE, GAMED_RUNS, HALF, HEADLINE, LEARNERS, MAP, MAP_LONGER,
-                              OWN_EDITS_ON_FEW, SFT_ON_FEW, TAUS, TRIPLETS, Score,
-                              Study, run_of_triplets)
+from experiments.runs import (BASE, HALF, HEADLINE, LEARNERS, MAP, OWN_EDITS_ON_FEW, SFT_ON_FEW,
+                              TAUS, TRIPLETS, Score, Study, run_of_triplets)
 
 
 @pytest.fixture(autouse=True)
@@ -73,34 +72,14 @@ def test_headline_is_paired_and_says_what_could_have_been_seen(study, pretend):
     assert (study.out / "headline.png").stat().st_size > 1000
 
 
-def test_gamed_has_each_run_once_with_both_margins(study, pretend):
-    study = study(n=4, seeds=range(1))
-    assert len(GAMED_RUNS) == len(set(GAMED_RUNS)) == 1 + 7
-    for number, run in enumerate(GAMED_RUNS):
-        pretend(study, Score(run, "rave", "val"), 0, [number] * 4, [number / 10] * 4)
-    _, *tables = figures.figure_gamed(study).split("\n\n")
-    rows, gains = map(cells_of, tables)
-    assert [row[0] for row in rows] == GAMED_RUNS
-    assert [row[0] for row in gains] == GAMED_RUNS[2:]                     # base and sft are none
-    assert [float(row[3].split()[0]) for row in gains] == [1, 2, 3, 4, 5, 6]
-    for number, row in enumerate(rows):
-        assert [float(cell.split()[0]) for cell in row[1:4]] == [number / 10, -number / 10, number]
-    assert (study.out / "gamed.png").stat().st_size > 10_000
-
-
-def pretend_map(study, pretend, places):
+def test_map_is_uso_minus_sft_place_by_place(study, pretend):
     """SFT has 1 everywhere, USO 0.1 more from place to place."""
-    scores = {}
-    for number, place in enumerate(places):
+    study, scores = study(n=5, seeds=range(1), steps=100), {}
+    for number, place in enumerate(MAP):
         sft, uso = place.runs
         scores |= {sft: 1, uso: 1 + number / 10}
     for run, value in scores.items():
         pretend(study, Score(run, "rave"), 0, [value] * 5)
-
-
-def test_map_is_uso_minus_sft_place_by_place(study, pretend):
-    study = study(n=5, seeds=range(1), steps=100)
-    pretend_map(study, pretend, MAP)
     head, table, differences = figures.figure_map(study).split("\n\n")
     assert "RAVE, 100 steps" in head
     rows = cells_of(table)
@@ -110,27 +89,6 @@ def test_map_is_uso_minus_sft_place_by_place(study, pretend):
     found = [float(row[1].split()[0]) for row in cells_of(differences)]
     assert found == pytest.approx([.4, .2, .2, .6, .4])
     assert (study.out / "map.png").stat().st_size > 10_000
-
-
-def test_longer_map_is_drifted_data_with_both_critics(study, pretend):
-    study = study(n=5, seeds=range(1), steps=100)
-    pretend_map(study, pretend, MAP_LONGER)
-    head, table = figures.figure_map_longer(study).split("\n\n")
-    assert "RAVE, 500 steps" in head
-    assert [row[:3] for row in cells_of(table)] == [["drift-60", "own", "m_0"],
-                                                    ["drift-60", "hardened", "m_0"]]
-
-
-def test_one_step_figure_is_pearson_by_what_is_noised(study, monkeypatch):
-    ea = [[0., 1, 2, 3]] * 3
-    found = {"EA": ea, "clean": ea}
-    for name, margin in zip(NOISED, ([0, 1, 2, 3], [3, 2, 1, 0], [0, 1, 1, 0])):
-        found |= {f"{name} {tau}": [margin] * 3 for tau in TAUS}
-    monkeypatch.setattr(figures, "one_step_margins", lambda study: found)
-    study = study(n=4)
-    rows = [line.split("|") for line in figures.figure_one_step(study).splitlines()[4:]]
-    assert [float(row[2].split()[0]) for row in rows] == [pytest.approx(r) for r in (1, -1, 0)]
-    assert (study.out / "one-step.png").stat().st_size > 5_000
 
 
 def test_one_step_estimates_of_what_is_noised(study, tiny_dir, monkeypatch):

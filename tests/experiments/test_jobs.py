@@ -9,8 +9,7 @@ import pytest
 from common.files import BadInput
 from experiments import jobs
 from experiments.jobs import Job, plan
-from experiments.runs import (BASE, HALF, NEEDED_SCORES, OWN_EDITS_ON_FEW, RUNS, SFT_ON_FEW,
-                              Score)
+from experiments.runs import BASE, NEEDED_SCORES, OWN_EDITS_ON_FEW, SFT_ON_FEW, Score
 
 
 def names(chains):
@@ -18,12 +17,6 @@ def names(chains):
 
 
 # ------------------------------------------------------------------------ the plan
-
-def test_every_score_is_of_a_run():
-    for score in [score for scores in NEEDED_SCORES.values() for score in scores]:
-        name = score.run.removesuffix(", equal time").removesuffix(HALF).partition(" on ")[0]
-        assert name in {*RUNS, BASE}
-
 
 def test_what_is_done_is_not_done_again(study, pretend):
     study = study(seeds=range(3))
@@ -88,13 +81,6 @@ def test_all_runs_share_the_data_but_those_on_other_targets(study):
         assert re.findall("--(?:wrong|drift) [.0-9]+", " ".join(job.command)) == flags[own]
 
 
-def test_a_longer_run(study):
-    run = "uso, hardened critic, no m_0 on right, longer"
-    command = jobs.train_job(study(steps=100), run, 3).command
-    assert command[3:11] == ["--critic", "weights/hardened", "--without", "baseline",
-                             "--steps", "500", "--seed", "3"]
-
-
 def test_studies_share_the_runs_that_are_alike_in_both(study, pretend):
     short, long = study(steps=100), study(steps=500, targets="drift-60")
     pretend(short, Score("uso on drift-60, longer", "rave"), 0, [1])
@@ -130,10 +116,3 @@ def test_a_failed_job_is_named_with_its_last_line(study, tmp_path):
     code = "import sys; print('a line'); sys.exit('--batch 0: is wrong')"
     with pytest.raises(BadInput, match="train it failed, .*train-it.txt says: --batch 0: is wrong"):
         jobs.do_all(study(), [[python(code, tmp_path / "never", "train it")]])
-
-
-def test_a_stopped_job_stops_all_of_them(study, tmp_path):
-    never = python("pass", tmp_path / "never")
-    with pytest.raises(KeyboardInterrupt):
-        jobs.do_all(study(), [[python("import sys; sys.exit(130)", tmp_path / "x"), never]])
-    assert not (tmp_path / "never").exists()
