@@ -1,6 +1,5 @@
 """sample.py: from a file to an edited file, and one line for everything that can be wrong."""
 
-import copy
 import os
 import shlex
 
@@ -51,8 +50,7 @@ def test_what_is_written_is_what_the_model_makes(clip, tiny, tiny_dir, tmp_path,
 
 
 @pytest.mark.parametrize("flags, held", [
-    ({"--stride": 1, "--start": 3}, range(3, 12)), ({}, range(0, 24, 3)),
-    ({"--stride": "spread", "--start": 15}, range(15, 24))])
+    ({"--stride": 1, "--start": 3}, range(3, 12)), ({}, range(0, 24, 3))])
 def test_which_frames_are_edited(tiny_dir, tmp_path, capsys, flags, held):
     """--stride and --start choose them, and what is left out is said."""
     write_video(tmp_path / "long.mp4", numbered(24, SIDE, SIDE), scale=2)
@@ -67,25 +65,13 @@ def test_which_frames_are_edited(tiny_dir, tmp_path, capsys, flags, held):
 BAD = [("--video none.mp4", "none.mp4: there is no such video"),
        ("--out link.mp4", "--out link.mp4: would overwrite the source"),
        (f"--instruction '{'wait ' * 60}'", "--instruction: an instruction is"),
-       ("--stride 2", "my.mp4: has 9 frames and 17 are needed"),
-       ("--checkpoint nan", "the edited video is not finite")]
-
-
-@pytest.fixture(scope="session")
-def nan_dir(tiny, tmp_path_factory):
-    """A model whose generator ends in NaN."""
-    broken = copy.deepcopy(tiny)
-    broken.transformer.proj_out.bias.data.fill_(torch.nan)
-    folder = tmp_path_factory.mktemp("nan") / "model"
-    broken.save_pretrained(folder)
-    return folder
+       ("--stride 2", "my.mp4: has 9 frames and 17 are needed")]
 
 
 @pytest.fixture
-def workplace(clip, tiny_dir, nan_dir, tmp_path, monkeypatch):
+def workplace(clip, tiny_dir, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     os.symlink(tiny_dir, "model")
-    os.symlink(nan_dir, "nan")
     os.symlink("my.mp4", "link.mp4")
 
 

@@ -134,7 +134,7 @@ def test_a_step_by_hand_on_two_ranks(encoded, made, monkeypatch):
     compare_with_hand(encoded, args, critic, step, parts)
 
 
-@pytest.mark.parametrize("n", [0, 1, 3])
+@pytest.mark.parametrize("n", [0, 3])
 def test_the_critic_is_asked_about_gated_samples_alone(encoded, made, monkeypatch, n):
     _, critic, batches = made()
     shown = []

@@ -10,21 +10,20 @@ from common.plots import pyplot, save_figure
 
 GAP, LABEL, TOP = 12, 28, 22              # dots: between columns, for an instruction, for the heads
 LETTER = 6.4                                    # dots, the mean width of a letter of an instruction
+FRAMES = (0, 4, 8)                              # of a clip, those that are shown
 
 
-def contact_sheet(items: list, videos: dict[str, list[torch.Tensor]], path: str | Path,
-                  frames: tuple[int, ...] = (0, 4, 8)) -> None:
+def contact_sheet(items: list, videos: dict[str, list[torch.Tensor]], path: str | Path) -> None:
     """Write a PNG: a line for each item, which has an `instruction`, a column for each of `videos`.
 
     videos: {"source": [video, ...], ...}, (F, 3, H, W) in [-1, 1], as many as there are items.
-    frames: the numbers of those that are shown. Raises BadInput where it cannot be written, or is
-    no .png.
+    Raises BadInput where it cannot be written, or is no .png.
     """
     check_writable(path, ".png")
     plt = pyplot()
     h, w = next(iter(videos.values()))[0].shape[-2:]
     scale = max(1, round(100 / h))              # whole dots for a pixel, about 100 dots for a frame
-    strip, line = (scale * w + 2) * len(frames), scale * h + LABEL
+    strip, line = (scale * w + 2) * len(FRAMES), scale * h + LABEL
     width = (strip + GAP) * len(videos) + GAP
     height = line * len(items) + TOP
     figure = plt.figure(figsize=(width / 100, height / 100), dpi=100)
@@ -36,7 +35,7 @@ def contact_sheet(items: list, videos: dict[str, list[torch.Tensor]], path: str 
         left = GAP + c * (strip + GAP)
         write(left + strip / 2, TOP - 8, name, size=10, weight="bold", ha="center")
         for r, video in enumerate(clips[:len(items)]):
-            picture = filmstrip(video, frames, scale)
+            picture = filmstrip(video, scale)
             upper = TOP + r * line + 22
             sheet[:, upper:upper + picture.shape[1], left:left + strip] = picture
     for r, item in enumerate(items):
@@ -47,10 +46,10 @@ def contact_sheet(items: list, videos: dict[str, list[torch.Tensor]], path: str 
     save_figure(figure, path)
 
 
-def filmstrip(video: torch.Tensor, frames: tuple[int, ...], scale: int) -> torch.Tensor:
-    """Frames of (F, 3, H, W) side by side, two white dots after each: (3, H', W') in [0, 1]."""
+def filmstrip(video: torch.Tensor, scale: int) -> torch.Tensor:
+    """FRAMES of (F, 3, H, W) side by side, two white dots after each: (3, H', W') in [0, 1]."""
     pictures = []
-    for k in frames:
+    for k in FRAMES:
         frame = video[min(k, len(video) - 1)].detach().float().cpu().nan_to_num()
         frame = ((frame + 1) / 2).clamp(0, 1)
         frame = frame.repeat_interleave(scale, 1).repeat_interleave(scale, 2)

@@ -131,18 +131,3 @@ def test_another_critic_judges(run, uso, tiny_dir, tmp_path):
     train.main(["--resume", str(judged), "--steps", "2"])
     _, how = train.parse(["--resume", str(judged), "--steps", "2"])
     assert how.critic == str(tmp_path / "other") and len(read_log(judged)) == 2
-
-
-@pytest.mark.parametrize("flags, says", [
-    (["--objective", "rwr", "--lambda", "0"], "--lambda 0: would leave rwr without its critic"),
-    (["--pairs", "no.jsonl"], "--pairs no.jsonl: no such file"),
-    (["--pairs", "9", "--without", "baseline"], "is for USO, not for own edits"),
-    (["--pairs", "9", "--objective", "rwr"], "rwr has no use for them"),
-    (["--pairs", "9", "--objective", "sft"], "no critic is asked at lambda 0"),
-    (["--with-m0"], "is for own edits, with --pairs"),
-    (["--objective", "refl", "--without", "flow"], "--without flow: is for --objective uso"),
-    (["--critic", "nowhere"], "--critic nowhere: holds no weights"),
-    (["--resume", "nowhere", "--out", "x"], "drop them")])
-def test_bad_flags(flags, says):
-    with pytest.raises(BadInput, match=says):
-        train.parse(flags)

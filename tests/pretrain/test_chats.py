@@ -2,7 +2,6 @@
 
 import math
 
-import numpy as np
 import pytest
 import torch
 
@@ -10,9 +9,9 @@ from critic import THINK, Critic
 from presets import PRESETS
 from pretrain import heads
 from pretrain.chats import teach, token_ids, verdict_row, world_tokenizer
-from pretrain.lessons import MISS_SHARE, grade, vlm_frames, vlm_lesson
+from pretrain.lessons import grade, vlm_frames, vlm_lesson
 from pretrain.vlm import order
-from tiny.world import MISSES, make_triplet
+from tiny.world import make_triplet
 
 TINY = PRESETS["tiny"]
 WIDTH = TINY.llama["hidden_size"]
@@ -77,19 +76,6 @@ def test_losses_against_one_row_at_a_time(vlm):
 
 # ------------------------------------------------------------------------------ the dense questions
 
-def test_cells_in_reading_order():
-    points = torch.arange(16).view(4, 4)
-    cells = [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
-    assert heads.by_cell(points).tolist() == cells
-
-
-def test_balanced_is_half_of_either_side():
-    loss = torch.tensor([[1., 2., 3., 9.], [4., 4., 4., 4.]])
-    share = torch.tensor([[0., 0., 0., 1.], [0., 0., 0., 0.]])
-    where_0, where_1 = ((1 + 2 + 3) / 3 + 4) / 2, (9 + 0) / 2
-    assert heads.balanced(loss, share).item() == pytest.approx((where_0 + where_1) / 2)
-
-
 def test_comparing_asks_where_the_edit_differs_from_the_target(tiny, monkeypatch):
     """Logits that say so cost little, the opposite much."""
     lesson = vlm_lesson(0)
@@ -119,15 +105,3 @@ def test_grades_are_the_logistic_of_overall_minus_7():
     triplet = make_triplet(0, "rave", "train")
     assert grade(triplet, triplet.target) == pytest.approx(1 / (1 + math.exp(-3)), abs=1e-4)
     assert grade(triplet, triplet.source) == pytest.approx(1 / (1 + math.exp(7)), abs=1e-4)
-
-
-def test_a_lesson():
-    lesson = vlm_lesson(3)
-    triplet = make_triplet(1, "icvg", "train")
-    assert lesson["instruction"] == triplet.instruction and lesson["thought"] == triplet.thought
-    assert set(MISS_SHARE) == set(MISSES) and sum(MISS_SHARE.values()) == pytest.approx(1)
-    assert lesson["labels"].shape == lesson["wanted"].shape == (3, 16, 16)
-    assert np.array_equal(lesson["target"].shape, (9, 3, 32, 32)) and len(lesson["misses"]) == 3
-    for answer in lesson["misses"]:
-        assert answer.frames.shape == (3, 3, 32, 32) and 0 < answer.grade < 1
-    assert np.array_equal(lesson["wrong"][::4], lesson["misses"][-1].frames)
