@@ -115,6 +115,14 @@ def test_manifest(manifest, monkeypatch):
     assert numbers(source) == [0, 2, 3, 4, 6] and numbers(target)[::4] == [0, 5]
 
 
+def test_a_new_video_under_an_old_name_is_another_item(manifest, tmp_path):
+    """Or it would be trained on with the latents that are cached of the old one."""
+    (old,), _ = data.manifest_items(manifest({}), SMALL)
+    write_video(tmp_path / "videos" / "b.gif", numbered(5))
+    (new,), _ = data.manifest_items(manifest({}), SMALL)
+    assert old.key != new.key
+
+
 def test_start_and_stride_of_a_manifest(manifest):
     """The line's, else the preset's: frames from `start` on, every `stride`-th, of both videos."""
     lines = [{}, {"stride": 1}, {"start": 1, "stride": 1}, {"start": 1, "stride": "spread"}]
