@@ -106,11 +106,11 @@ def test_recomputed_gradients_are_the_plain_ones(plain_and_recomputed, how):
     """Of a USO step with all parts in it."""
     gradients = []
     for model in plain_and_recomputed:
-        batch = bench.random_batch(model, 2)
-        batch.thoughts = ["it is cold"] * 2
-        bench.set_gated(batch, 2)
+        way = bench.make_ways(model, 2, [(how, "expect")])[f"{how}/expect"]
+        way.batch.thoughts = ["it is cold"] * 2
+        way.gate(2)
         model.zero_grad()
-        uso_step(model, Critic(model, decode=how), batch, .25)[0].backward()
+        uso_step(model, way.critic, way.batch, .25)[0].backward()
         gradients.append({k: p.grad for k, p in model.named_parameters() if p.grad is not None})
     plain, again = gradients
     assert plain.keys() == again.keys() and len(plain) > 50
@@ -145,11 +145,11 @@ def test_the_bell_weighs_each_sample(tiny, monkeypatch):
     assert bell_weight(t).tolist() == pytest.approx([1.798, .276, .004, 0.], abs=2e-3)
     drawn = sample_timesteps(20_000, generator=seeded())
     assert bell_weight(drawn).mean().item() == pytest.approx(1, abs=.02)
-    batch, critic = bench.random_batch(tiny, 2), Critic(tiny)
-    bench.set_gated(batch, 1)
+    way = bench.make_ways(tiny, 2, [("alone", "expect")])["alone/expect"]
+    way.gate(1)
     monkeypatch.setattr(size_train, "bell_weight", lambda t: 2 * torch.ones_like(t))
     with torch.no_grad():
-        ours, theirs = (step(tiny, critic, batch, .25) for step in (bell_step, uso_step))
+        ours, theirs = (step(tiny, way.critic, way.batch, .25) for step in (bell_step, uso_step))
     assert ours[0].item() == pytest.approx((theirs[0] + theirs[1]["flow_loss"]).item(), rel=1e-5)
     assert ours[1] == theirs[1] | {"flow_loss": pytest.approx(2 * theirs[1]["flow_loss"])}
 
