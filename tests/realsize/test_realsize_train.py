@@ -198,7 +198,6 @@ def test_ranks_that_share_the_vlm_must_ask_together(common, monkeypatch):
 
 # Each run goes on where the one before was killed, before it renamed a file to this name.
 MOMENTS = [
-    "run.json",                                          # nothing is there yet
     "state.pt",                                          # a temporary one is left
     "state.pt.old",
     "state.pt",                                          # it was renamed to state.pt.old
