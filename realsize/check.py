@@ -2,8 +2,8 @@
 
     python -m realsize.check --weights revise_ckpt/
 
-Prints a table part | found | expected | fits, and what is missing or does not fit. Exit code 2 where
-`python -m realsize.convert` would stop.
+Prints a table part | found | expected | fits, and what is missing or does not fit. Exit code 2
+where `python -m realsize.convert` would stop.
 """
 
 import math
