@@ -169,13 +169,6 @@ def test_margin_writes_its_own_thoughts(tiny, sources, edits, think):
     assert torch.equal(asked.margin(sources, edits, WORDS), want)
 
 
-@torch.no_grad()
-def test_baseline_is_the_margin_of_doing_nothing(tiny, sources):
-    asked, thoughts = Critic(tiny), ["the ball", "the sky"]
-    m0 = asked.baseline(sources, WORDS, thoughts)
-    assert torch.equal(m0, asked.margin(sources, sources.clone(), WORDS, thoughts))
-
-
 @pytest.mark.parametrize("think", ["expect", "full"])
 def test_finite_differences(tiny, sources, edits, think):
     """d margin / d pixels along a random direction, in float64."""

@@ -9,8 +9,7 @@ import pytest
 import evaluate
 from common.files import BadInput
 from common.intervals import COLUMNS, geometric_mean, interval, overall, paired_difference
-from evaluate import judge, table
-from tiny import world
+from evaluate import table
 
 
 # ----------------------------------------------------------------------------- scores and intervals
@@ -76,12 +75,6 @@ def test_no_interval_leaves_the_scale():
     rows = [{"type": "A", "failed": None, **dict.fromkeys(COLUMNS, value)}
             for value in (0, 0, 0, 0, 9)]
     assert "1.80 [0.00, 6.80]" in table(rows)            # Student's t goes down to -3.20
-
-
-def test_a_video_that_is_not_finite_has_no_score():
-    triplet = world.make_triplet(0, "rave", "val")
-    row = judge(triplet, triplet.target * math.nan)
-    assert "finite" in row["failed"] and all(row[column] is None for column in COLUMNS)
 
 
 # ------------------------------------------------------------------------------------ the command

@@ -5,7 +5,7 @@ import torch
 from diffusers import AutoencoderKLWan
 from torch.utils.flop_counter import FlopCounterMode
 
-from model import PARTS, TRAINED, UnifiedModel, add_noise, sample_timesteps, velocity_target
+from model import PARTS, UnifiedModel, add_noise, sample_timesteps, velocity_target
 from presets import PRESETS
 
 TINY = PRESETS["tiny"]
@@ -165,14 +165,6 @@ def test_guidance_and_euler_by_hand(tiny, sources, g):
 
 
 # ---------------------------------------------------------------------------------- parts and sizes
-
-def test_freeze_leaves_only_the_generator_and_its_adapter(tiny_dir):
-    model = UnifiedModel.from_pretrained(tiny_dir)
-    trained = model.freeze()
-    want = {id(p) for part in TRAINED for p in model.get_submodule(part).parameters()}
-    assert {id(p) for p in trained} == want and not model.training
-    assert {id(p) for p in model.parameters() if p.requires_grad} == want
-
 
 def test_the_parts_are_the_whole():
     with torch.device("meta"):

@@ -82,14 +82,6 @@ def test_states_do_not_depend_on_the_batch(tiny, sources):
     assert torch.allclose(tiny.bridge(both), singly, atol=1e-5)
 
 
-def test_states_depend_on_the_picked_frames_alone(tiny, sources):
-    unseen = [k for k in range(TINY.frames) if k not in SEEN]
-    blind = sources.clone()
-    blind[:, unseen] = 1.
-    for a, b in zip(tiny.encode_vlm(blind, [SHORT] * 2), tiny.encode_vlm(sources, [SHORT] * 2)):
-        assert torch.equal(a, b)
-
-
 # -------------------------------------------------------------------------------------------- write
 
 def test_what_is_written_is_the_likeliest_next_token_again_and_again(tiny, sources):

@@ -9,9 +9,10 @@ import pytest
 from common.intervals import bootstrap_interval
 from critic import THINK
 from experiments import figures, gradient_probe, one_step_probe, scores
+from experiments.__main__ import maker
 from experiments.one_step_probe import NOISED
-from experiments.runs import (BASE, HALF, HEADLINE, LEARNERS, MAP, OWN_EDITS_ON_FEW, SFT_ON_FEW,
-                              TAUS, TRIPLETS, Score, Study, run_of_triplets)
+from experiments.runs import (BASE, HALF, HEADLINE, NEEDED_SCORES, OWN_EDITS_ON_FEW, SFT_ON_FEW,
+                              TAUS, Score, Study)
 
 
 @pytest.fixture(autouse=True)
@@ -22,9 +23,21 @@ def few_draws(monkeypatch):
         monkeypatch.setattr(module, "bootstrap_interval", few)
 
 
-def cells_of(table):
-    """The cells of a Markdown table, but for its head."""
-    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
+@pytest.mark.parametrize("item", [
+    "table 2", "table 4", "table 5", "figure read", "figure search", "figure gamed", "figure map",
+    "figure map-longer", "figure triplets"])
+def test_each_runs_number_is_shown(study, pretend, item):
+    """Its score; on the maps, what it gained over SFT, whose score is 1."""
+    study, values = study(n=4, seeds=range(1)), {}
+    for score in NEEDED_SCORES[item]:
+        is_sft = score.run.startswith("sft on")
+        value = values.setdefault(score.run, 1 if is_sft else 1.03 + .17 * len(values))
+        pretend(study, score, 0, [value] * 4)
+    text = maker(item)(study)
+    for run, value in values.items():
+        assert f"{value:.2f}" in text or f"{value - 1:+.2f}" in text, run
+    if item.startswith("figure"):
+        assert next(study.out.glob("*.png")).stat().st_size > 10_000
 
 
 def test_figure_4_is_a_rank_correlation(study, pretend):
@@ -72,25 +85,6 @@ def test_headline_is_paired_and_says_what_could_have_been_seen(study, pretend):
     assert (study.out / "headline.png").stat().st_size > 1000
 
 
-def test_map_is_uso_minus_sft_place_by_place(study, pretend):
-    """SFT has 1 everywhere, USO 0.1 more from place to place."""
-    study, scores = study(n=5, seeds=range(1), steps=100), {}
-    for number, place in enumerate(MAP):
-        sft, uso = place.runs
-        scores |= {sft: 1, uso: 1 + number / 10}
-    for run, value in scores.items():
-        pretend(study, Score(run, "rave"), 0, [value] * 5)
-    head, table, differences = figures.figure_map(study).split("\n\n")
-    assert "RAVE, 100 steps" in head
-    rows = cells_of(table)
-    assert rows[3][:4] == ["drift-60", "own", "m_0", "1.00 [1.00, 1.00]"]
-    gains = [float(row[4].split()[0]) for row in rows]
-    assert gains == pytest.approx([number / 10 for number in range(len(MAP))])
-    found = [float(row[1].split()[0]) for row in cells_of(differences)]
-    assert found == pytest.approx([.4, .2, .2, .6, .4])
-    assert (study.out / "map.png").stat().st_size > 10_000
-
-
 def test_one_step_estimates_of_what_is_noised(study, tiny_dir, monkeypatch):
     monkeypatch.setattr(one_step_probe, "MODELS", (BASE,))
     study = study(weights=str(tiny_dir), n=2)
@@ -111,18 +105,3 @@ def test_own_edits_and_halfway_back(study, pretend, tiny_dir, monkeypatch):
     assert gained == {OWN_EDITS_ON_FEW: "+2.00", OWN_EDITS_ON_FEW + HALF: "+1.00"}
     for name in ("own-edits.png", "own-edits-samples.png"):
         assert (study.out / name).stat().st_size > 5_000
-
-
-def test_own_edits_over_triplets_and_what_they_are_worth(study, pretend):
-    study = study(n=5, seeds=range(1))
-    for number, n in enumerate(TRIPLETS):                # SFT has 1, 2, 3, 4; own edits 1 more
-        for ahead, run in enumerate(LEARNERS):
-            for subset in ("rave", "icvg"):
-                score = Score(run_of_triplets(run, n), subset)
-                pretend(study, score, 0, [1 + number + ahead / 2] * 5)
-    text = figures.figure_triplets(study)
-    assert "SFT's on 100, 300, 1200, 1200, read off" in text
-    gained = [line.split("|")[7].split()[0] for line in text.splitlines()
-              if line.startswith("| own edits")]
-    assert gained == ["+1.00"] * 2 * len(TRIPLETS)
-    assert (study.out / "triplets.png").stat().st_size > 10_000

@@ -57,17 +57,6 @@ def test_a_mixed_run_waits_for_its_parents(study):
     assert str(mix.makes.parents[1]) in score.command
 
 
-def test_who_gives_a_margin(study):
-    def words(score):
-        return jobs.score_job(study(), score, 0).command[1:]
-    assert words(Score("uso", "rave", "val"))[:2] == ["-m", "experiments.evaluate"]
-    search = Score("uso, lr 8e-4", "rave", "val")
-    for score in (Score("uso", "icvg"), Score("tau 0.9", "rave"), search):
-        assert "--margin" not in words(score) and "experiments.evaluate" not in words(score)
-    for run in (BASE, "uso", "sft on drift-60, longer"):
-        assert "--margin" in words(Score(run, "rave"))
-
-
 def test_all_runs_share_the_data_but_those_on_other_targets(study):
     study = study(seeds=range(1), targets="drift-60")
     trainings = [job for chain in plan(study, list(NEEDED_SCORES)) for job in chain

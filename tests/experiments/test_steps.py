@@ -144,28 +144,6 @@ def test_own_edits_in_two_micro_batches_are_the_same_step(made):
     assert_same(model, sum(parts) / 2, whole)
 
 
-def test_no_flow(ready):
-    model, critic, batch = ready
-    loss, log = steps.no_flow_step(model, critic, batch, LAMBDA)
-    _, margins = by_hand(model, critic, batch)
-    assert_same(model, loss, LAMBDA * reason_loss(margins, batch))
-    assert log["flow_loss"] == 0
-
-
-def test_another_baseline(ready):
-    """Of two gated rows one has an m_0 above zero: the loss of each row by hand."""
-    model, critic, batch = ready
-    signs = torch.ones_like(batch.baseline)
-    signs[batch.near.nonzero()[0, 0]] = -1
-    batch = replace(batch, baseline=signs * 2.)
-    step = steps.with_baseline(train.uso_step, lambda m_0: m_0.clamp_min(0))
-    loss, _ = step(model, critic, batch, LAMBDA)
-    kept = replace(batch, baseline=torch.where(signs > 0, 2., 0.))
-    flows, margins = by_hand(model, critic, kept)
-    assert_same(model, loss, flows.mean() + LAMBDA * reason_loss(margins, kept))
-    assert batch.baseline.tolist() == (signs * 2).tolist()                   # is what it was
-
-
 def test_grpo_rewards_each_rollout_by_its_own_question(ready, monkeypatch):
     model, critic, batch = ready
     seen = {}

@@ -10,11 +10,10 @@ from safetensors.torch import load_file
 
 import pretrain.harden
 import pretrain.vae
-import pretrain.vlm
 from model import TRAINED, load_model
 from presets import PRESETS
-from pretrain import draft, stage
-from pretrain.vae import decode_unclamped
+from pretrain import stage
+from pretrain.vae import decode_unclamped, vae_step
 from runs import read_log
 
 TINY = PRESETS["tiny"]
@@ -31,34 +30,14 @@ def run_stage(name: str, out: Path, *flags: str) -> Path:
     return out / "model"
 
 
-def stop_at_step_1(script, function: str, *run):
-    """Ctrl-C in a stage's second step."""
-    step, calls = getattr(script, function), []
-
-    def stopping(*args):
-        calls.append(args)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return step(*args)
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(script, function, stopping)
-        run_stage(*run)
-
-
 @pytest.fixture(scope="module")
 def stages(small_world, tmp_path_factory) -> dict[str, Path]:
-    """The model's folder of each stage, which begins with what the one before wrote.
-
-    That of the VLM was stopped, and went on without a second draft.
-    """
+    """The model's folder of each stage, which begins with what the one before wrote."""
     out, made = tmp_path_factory.mktemp("stages"), {}
     made["vae"] = run_stage("vae", out / "vae")
-    of_vlm = ("vlm", out / "vlm", "--weights", str(made["vae"]))
-    stop_at_step_1(pretrain.vlm, "vlm_step", *of_vlm)
+    made["vlm"] = run_stage("vlm", out / "vlm", "--weights", str(made["vae"]))
+    made["base"] = run_stage("base", out / "base", "--weights", str(made["vlm"]))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(draft, "train_draft", lambda *args: pytest.fail("it is there"))
-        made["vlm"] = run_stage(*of_vlm)
-        made["base"] = run_stage("base", out / "base", "--weights", str(made["vlm"]))
         patch.setattr(pretrain.harden, "HEAD_STEPS", 1)
         made["harden"] = run_stage("harden", out / "harden", "--weights", str(made["base"]))
     return made
@@ -86,8 +65,14 @@ def test_each_stage_trains_its_own_part(stages):
     assert base.sample(grey, ["wait"], steps=1).isfinite().all()
 
 
-def test_a_stopped_vae_goes_on_bit_for_bit(stages, tmp_path):
-    stop_at_step_1(pretrain.vae, "vae_step", "vae", tmp_path)
+def test_a_stopped_vae_goes_on_bit_for_bit(stages, tmp_path, monkeypatch):
+    def stop_at_step_1(vae, x, step, generator):
+        if step == 1:
+            raise KeyboardInterrupt
+        return vae_step(vae, x, step, generator)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(pretrain.vae, "vae_step", stop_at_step_1)
+        run_stage("vae", tmp_path)
     assert not (tmp_path / "model").exists()
     stopped = run_stage("vae", tmp_path) / "vae" / "diffusion_pytorch_model.safetensors"
     assert stopped.read_bytes() == (stages["vae"] / "vae" / stopped.name).read_bytes()

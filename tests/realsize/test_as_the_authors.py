@@ -52,23 +52,6 @@ def test_layer_norms_of_the_visual_context_adapter(seeded):
     assert WAN.visual_eps == 1e-6 and TINY.visual_eps == 1e-5
 
 
-# -------------------------------------------------------------------------- the source beside x_t
-
-def test_source_beside_noise(original, seeded, monkeypatch):
-    x, source = torch.randn(2, 1, *SMALL.latent_shape)
-    seen = []
-
-    def transformer(x, t, context):
-        seen.append(x)
-        return type("Output", (), {"sample": x[:, :SMALL.vae["z_dim"]]})
-    monkeypatch.setattr(original.transformer, "forward", transformer)
-    for beside in (False, True):
-        monkeypatch.setattr(original, "preset", replace(SMALL, source_beside_noise=beside))
-        original.velocity(x, torch.ones(1), torch.zeros(1, 3, 24), source)
-    assert torch.equal(seen[0], x) and torch.equal(seen[1], torch.cat([x, source], 1))
-    assert TINY.source_beside_noise and not WAN.source_beside_noise
-
-
 # ----------------------------------------------------------------------------------------- the chat
 
 VILA_SENTENCE = (
@@ -186,6 +169,7 @@ def test_noise_levels_of_unipc(seeded):
     assert levels == pytest.approx(want, abs=1.5e-3) and len(levels) == 8
     assert (WAN.sampler, WAN.sample_steps, WAN.shift, WAN.guidance) == ("unipc", 40, 5, 3)
     assert TINY.sampler == "euler" and TINY.sample_steps == 12
+    assert TINY.source_beside_noise and not WAN.source_beside_noise
 
 
 # --------------------------------------------------------------------------------------------- text
@@ -261,7 +245,7 @@ def test_the_condition_is_read_in_float16_and_judged_in_bfloat16(converted, orig
     assert 0 < errors[0] < errors[1] / 3
 
 
-# --------------------------------------------------------------------------------- frames, guidance
+# ------------------------------------------------------------------------------- the first frame
 
 def test_first_frame_only(original):
     a, b = a_clip(SMALL), a_clip(SMALL, seed=1)
@@ -270,16 +254,3 @@ def test_first_frame_only(original):
     assert torch.equal(original.encode_vlm(mixed, ["frost"])[0], h)
     assert not torch.equal(original.encode_vlm(b, ["frost"])[0], h)
     assert WAN.first_frame and not TINY.first_frame
-
-
-def test_guidance_formula(original, monkeypatch):
-    """x after one step from t = 1 to 0 is the noise minus v = c + g (c - u)."""
-    halves = torch.tensor([2., 7.]).view(2, 1, 1, 1, 1)
-    monkeypatch.setattr(original, "preset", replace(SMALL, sampler="euler"))
-    monkeypatch.setattr(original, "decode_video", lambda x: x)
-    monkeypatch.setattr(original, "velocity",
-                        lambda x, t, c, s: halves.expand(2, *x.shape[1:]))
-    noise = torch.randn(1, *SMALL.latent_shape, generator=torch.Generator().manual_seed(0))
-    edited = original.sample(a_clip(SMALL), ["frost"], 1)                    # g = 3
-    assert torch.allclose(edited, noise - (2 + 3 * (2 - 7)), atol=1e-5)
-    assert WAN.context_length == 2560 and WAN.shift == 5

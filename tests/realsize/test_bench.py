@@ -6,7 +6,6 @@ import pytest
 import torch
 
 import bench
-from common.files import BadInput
 from presets import PRESETS
 from realsize import bench as real_bench
 from small import SMALL
@@ -29,9 +28,3 @@ def test_what_is_measured(model):
     forward, backward, _ = real_bench.dit_flops(real_bench.on_meta(model.preset))
     assert result["mfu_of_sft"] == pytest.approx((forward + backward) / (sft / 1000) / 1e9)
     assert "exact/expect" in bench.report(result)
-
-
-def test_without_a_gpu_it_says_so(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(BadInput, match="there is no GPU here: python bench.py"):
-        real_bench.main([])

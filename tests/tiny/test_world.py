@@ -110,14 +110,6 @@ def test_held_out_phrases_and_places_are_in_cross_alone(subset, split):
     assert seen == set(rules)
 
 
-def test_no_instruction_states_the_operation():
-    verbs = r"\b(remove|paint|move|swap|zoom|pan|put|jump|fall|turn)(s|d|ed|ned)?\b"
-    no_ground = r"the operator turns|the year has turned|a mirror turned to"
-    for _, rule in RULES_OF:
-        for phrase in rule.phrases:
-            assert not re.search(verbs, re.sub(no_ground, "", phrase)), f"{rule.name}: {phrase}"
-
-
 @pytest.mark.parametrize("kind, rule", RULES_OF, ids=[r.name for _, r in RULES_OF])
 def test_what_a_phrase_means_depends_on_the_source(kind, rule, scenes):
     """Who always gave a phrase's most frequent edit would be wrong two times in ten."""
