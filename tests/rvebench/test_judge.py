@@ -3,7 +3,6 @@ the oracle."""
 
 import json
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,9 +10,8 @@ import torch
 
 from common.files import BadInput
 from common.video import from_bytes, read_pixels, read_video, write_video
-from endpoint import Endpoint
 from rvebench import judge
-from rvebench.ask import Client
+from rvebench.ask import Missing
 from rvebench.benchmark import Sample, read_manifest, read_methods
 from rvebench.export_world import main as export_main
 from rvebench.judge import ServiceJudge, Verdict, consistency_question, quality_question, show
@@ -109,31 +107,22 @@ def test_what_is_a_score():
 
 
 def test_verdicts(bench):
-    """Good, unreadable, half refused, in the order of the jobs; the same question is one call."""
+    """Good, unreadable, half refused, missing, in the order of the jobs."""
     one, two = read_manifest(bench / "bench.jsonl")
-    (bench / "ours/broken.mp4").write_bytes(b"no video")
-    ours = bench / "ours/one.mp4"
-    jobs = [(one, ours), (one, bench / "ours/broken.mp4"), (two, ours), (one, bench / "none.mp4")]
-
-    def answer(body, n):
-        names = body["response_format"]["json_schema"]["schema"]["required"][1:]
-        if names == ["EA"]:
-            return {"message": {"role": "assistant", "content": None, "refusal": "no"}}
-        return json.dumps({"reason": ",".join(names), names[0]: 3, names[1]: 4})
-    with Endpoint(answer) as server:
-        client = Client(bench / "replies.jsonl", "m", server.url, tries=2)
-
-        service = ServiceJudge(jobs, 3)
-        good, broken, half, missing = service.verdicts(client.ask(service.questions()))
-        replies = {"consistency": '{"reason": "EA,PC", "EA": 3, "PC": 4}',
-                   "quality": '{"reason": "GN,GR", "GN": 3, "GR": 4}'}
-        assert good == Verdict({"EA": 3, "PC": 4, "GN": 3, "GR": 4}, reasons=["EA,PC", "GN,GR"],
-                               replies=replies)
-        assert not broken.scores and "cannot be read to its end" in broken.missing
-        assert half == Verdict({"GN": 3, "GR": 4}, "consistency: refused: no", reasons=["GN,GR"],
-                               replies=replies | {"consistency": ""})
-        assert not missing.scores and "no such video" in missing.missing
-        assert len(server.requests) == 2 + 2             # quality for both; the refused one twice
+    ours, broken = bench / "ours/one.mp4", bench / "ours/broken.mp4"
+    broken.write_bytes(b"no video")
+    service = ServiceJudge([(one, ours), (one, broken), (two, ours), (one, bench / "none.mp4")], 3)
+    assert len(list(service.questions())) == 4           # what cannot be seen is not asked
+    consistency = {"EA": 3., "PC": 4., "reason": "a", "reply": "said"}
+    quality = {"GN": 5., "GR": 6., "reason": "b", "reply": "seen"}
+    refused = Missing("refused: no", reply="I will not")
+    good, unreadable, half, missing = service.verdicts([consistency, quality, refused, quality])
+    assert good == Verdict({"EA": 3, "PC": 4, "GN": 5, "GR": 6}, reasons=["a", "b"],
+                           replies={"consistency": "said", "quality": "seen"})
+    assert half == Verdict({"GN": 5, "GR": 6}, "consistency: refused: no", reasons=["b"],
+                           replies={"consistency": "I will not", "quality": "seen"})
+    assert not unreadable.scores and "cannot be read to its end" in unreadable.missing
+    assert not missing.scores and "no such video" in missing.missing
 
 
 # -------------------------------------------------------------------------------------- the oracle

@@ -3,10 +3,6 @@
 import json
 import math
 import re
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -105,17 +101,6 @@ def test_win_rates_by_hand():
     assert lines[0] == ["wins over", "N", "X", "Y"] and ["c over a", "1", "0%", "-"] in lines
 
 
-def test_rankings_of_the_same_people_and_samples_hang_together():
-    """Ten people say the same of each of 20 samples: as sure as 20 rankings, not as 200."""
-    clusters = [(f"r{rater}", f"s{sample}") for sample in range(20) for rater in range(10)]
-    for n, which in ((20, 1), (10, 0)):                  # samples differ; people do
-        rankings = [[dict(a=1, b=2), dict(a=2, b=1)][int(cluster[which][1:]) % 2]
-                    for cluster in clusters]
-        mean, low, high = win_rates(rankings, clusters)["a", "b"]
-        half = 1.96 * (.25 / n) ** .5                    # binomial
-        assert mean == .5 and (low, high) == pytest.approx((.5 - half, .5 + half), abs=.05)
-
-
 # ------------------------------------------------------------------------------------- the command
 
 @pytest.fixture(scope="module")
@@ -192,31 +177,27 @@ def test_a_checkpoint_makes_its_videos(bench, tiny_dir, tmp_path):
     assert kept.read_bytes() != content                  # other settings: afresh
 
 
-def answer_well(body, n):
-    names = list(body["response_format"]["json_schema"]["schema"]["properties"])[1:]
-    return json.dumps({"reason": "<b>" + ",".join(names),
-                       **{name: 5 + k for k, name in enumerate(names)}})
-
-
 def test_a_service_that_answers_as_they_do(bench, tmp_path, monkeypatch):
-    """An error that passes is nothing; garbage and 11 are missing, and the other half counts."""
+    """Garbage and 11 are missing, and the other half counts; a reply is paid for once."""
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     lines = map(json.loads, (bench / "bench.jsonl").open())
     instruction_of = {line["id"]: line["instruction"] for line in lines}
 
     def answer(body, n):
         said = " ".join(part.get("text", "") for part in body["messages"][1]["content"])
-        if instruction_of["rave-test-0"] in said and n == 0:
-            return 500, {}
         if instruction_of["icvg-test-0"] in said:
             return "what?"
         if instruction_of["rave-test-1"] in said:
             return '{"reason": "", "EA": 11, "PC": 1}'
-        return answer_well(body, n)
+        names = list(body["response_format"]["json_schema"]["schema"]["properties"])[1:]
+        return json.dumps({"reason": "<b>" + ",".join(names),
+                           **{name: 5 + k for k, name in enumerate(names)}})
     with Endpoint(answer) as server:
         flags = (*videos(bench, "target"), "--judge", "openai", "--judge-frames", 3,
                  "--base-url", server.url)
-        rows, text = run(bench, tmp_path / "once", *flags)
+        rows, text = run(bench, tmp_path, *flags)
+        paid = len(server.requests)
+        assert run(bench, tmp_path, *flags) == (rows, text) and len(server.requests) == paid
         assert [len(r["missing"]) for r in rows] == [0, 1, 1, 0]
         assert [r["EA"] for r in rows] == [5, None, None, 5]
         assert [r["PC"] for r in rows] == [6, None, None, None] and rows[0]["Overall"] == 5
@@ -224,48 +205,5 @@ def test_a_service_that_answers_as_they_do(bench, tmp_path, monkeypatch):
         assert "not JSON" in rows[1]["missing"][0] and "EA is 11" in rows[2]["missing"][0]
         assert rows[2]["Overall"] is None and rows[2]["GN"] == 5
         assert rows[1]["replies"][0]["consistency"] == "what?" and "2 judgements are" in text
-        assert "what?" in (tmp_path / "once/report.html").read_text()
-        asked = json.loads((tmp_path / "once/about.json").read_text())["asked"]
+        asked = json.loads((tmp_path / "about.json").read_text())["asked"]
         assert asked["frames"] == 3 and rows[1]["type"] in asked["prompts"]
-
-
-def test_after_kill_9_the_same_command_goes_on(bench, tmp_path):
-    """No answer is asked for again, no row is lost."""
-    def answer(body, n):
-        time.sleep(.2)
-        return answer_well(body, n)
-    replies = tmp_path / "replies.jsonl"
-    with Endpoint(answer) as server:
-        flags = [*videos(bench, "target", "source"), "--references", "--judge", "openai",
-                 "--base-url", server.url, "--judge-frames", "2"]
-        process = subprocess.Popen(
-            [sys.executable, "-m", "rvebench.score", "--manifest", bench / "bench.jsonl",
-             "--out", tmp_path, *flags], cwd=Path(score.__file__).parents[1])
-        while not replies.exists() or replies.read_bytes().count(b"\n") < 4:
-            assert process.poll() is None
-            time.sleep(.01)
-        process.kill()
-        process.wait()
-        kept = replies.read_bytes()[:replies.read_bytes().rfind(b"\n") + 1]
-        rows, _ = run(bench, tmp_path, *flags)
-    assert replies.read_bytes().startswith(kept) and len(rows) == 16
-    keys = [json.loads(line)["key"] for line in replies.read_text().splitlines()]
-    assert len(keys) == len(set(keys)) == 16             # the references are the two methods
-
-
-@pytest.mark.parametrize("flags, words", [
-    (["--references", "--subset", "x"], "--subset x: .*choose one of rave"),
-    (["--references", "--judge", "openai"], "OPENAI_API_KEY: is not set"),
-    (["--references", "--judge", "oracle"], "x: is no sample of the tiny world"),
-    (["--references", "--vbench-results", "."], "--vbench-results .: .*run vbench first")])
-def test_what_cannot_be_scored_is_one_line(flags, words, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
-        monkeypatch.delenv(name, raising=False)
-    write_video("x.mp4", torch.zeros(9, 3, 32, 32))
-    sample = dict(id="x", source_video_path="x.mp4", target_video_path="x.mp4",
-                  instruction="dusk", type="Temporal Reasoning")
-    Path("bench.jsonl").write_text(json.dumps(sample) + "\n")
-    with pytest.raises(BadInput, match=words):
-        run(".", Path("out"), *flags)
-    assert not Path("out/scores.jsonl").exists()
