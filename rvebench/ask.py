@@ -1,6 +1,6 @@
 """Ask a VLM behind an OpenAI-compatible endpoint, many times, paying for each answer once.
 
-    client = Client("out/replies.jsonl", model="gpt-4o", price_in=2.5, price_out=10)
+    client = Client("out/replies.jsonl", model="gpt-4o")
     question = Question("caption-1", "You describe videos.", ["What changes?", frame], SCHEMA,
                         validate)
     values = client.ask([question, ...])     # a value of validate() for each, or Missing(reason)
@@ -207,22 +207,18 @@ def _excerpt(body: str) -> str:
 class Client:
     """Asks `model` at `base_url` (None: OPENAI_BASE_URL, or else OpenAI's).
 
-    cache: the file of replies, held by one run at a time. price_in, price_out: dollars a million
-    tokens. workers: calls at a time. tries: see above. timeout: seconds a call. pause: seconds
-    before the second try, doubled for each other.
+    cache: the file of replies, held by one run at a time. workers: calls at a time. tries: see
+    above. timeout: seconds a call. pause: seconds before the second try, doubled for each other.
 
-    spent: dollars paid by this object, by the usage that the endpoint reports. calls: replies it
-    got.
+    calls: how many replies it got.
     """
 
     def __init__(self, cache: str | Path, model: str = "gpt-4o", base_url: str | None = None,
-                 price_in: float = 0., price_out: float = 0., workers: int = 8, tries: int = 4,
-                 timeout: float = 120., pause: float = 0.5):
+                 workers: int = 8, tries: int = 4, timeout: float = 120., pause: float = 0.5):
         self.model = model
         self.base_url = base_url or os.environ.get("OPENAI_BASE_URL")
-        self.prices = price_in / 1e6, price_out / 1e6
         self.workers, self.tries, self.timeout, self.pause = workers, tries, timeout, pause
-        self.spent, self.calls = 0., 0
+        self.calls = 0
         self.replies = Store(cache, what="reply", fields=("reply", "problem"))
         self._api: openai.OpenAI | None = None
         self._understood: int | None = None              # which of DIALECTS
@@ -303,12 +299,10 @@ class Client:
                     raise
         found = read_completion(answer.text, question.max_tokens)
         self._understood = k
-        row = {"key": key, "model": self.model, "prompt": question.prompt,
-               "label": question.label, **found}
-        self.replies.append(row)
+        self.replies.append({"key": key, "model": self.model, "prompt": question.prompt,
+                             "label": question.label, **found})
         with self._lock:
             self.calls += 1
-            self.spent += sum(price * n for price, n in zip(self.prices, row["tokens"] or ()))
 
     def _answer(self, question: Question, key: str) -> Any:
         """Call until there is a value, or `tries` replies; runs in a thread.
@@ -405,10 +399,4 @@ class Client:
                                               self.workers):
                 found[key] = value
                 bar.update()
-                bar.set_postfix_str(self._money((bar.total or 0) - bar.n), refresh=False)
         return [found[key] for key in keys]
-
-    def _money(self, left: int) -> str:
-        """What was spent, and what so many more questions will cost, for the bar."""
-        to_go = self.spent / max(1, self.calls) * max(0, left)
-        return f"${self.spent:.4f} spent, about ${to_go:.4f} to go"

@@ -2,7 +2,6 @@
 
     python -m rvebench.score --manifest bench.jsonl --videos ours=out/ours --references \\
         --judge openai --out results
-    ... --judge openai --n 5 --price-in 2.5 --price-out 10      # the bar says what the rest costs
     ... --judge openai --base-url http://localhost:8000/v1 --judge-model Qwen/Qwen3-VL-8B-Instruct
     ... --dino facebook/dino-vitb16 --clip openai/clip-vit-base-patch32     # VBench's features
     ... --checkpoint out/uso --judge oracle                         # makes a model's videos first
@@ -210,10 +209,6 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--judge-tokens", type=positive, default=judge.TOKENS,
         help="openai: a reply's tokens at most; a reasoning model needs more than its answer has")
     add("--base-url", help="openai: another endpoint that speaks its language")
-    add("--price-in", type=between(0, 1e6), default=0.,
-        help="openai: dollars a million tokens of questions")
-    add("--price-out", type=between(0, 1e6), default=0.,
-        help="openai: dollars a million tokens of answers")
     add = parser.add_argument_group("VBench's measures").add_argument
     add("--dino", help="subject consistency: facebook/dino-vitb16, or a folder")
     add("--clip", help="background consistency: openai/clip-vit-base-patch32, or a folder")
@@ -233,8 +228,7 @@ def make_client(args: argparse.Namespace) -> Client | None:
     """The endpoint of --judge openai. Raises BadInput if no answer is there or can be got."""
     if args.judge != "openai":
         return None
-    client = Client(args.out / "replies.jsonl", args.judge_model, args.base_url, args.price_in,
-                    args.price_out)
+    client = Client(args.out / "replies.jsonl", args.judge_model, args.base_url)
     if not len(client.replies):
         client.connect()
     return client

@@ -33,7 +33,6 @@ BAD = {
     "rvebench.score": [
         ("--judge openai", "required: --manifest"),
         ("--manifest m.jsonl", "--manifest: needs a method"),
-        ("--manifest m.jsonl --references --price-in -1", r"--price-in: must be in \[0"),
     ],
     "rvebench.export_world": [("--out file", "file/bench.jsonl: cannot be written")],
     "rvebench.report": [
