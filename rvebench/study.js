@@ -23,13 +23,16 @@ function setRank(criterion, letter, place) {
   drawBar();
 }
 
-// The next place after what is ranked: 1, 2, 3, or after a tie 1, 1, 3. Or the last place, shared.
+// The first free place: 1, 2, 3, or after a tie 1, 1, 3. Or the last place, shared.
 function rankNext(criterion, letter) {
   const ranks = ranksOf(at, criterion);
   if (ranks[letter]) return;
   const taken = Object.values(ranks);
   const last = taken.at(-1);
-  const next = Math.min(taken.length + 1, lettersOf(at).length);
+  const places = lettersOf(at).map((_, k) => k + 1);
+  const isFree = place => !taken.includes(place)
+    && taken.filter(each => each < place).length == place - 1;
+  const next = places.find(isFree);
   setRank(criterion, letter, shareNext && last ? last : next);
   shareNext = false;
   if (isDone(at, criterion) && active < data.criteria.length - 1) {
@@ -38,23 +41,10 @@ function rankNext(criterion, letter) {
   }
 }
 
-function takeBack() {
-  const { name } = data.criteria[active];
-  const last = Object.keys(ranksOf(at, name)).at(-1);
-  if (last) {
-    setRank(name, last, null);
-  } else if (active) {                               // a full ranking has moved on to the next
-    active -= 1;
-    takeBack();
-  }
-}
-
 // ------------------------------------------------------------------------------ showing
 
 function makeLetter(letter, criterion, parent) {
   const button = make('button', letter, parent, 'letter');
-  button.draggable = true;
-  button.ondragstart = event => event.dataTransfer.setData('text/plain', `${criterion}\n${letter}`);
   button.onclick = event => {
     event.stopPropagation();
     active = data.criteria.findIndex(({ name }) => name == criterion);
@@ -66,14 +56,6 @@ function makeLetter(letter, criterion, parent) {
 function makePlace(title, criterion, place, parent) {
   const box = make('div', null, parent, 'place');
   make('small', title, box);
-  box.ondragover = event => { event.preventDefault(); box.classList.add('over'); };
-  box.ondragleave = () => box.classList.remove('over');
-  box.ondrop = event => {
-    event.preventDefault();
-    const [from, letter] = event.dataTransfer.getData('text/plain').split('\n');
-    if (from == criterion && lettersOf(at).includes(letter)) setRank(criterion, letter, place);
-    else drawCriteria();
-  };
   for (const letter of lettersOf(at)) {
     if ((ranksOf(at, criterion)[letter] ?? null) == place) makeLetter(letter, criterion, box);
   }
@@ -128,13 +110,8 @@ function loadRatings(found) {
 function actions(event) {
   const criterion = data.criteria[active].name;
   const letter = event.key.toUpperCase();
-  const move = by => {
-    active = Math.min(data.criteria.length - 1, Math.max(0, active + by));
-    drawCriteria();
-  };
   const found = {
-    '=': () => { shareNext = true; }, Backspace: takeBack,
-    ArrowUp: () => move(-1), ArrowDown: () => move(1),
+    '=': () => { shareNext = true; },
     ArrowRight: () => showItem(at + 1), ArrowLeft: () => showItem(at - 1),
     Enter: () => showItem(at + 1), ' ': () => player.restart(),
   };

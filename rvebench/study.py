@@ -29,12 +29,10 @@ CRITERIA = {
     "Visual Quality": "How good does the video look?"}
 HELP = (
     "Each sample shows a source, an instruction that hints at an edit, and edits of it: A, B, ... "
-    "Rank them three times, by the three questions. Drag a letter to its place, or click the "
-    "letters from the best to the worst, or press their keys. Two letters may share a place: press "
-    "= and the second, or drag it there. Click a ranked letter to take it back.",
-    "Keys: letters rank, = shares the last place, Backspace takes the last one back, up and down "
-    "choose the question, Enter or right and left go to the next and previous sample, space starts "
-    "all videos anew.",
+    "Rank them three times, by the three questions: click the letters from the best to the worst, "
+    "or press their keys. Two letters may share a place: press = before the second. Click a ranked "
+    "letter to take it back, and a question to go to it.",
+    "Enter or right and left go to the next and previous sample, space starts all videos anew.",
     "What you chose is kept in this browser as you go. At the end, or in between, save it; the "
     "saved file can be loaded again, here or on another machine, to go on.")
 
