@@ -12,45 +12,21 @@ import torch.distributed as dist
 import torch.nn as nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from common.files import BadInput
 
 
-def number_of(variable: str, default: int) -> int:
-    """A whole number of torchrun's, or the default: what is no number is refused by `start`."""
-    text = os.environ.get(variable, "")
-    return int(text) if text.isdecimal() else default
-
-
-RANK = number_of("RANK", 0)
-WORLD_SIZE = number_of("WORLD_SIZE", 1)
+RANK = int(os.environ.get("RANK", 0))
+WORLD_SIZE = int(os.environ.get("WORLD_SIZE", 1))
 
 
 def device() -> torch.device:
     """This rank's GPU, or the CPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", number_of("LOCAL_RANK", 0))
-
-
-def check_environment() -> None:
-    """Raises BadInput where the variables of torchrun are there in part, or are no numbers."""
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
-        text = os.environ.get(name, "0")
-        if not text.isdecimal():
-            raise BadInput(f"the variable {name} is {text!r} and should be a number: "
-                           f"unset it, or start with torchrun")
-    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
-        if WORLD_SIZE > 1 and name not in os.environ:
-            raise BadInput(f"the variable WORLD_SIZE is {WORLD_SIZE}, but {name} is not set: "
-                           f"unset WORLD_SIZE, or start with torchrun")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
 
 
 def start() -> None:
-    """Join the other ranks of torchrun, if there are any, and share the cores among them.
-
-    Raises BadInput where torchrun's variables cannot be used.
-    """
-    check_environment()
+    """Join the other ranks of torchrun, if there are any, and share the cores among them."""
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // WORLD_SIZE))
     if torch.cuda.is_available():
         torch.cuda.set_device(device())

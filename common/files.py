@@ -9,7 +9,6 @@ import re
 import shutil
 import sys
 import tempfile
-import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Callable, Iterator
@@ -28,32 +27,17 @@ class BadInput(ValueError):
 
 def run_script(main: Callable,
                stopped: str = "stopped; the same command goes on from here") -> None:
-    """Run a script's `main`: bad input becomes one line and exit code 2, Ctrl-C exit code 130.
-
-    What the terminal's encoding lacks is printed as its code, as in Python's "\\u6c34".
-    """
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):               # a notebook's has it not
-            stream.reconfigure(errors="backslashreplace")
+    """Run a script's `main`: bad input becomes one line and exit code 2, Ctrl-C exit code 130."""
     script = Path(sys.argv[0])
     name = f"{script.parent.name}" if script.stem == "__main__" else script.name
     try:
         main()
     except (BadInput, OSError, SafetensorError) as error:
         print(f"{name}: {error}", file=sys.stderr)
-        tell_torchrun(f"{name}: {error}")
         sys.exit(2)
     except KeyboardInterrupt:
         print(f"\n{name}: {stopped}", file=sys.stderr)
         sys.exit(130)
-
-
-def tell_torchrun(line: str) -> None:
-    """Have torchrun end with this line, which it would otherwise bury under its own traceback."""
-    if "TORCHELASTIC_ERROR_FILE" in os.environ:
-        details = {"py_callstack": line, "timestamp": str(int(time.time()))}
-        record = {"message": {"message": line, "extraInfo": details}}
-        Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(json.dumps(record), "utf-8")
 
 
 class FlagHelp(argparse.ArgumentDefaultsHelpFormatter):
@@ -169,8 +153,6 @@ def check_writable(path: str | Path, *suffixes: str) -> None:
         raise BadInput(f"{path}: is written as {' or '.join(suffixes)}; let its name end so")
     if path.is_dir():
         raise BadInput(f"{path}: cannot be written (it is a folder); name a file")
-    if path.exists() and not path.is_file():
-        raise BadInput(f"{path}: cannot be written (it is a device or a pipe); name a file")
     folder = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
     try:
         with tempfile.TemporaryFile(dir=folder) as trial:

@@ -11,7 +11,7 @@
 train.py writes out what `update` does: `note`, `finite` and `update_mean` are what is left of a
 step for the run to know.
 
-It leaves state.pt (a sealed checkpoint), log.csv and curves.png in the run's folder. In log.csv a
+It leaves state.pt (the checkpoint), log.csv and curves.png in the run's folder. In log.csv a
 value is nan where a step did not log it: the critic's, where no sample was below tau. SIGINT
 (Ctrl-C), SIGTERM and SIGHUP let the step end, save, and raise KeyboardInterrupt. A run's script
 holds its folder with `claim_folder`, so that no other run mixes with it.
@@ -19,14 +19,12 @@ holds its folder with `claim_folder`, so that no other run mixes with it.
 
 import csv
 import fcntl
-import hashlib
 import io
 import json
 import math
 import os
 import signal
 import sys
-import threading
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -37,7 +35,7 @@ from tqdm import tqdm
 
 from common.distributed import (all_true, average_gradients, is_first_rank, mean_log, shard_like,
                                 whole, whole_on_first_rank)
-from common.files import BadInput, atomic_write, remove_leftovers, replacing
+from common.files import BadInput, atomic_write, remove_leftovers
 from common.plots import optional_picture, pyplot, save_figure
 
 
@@ -171,18 +169,18 @@ class Run:
             kept["state"] = {i: _whole_tensors(moments) for i, moments in kept["state"].items()}
             state["optimizers"].append(kept)
         if is_first_rank():
-            save_state(self.out / "state.pt", state)
+            buffer = io.BytesIO()
+            torch.save(state, buffer)
+            atomic_write(self.out / "state.pt", buffer.getvalue())
 
     def _load(self) -> None:
         file = self.out / "state.pt"
+        if not file.exists():
+            return
         try:
-            state = load_state(file)
-            if state:
-                self._take(state)
-        except BadInput:
-            raise
+            self._take(torch.load(file, map_location="cpu", weights_only=True))
         except Exception as error:                       # whatever a foreign file makes torch raise
-            raise BadInput(f"{file}: is no checkpoint of this run ({error!r:.80}); "
+            raise BadInput(f"{file}: is broken, or no checkpoint of this run ({error!r:.80}); "
                            f"take it away to start this run again") from error
 
     def _take(self, state: dict) -> None:
@@ -211,11 +209,8 @@ def _whole_tensors(tensors: dict) -> dict:
 @contextmanager
 def stop_requests():
     """A list that is no longer empty once SIGINT, SIGTERM or SIGHUP came: no half of an update is
-    ever saved. Only Python's main thread may ask for signals: in others it stays empty."""
+    ever saved."""
     requests = []
-    if threading.current_thread() is not threading.main_thread():
-        yield requests
-        return
 
     def request(number, frame):
         requests.append(number)
@@ -228,45 +223,6 @@ def stop_requests():
             signal.signal(number, handler)
 
 
-# -------------------------------------------------------------------------------------- checkpoints
-
-def save_state(path: Path, state: dict) -> None:
-    """Write a checkpoint; what was there becomes `<name>.old`, so that a kill always leaves one of
-    the two whole."""
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    with replacing(path) as temporary:
-        temporary.write_bytes(seal(buffer.getvalue()))
-        if path.exists():
-            os.replace(path, f"{path}.old")
-
-
-def load_state(path: Path) -> dict | None:
-    """The newest checkpoint that is whole, on the CPU; None where there is none. Names a broken one
-    on stderr.
-
-    Raises BadInput where there are only broken ones.
-    """
-    files = [file for file in (path, Path(f"{path}.old")) if file.exists()]
-    for file in files:
-        content = file.read_bytes()
-        if hashlib.sha256(content[:-64]).hexdigest().encode() == content[-64:]:
-            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        print(f"{file}: is broken, cut short or changed since it was written", file=sys.stderr)
-    if files:
-        raise BadInput(f"{path}: is broken, and there is no whole one before it; "
-                       f"delete it to start this run again")
-    return None
-
-
-def seal(content: bytes) -> bytes:
-    """A torch file (a zip) with the SHA-256 of all before it as its comment, with which a zip may
-    end."""
-    length_of_comment = (64).to_bytes(2, "little")
-    content = content[:-2] + length_of_comment
-    return content + hashlib.sha256(content).hexdigest().encode()
-
-
 # ------------------------------------------------------------------------ which run is in a folder?
 
 def read_run(folder: Path) -> dict:
@@ -277,14 +233,10 @@ def read_run(folder: Path) -> dict:
         raise BadInput(f"--resume {folder}: no run.json there; pass the folder of a run")
     try:
         record = json.loads(file.read_text("utf-8"))
-        argv, settings = record["argv"], record["settings"]
-        texts = isinstance(argv, list) and all(isinstance(text, str) for text in argv)
-        if not (texts and isinstance(settings, dict)):
-            raise ValueError("argv is no list of texts, or settings no object")
+        return {"argv": record["argv"], "settings": record["settings"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{file}: is broken ({error}); "
                        f"delete the folder, or choose another") from error
-    return {"argv": argv, "settings": settings}
 
 
 def argv_of(folder: Path, argv: list[str]) -> list[str]:

@@ -12,10 +12,10 @@ upright, with square pixels.
 
 What ffmpeg remarks on the way is no error: a clip that was cut without encoding it again has
 remarks, and all its frames. A video is refused where a packet of it cannot be decoded, where ffmpeg
-had to make up a part of a frame, or where the file ends early.
+had to make up a part of a frame, or where it says that the file ends early.
 
-Left out: tone mapping of HDR; the transparency of videos. A TS or MPG has no table of what it
-should hold, so nobody can know that its end is missing.
+Left out: tone mapping of HDR, and transparency. Of a gif each picture is a frame, however long it
+is shown.
 
 Axis letters: F frames, H W pixels. A video is (F, 3, H, W), float32 in [-1, 1].
 """
@@ -38,13 +38,12 @@ from PIL import Image, ImageOps
 from common.files import BadInput, replacing
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
-PICTURES_NOT_READ = (".heic", ".heif", ".avif", ".jxl", ".jp2", ".exr", ".dng", ".cr2", ".nef")
 
-# What ffmpeg says, with exit code 0, of a file that ends or breaks before its own table does.
+# What ffmpeg says, with exit code 0, of a file that ends or breaks before its own table does, and
+# where it makes up blocks out of their neighbours.
 BROKEN = re.compile("ended prematurely|partial file|invalid as first byte of an EBML number"
-                    "|LZW decode failed")
-# What it says where it makes up blocks out of their neighbours. It does not say in which frame.
-DAMAGED = re.compile(r"error while decoding MB|Error at MB|damaged at \d|concealing \d+ DC")
+                    "|LZW decode failed|error while decoding MB|Error at MB|damaged at [0-9]"
+                    "|concealing [0-9]+ DC")
 
 # To square pixels. Where they are square already, ffmpeg leaves the frame as it is.
 SQUARE_PIXELS = "scale=w=round(iw*sar):h=ih,setsar=1"
@@ -261,10 +260,11 @@ def _decoding(path: Path, *output: str) -> Iterator[BinaryIO]:
 
     Raises BadInput where the video is missing, or was read to its end and found broken.
     """
-    _check_video(path)
+    if not os.path.isfile(path):                         # False, too, for a name of 300 letters
+        raise BadInput(f"{path}: there is no such video or folder of images; correct the path")
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-v", "error", "-max_error_rate", "0",
                "-i", os.path.abspath(path),              # "a: b.mp4" would be of the protocol "a"
-               "-map", "0:V:0", "-fps_mode", _fps_mode(path), *output]
+               "-map", "0:V:0", "-fps_mode", "passthrough", *output]
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log)
         try:
@@ -280,86 +280,23 @@ def _decoding(path: Path, *output: str) -> Iterator[BinaryIO]:
     if process.returncode:
         broken = broken or remarks or [f"ffmpeg ended with {process.returncode}"]
     if broken:
-        raise _cannot_be_read(path, re.sub(r"^(\[.*?\] )+", "", broken[0]))
-    damaged = sum(1 for line in remarks if DAMAGED.search(line))
-    if damaged:
-        raise BadInput(f"{path}: has {damaged} damaged places, which ffmpeg fills out of their "
-                       f"neighbours; copy it again, or re-encode it to take what ffmpeg fills in")
-
-
-def _check_video(path: Path) -> None:
-    if not os.path.isfile(path):                         # False, too, for a name of 300 letters
-        raise BadInput(f"{path}: there is no such video or folder of images; correct the path")
-    if path.suffix.lower() in PICTURES_NOT_READ:
-        raise BadInput(f"{path}: {path.suffix} is a format that is not read; convert it")
-    if _is_cut_off(path):
-        raise _cannot_be_read(path, "its end is missing")
-
-
-def _cannot_be_read(path: Path, reason: str) -> BadInput:
-    return BadInput(f"{path}: cannot be read to its end as a video ({reason}); "
-                    f"is it cut off, or no video? copy it again or re-encode it")
-
-
-def _is_cut_off(path: Path) -> bool:
-    """Whether an mp4, mov, avi or gif lacks its end; ffmpeg does not always say so.
-
-    An mp4 is a row of boxes: four bytes of length, big-endian, four of name, the content. An avi
-    is one box: a name, a length, little-endian. A gif ends with a semicolon.
-    """
-    size, at = path.stat().st_size, 0
-    with open(path, "rb") as file:
-        head = file.read(8)
-        if head.startswith(b"GIF8"):
-            file.seek(-min(64, size), os.SEEK_END)
-            return not file.read().rstrip(b"\0\r\n ").endswith(b";")
-        if head.startswith(b"RIFF"):
-            length = int.from_bytes(head[4:], "little")
-            return size < 8 + length < 2 ** 32           # all ones: unknown
-        while at < size:
-            file.seek(at)
-            head = file.read(16)
-            length, name = int.from_bytes(head[:4], "big"), head[4:8]
-            if length == 1:                              # a longer length follows
-                length = int.from_bytes(head[8:], "big")
-            if name in (b"mdat", b"moov", b"moof") and at + length > size:
-                return True
-            if length < 8 or not name.isalnum():         # to the end of the file; or no mp4 at all
-                return False
-            at += length
-    return False
-
-
-def _fps_mode(path: Path) -> str:
-    """Each decoded frame counts once; but a gif's still moments, written once, are repeated."""
-    if path.suffix.lower() != ".gif":
-        return "passthrough"
-    try:
-        with Image.open(path) as gif:
-            return "cfr" if gif.n_frames > 1 else "passthrough"
-    except Exception:                                    # a broken one: ffmpeg will say so
-        return "passthrough"
+        reason = re.sub(r"^(\[.*?\] )+", "", broken[0])
+        raise BadInput(f"{path}: cannot be read to its end as a video ({reason}); "
+                       f"is it cut off, or no video? copy it again or re-encode it")
 
 
 # ----------------------------------------------------------------------------------------- pictures
 
 def list_pictures(folder: Path) -> list[Path]:
-    """The pictures of a folder in the order of the numbers in their names: 2.png before 10.png.
-
-    Raises BadInput where some are of a format that is not read: the clip would lack frames.
-    """
-    files = [file for file in folder.iterdir() if not is_hidden(file.name)]
-    for file in sorted(files):
-        if file.suffix.lower() in PICTURES_NOT_READ:
-            raise BadInput(f"{file}: {file.suffix} is a format that is not read; "
-                           f"convert the folder to png or jpg")
-    pictures = [file for file in files if file.suffix.lower() in PICTURES]
+    """The pictures of a folder in the order of the numbers in their names: 2.png before 10.png."""
+    pictures = [file for file in folder.iterdir()
+                if file.suffix.lower() in PICTURES and not is_hidden(file.name)]
     return sorted(pictures, key=_numbers_in_name)
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder is the system's own: ".thumbs", a Mac's "._film.mp4", __MACOSX."""
-    return name.startswith(".") or name == "__MACOSX"
+    """Whether a file is the system's own, such as a Mac's "._film.mp4"."""
+    return name.startswith(".")
 
 
 def _numbers_in_name(file: Path) -> list:
@@ -378,24 +315,14 @@ def _frames_of_folder(folder: Path) -> Iterator[np.ndarray]:
 
 
 def read_picture(path: Path) -> np.ndarray:
-    """A picture (H, W, 3), uint8: upright, on white where it is transparent. Raises BadInput."""
+    """A picture (H, W, 3), uint8, upright. Raises BadInput."""
     try:
         with Image.open(path) as image:
-            return _to_rgb(ImageOps.exif_transpose(image))
+            if image.mode.startswith(("I", "F")):
+                raise ValueError("it has more than eight bits")
+            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
     except Exception as error:                           # pillow raises half a dozen kinds
         raise BadInput(f"{path}: cannot be read as an image; replace it or take it away") from error
-
-
-def _to_rgb(image: Image.Image) -> np.ndarray:
-    if image.mode == "I" or image.mode.startswith("I;16"):                 # 16-bit grey
-        grey = (np.asarray(image) / 257).round().clip(0, 255).astype(np.uint8)
-        return np.repeat(grey[..., None], 3, 2)
-    if image.mode == "F":
-        raise ValueError("floating point has no fixed white")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return np.array(image.convert("RGB"))
 
 
 # ----------------------------------------------------------------------------------- writing videos

@@ -1,7 +1,6 @@
 """common/video.py: reading and writing videos."""
 
 import os
-import subprocess
 
 import imageio.v3 as iio
 import numpy as np
@@ -10,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from clips import N, ffmpeg, numbered, numbers, paint, read_paint
+from clips import N, ffmpeg, numbered, paint, read_paint
 from common.files import BadInput, atomic_write
 from common.video import (count_frames, frame_numbers, frame_rate, frames, from_bytes, hash_video,
                           pick_frames, read_pixels, read_video, shrink, to_bytes, write_pixels,
@@ -35,7 +34,7 @@ def clip():
 
 # ------------------------------------------------------------------------- written and read again
 
-@pytest.mark.parametrize("name, least", [("clip.mp4", 29), ("clip.MP4", 29), ("clip.gif", 40)])
+@pytest.mark.parametrize("name, least", [("clip.mp4", 29), ("clip.gif", 40)])
 def test_what_is_written_is_read_again(tmp_path, clip, name, least):
     write_video(tmp_path / name, clip)
     again = read_video(tmp_path / name, 9, scene.SIZE, scene.SIZE)
@@ -110,15 +109,11 @@ FRAGMENTS = ("-movflags", "frag_keyframe+empty_moov")
 
 # file: what ffmpeg is given before the film is read again, and after
 KINDS = {
-    "23.976.mkv": (("-r", "24000/1001"), X264),
     "faster.mp4": ((), (*FASTER, *X264)),
     "dropped.mkv": ((), (*DROPPED, *X264)),
-    "late.mp4": ((), ("-output_ts_offset", "7.3", *X264)),
     "sound.mp4": (SOUND, (*X264, "-c:a", "aac")),
-    "sound.webm": (SOUND, ("-c:v", "libvpx", "-c:a", "libopus")),
     "ac3.ts": (SOUND, ("-c:v", "mpeg2video", "-bf", "2", "-c:a", "ac3")),
     "xvid.avi": ((), ("-c:v", "mpeg4", "-vtag", "XVID", "-bf", "2", "-g", "50")),
-    "fragments.mp4": ((), (*X264, *FRAGMENTS)),
     "Alien: Romulus.mp4": ((), X264)}
 
 
@@ -135,44 +130,15 @@ def test_every_frame_is_decoded_and_known_by_its_number(painted, tmp_path, monke
     assert read_paint(to_pixels(clip)) == held[78:88:2]
 
 
-@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
 @pytest.mark.parametrize("codec", [
     OPEN_GOP, ("-c:v", "libx265", "-x265-params", "log-level=none:open-gop=1:keyint=25")])
-def test_a_clip_cut_without_encoding_is_whole(painted, tmp_path, suffix, codec):
+def test_a_clip_cut_without_encoding_is_whole(painted, tmp_path, codec):
     """`-c copy` leaves frames that refer to what is not there any more: ffmpeg remarks on it."""
-    whole, cut, part = (tmp_path / f"{name}.{suffix}" for name in ("whole", "cut", "part"))
-    ffmpeg("-i", painted, *codec, whole)
-    ffmpeg("-ss", 3, "-i", whole, "-c", "copy", cut)
-    ffmpeg("-ss", 2.5, "-t", 4, "-i", whole, "-c", "copy", part)
-    for path, least in ((cut, 120), (part, 95)):
-        shown = read_paint(frames(path))
-        assert len(shown) == count_frames(path) >= least
-        assert shown == sorted(set(shown))
-        whole = shown[-50:-5]                            # past the first key frame, before the cut
-        assert whole == list(range(whole[0], whole[0] + 45))
-
-
-def test_a_stream_that_begins_between_key_frames(painted, tmp_path):
-    """Those frames are gone, with remarks; the others are right."""
-    ffmpeg("-i", painted, *X264, "-g", 25, tmp_path / "whole.ts")
-    packets = (tmp_path / "whole.ts").read_bytes()
-    (tmp_path / "tail.ts").write_bytes(packets[len(packets) // 2 // 188 * 188:])
-    shown = read_paint(frames(tmp_path / "tail.ts"))
-    assert len(shown) > 80 and shown == list(range(N - len(shown), N))
-
-
-@pytest.mark.parametrize("codec", [
-    ("-c:v", "libx265", "-x265-params", "log-level=none:lossless=1", "-pix_fmt", "yuv420p10le"),
-    ("-c:v", "prores_ks", "-profile:v", "3", "-qscale:v", "2"),
-    ("-c:v", "ffv1", "-pix_fmt", "rgb48le"), ("-c:v", "ffv1", "-pix_fmt", "gray10le")])
-def test_more_than_eight_bits_are_right_to_two_grey_levels(tmp_path, codec):
-    levels = np.uint8([0, 1, 17, 100, 128, 201, 254, 255])
-    flat = np.broadcast_to(levels[:, None, None, None], (8, 64, 64, 3))
-    (tmp_path / "raw").write_bytes(flat.tobytes())
-    ffmpeg("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", "64x64", "-i", tmp_path / "raw", *codec,
-           tmp_path / "a.mov" if "prores_ks" in codec else tmp_path / "a.mkv")
-    path, = tmp_path.glob("a.*")
-    assert np.abs(read_pixels(path).astype(int) - flat).max() <= 2
+    ffmpeg("-i", painted, *codec, tmp_path / "whole.mp4")
+    ffmpeg("-ss", 3, "-i", tmp_path / "whole.mp4", "-c", "copy", tmp_path / "cut.mp4")
+    shown = read_paint(frames(tmp_path / "cut.mp4"))
+    assert len(shown) == count_frames(tmp_path / "cut.mp4") >= 120
+    assert shown == sorted(set(shown)) and shown[-50:] == list(range(150, 200))
 
 
 def test_pixels_become_square_and_upright(painted, tmp_path):
@@ -186,85 +152,46 @@ def test_pixels_become_square_and_upright(painted, tmp_path):
     assert read_paint(np.rot90(turned, -1, (1, 2))) == [0, 1, 2, 3, 4]
 
 
-def test_a_size_that_changes_midway_is_the_first_one(painted, tmp_path):
-    ffmpeg("-i", painted, *X264, "-frames:v", 10, tmp_path / "a.ts")
-    ffmpeg("-i", painted, *X264, "-frames:v", 10, "-vf", "scale=192:96", tmp_path / "b.ts")
-    both = (tmp_path / "a.ts").read_bytes() + (tmp_path / "b.ts").read_bytes()
-    (tmp_path / "ab.ts").write_bytes(both)
-    assert read_pixels(tmp_path / "ab.ts").shape == (20, 48, 96, 3)
-
-
-def test_a_gif_that_stands_still_keeps_its_time(tmp_path):
-    """gif writers merge equal frames into one that lasts longer; the clip must keep its length."""
-    path = tmp_path / "still.gif"
-    write_video(path, numbered(3).repeat_interleave(3, 0))
-    assert Image.open(path).n_frames == 3
-    assert numbers(read_video(path, 9, 32, 32)) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
-    write_video(path, torch.zeros(9, 3, 32, 32))         # of one frame it cannot be known
-    for read in (lambda: read_video(path, 9, 32, 32), lambda: count_frames(path, 9)):
-        with pytest.raises(BadInput, match="has 1 frames and 9 are needed.* mp4: .* equal frames"):
-            read()
-
-
-@pytest.mark.parametrize("duration", [0, 40, 500])
-def test_a_gif_of_one_frame_has_one_frame(tmp_path, duration):
-    Image.new("RGB", (32, 32), "red").save(tmp_path / "one.gif", duration=duration)
-    assert count_frames(tmp_path / "one.gif") == 1 and len(read_pixels(tmp_path / "one.gif")) == 1
-
-
 # --------------------------------------------------------------------------------- what is no video
 
 @pytest.fixture(scope="session")
 def no_videos(tmp_path_factory):
     """A folder of files and folders that are no videos."""
     folder = tmp_path_factory.mktemp("no_videos")
-    for name in ("nothing", "frames", "mixed", "photos"):
+    for name in ("nothing", "frames", "mixed"):
         (folder / name).mkdir()
     write_video(folder / "short.mp4", numbered(8))
+    write_video(folder / "still.gif", torch.zeros(9, 3, 32, 32))
     (folder / "text.mp4").write_text("this is no video\n" * 50)
-    (folder / "empty.mp4").touch()
-    for name in ("photos/a.heic", "b.HEIC", "c.avif"):
-        (folder / name).touch()
     for k in range(3):
         Image.new("RGB", (4 + k, 4)).save(folder / f"mixed/{k}.png")
-        Image.new("RGB", (64, 64)).save(folder / f"frames/{k}.png")
-    (folder / "frames/1.png").write_bytes((folder / "frames/0.png").read_bytes()[:60])
-    ffmpeg("-f", "lavfi", "-i", "sine=duration=1", "-i", folder / "mixed/0.png", "-map", 0,
-           "-map", 1, "-disposition:v", "attached_pic", "-c:a", "aac", "-c:v", "copy",
-           folder / "cover.mp4")                         # the cover of an album: one frame
+    (folder / "frames/1.png").write_bytes((folder / "mixed/0.png").read_bytes()[:50])
     return folder
 
 
 @pytest.mark.parametrize("name, words", [
     ("short.mp4", "has 8 frames and 9 are needed; give a longer"),
+    ("still.gif", "has 1 frames and 9 are needed.* mp4: .* equal frames"),
     ("text.mp4", "cannot be read to its end as a video"),
-    ("empty.mp4", "cannot be read to its end as a video"),
-    ("cover.mp4", "cannot be read to its end as a video"),
-    ("missing.mp4", "there is no such video"), ("x" * 300, "there is no such video"),
+    ("x" * 300, "there is no such video"),
     ("nothing", "has 0 frames and 9 are needed"), ("mixed", "its images differ in size"),
-    ("frames", "1.png: cannot be read as an image"), ("photos", "a.heic: .heic is a format that"),
-    ("b.HEIC", "is a format that is not read"), ("c.avif", "is a format that is not read")])
+    ("frames", "1.png: cannot be read as an image")])
 def test_what_is_no_video_is_named(no_videos, name, words):
     with pytest.raises(BadInput, match=f"^{no_videos / name}[^\n]*{words}[^\n]*$"):
         read_video(no_videos / name, 9, 64, 64)
 
 
 @pytest.mark.parametrize("name, options", [
-    ("faststart.mp4", (*X264, "-movflags", "+faststart")), ("end.mp4", X264), ("a.gif", ()),
-    ("fragments.mp4", (*X264, *FRAGMENTS)), ("a.mkv", X264), ("a.webm", ("-c:v", "libvpx")),
-    ("a.avi", ("-c:v", "mpeg4"))])
+    ("faststart.mp4", (*X264, "-movflags", "+faststart")), ("end.mp4", X264),
+    ("fragments.mp4", (*X264, *FRAGMENTS)), ("a.mkv", X264), ("a.gif", ())])
 def test_what_is_cut_off_is_named(painted, tmp_path, name, options):
     path = tmp_path / name
     ffmpeg("-i", painted, *options, path)
     assert count_frames(path) == N
     whole = path.read_bytes()
-    for share, read in ((.1, count_frames), (.6, read_pixels), (.97, count_frames)):
+    for share in (.1, .6, .97):
         path.write_bytes(whole[:int(len(whole) * share)])
         with pytest.raises(BadInput, match=f"^{path}: cannot be read to its end[^\n]*$"):
-            read(path)
-    if name == "faststart.mp4":                          # a download that reserved the room first
-        path.write_bytes(whole[:len(whole) // 2] + bytes(len(whole) - len(whole) // 2))
-        with pytest.raises(BadInput, match="faststart.mp4: cannot be read to its end"):
             count_frames(path)
 
 
@@ -277,46 +204,27 @@ def test_flipped_bytes_are_told(tmp_path):
     for place in rng.integers(len(content) // 10, len(content) * 8 // 10, 50):
         content[place] ^= 1 << rng.integers(8)
     (tmp_path / "a.mp4").write_bytes(content)
-    with pytest.raises(BadInput, match=r"a.mp4: has \d+ damaged places.*; copy it again"):
+    with pytest.raises(BadInput, match="a.mp4: cannot be read to its end .*; .* copy it again"):
         count_frames(tmp_path / "a.mp4")
 
 
 # ----------------------------------------------------------------------------- pictures as they are
 
-def test_pictures_of_many_kinds(tmp_path):
-    """16-bit grey is scaled, a turned jpg is turned back, what is transparent lies on white."""
+def test_pictures_as_they_are(tmp_path):
+    """In the order of their numbers; a turned jpg is turned back."""
     wide = Image.new("RGB", (40, 20))
     wide.paste("red", (0, 0, 20, 20))                    # red on the left
     exif = Image.Exif()
     exif[0x0112] = 6                                     # "turn by 90 degrees, clockwise"
-    wide.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "1.jpg", exif=exif, quality=95)
-    Image.fromarray(np.full((20, 40), 30000, np.uint16)).save(tmp_path / "2.png")
-    hidden = np.zeros((20, 40, 4), np.uint8)
-    hidden[..., 0] = 255                                 # red, but transparent
-    hidden[:, 20:, 3] = 255
-    hidden[:10, 30:, 3] = 128
-    Image.fromarray(hidden).save(tmp_path / "3.png")
-    Image.fromarray(hidden).save(tmp_path / "4.webp", lossless=True)
-    turned, deep, *glasses = read_pixels(tmp_path).astype(int)
+    wide.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "10.jpg", exif=exif, quality=95)
+    Image.new("RGB", (40, 20), (200, 30, 60)).save(tmp_path / "2.png")
+    (tmp_path / "._2.png").touch()                       # a Mac's
+    flat, turned = read_pixels(tmp_path).astype(int)
     assert turned[10, 5, 0] > 200 and turned[10, 35].max() < 50
-    assert (deep == round(30000 / 65535 * 255)).all()
-    for glass in glasses:
-        assert (glass[:, :20] == 255).all() and (glass[10:, 20:] == [255, 0, 0]).all()
-        assert np.abs(glass[:10, 30:] - [255, 127, 127]).max() <= 1
+    assert (flat == [200, 30, 60]).all()
 
 
-def test_palettes_greys_and_cmyk_become_rgb(tmp_path):
-    colour = Image.new("RGB", (8, 8), (200, 30, 60))
-    colour.convert("P", palette=Image.Palette.ADAPTIVE).save(tmp_path / "1.png")
-    colour.convert("CMYK").save(tmp_path / "2.jpg", quality=100)
-    colour.convert("L").save(tmp_path / "10.png")        # after 2, as numbers go
-    palette, cmyk, grey = read_pixels(tmp_path).astype(int)
-    assert np.abs(palette - [200, 30, 60]).max() <= 2
-    assert np.abs(cmyk - [200, 30, 60]).max() <= 6
-    assert (grey == grey[0, 0, 0]).all()
-
-
-@pytest.mark.parametrize("height, width", [(90, 160), (160, 90), (64, 64), (40, 60)])
+@pytest.mark.parametrize("height, width", [(90, 160), (160, 90), (64, 64)])
 def test_resize_and_crop(tmp_path, height, width):
     """Against torch's antialiased bilinear of the short side, and the centre of that."""
     rng = np.random.default_rng(1)
@@ -332,14 +240,6 @@ def test_resize_and_crop(tmp_path, height, width):
     assert (got - want).abs().mean() < .01               # one pixel off would be .07 and more
     if height == width:
         assert torch.equal(got, picture / 127.5 - 1)
-
-
-def test_fine_stripes_become_grey(tmp_path):
-    """Without antialiasing, stripes of one pixel would alias to black or white."""
-    stripes = np.zeros((256, 256, 3), np.uint8)
-    stripes[:, ::2] = 255
-    Image.fromarray(stripes).save(tmp_path / "0.png")
-    assert read_video(tmp_path, 1, 32, 32)[..., 4:-4].abs().max() < .05
 
 
 def test_shrink():
@@ -370,13 +270,3 @@ def test_stride_and_start(painted):
     with pytest.raises(BadInput, match="film.mkv: ends before frame 200"):
         pick_frames(painted, [3, 200])
     assert read_paint(pick_frames(painted, [7, 3, 7])) == [7, 3, 7]
-
-
-def test_reading_stops_with_the_reader(painted):
-    """No ffmpeg is left behind by who wants only the first frames."""
-    reader = frames(painted)
-    assert read_paint([next(reader)]) == [0]
-    reader.close()
-    children = subprocess.run(["ps", "--ppid", str(os.getpid()), "-o", "comm="],
-                              capture_output=True, text=True)
-    assert "ffmpeg" not in children.stdout
