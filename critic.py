@@ -19,7 +19,6 @@ tokens, D width.
 import math
 from pathlib import Path
 
-import common  # noqa: F401              before what takes seconds to load: Ctrl-C is a line
 import torch
 import torch.nn.functional as F
 

@@ -17,7 +17,6 @@ import argparse
 import os
 from pathlib import Path
 
-import common  # noqa: F401              before what takes seconds to load: Ctrl-C is a line
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm

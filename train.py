@@ -18,7 +18,6 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-import common  # noqa: F401              before what takes seconds to load: Ctrl-C is a line
 import torch
 from torch.nn.utils import clip_grad_norm_
 

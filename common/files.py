@@ -61,7 +61,6 @@ class Parser(argparse.ArgumentParser):
         if module:
             settings.setdefault("prog", f"python -m {module.name.removesuffix('.__main__')}")
         super().__init__(formatter_class=FlagHelp, allow_abbrev=False, **settings)
-        self._negative_number_matcher = re.compile(r"-(\d|\.\d|inf|nan)")  # argparse: not 1e-3
 
     def parse_known_args(self, args=None, namespace=None):
         args = sys.argv[1:] if args is None else list(args)
@@ -208,9 +207,3 @@ def start_afresh(folder: Path, settings: dict, *stale: str) -> None:
 def hash_of_file(path: str | Path) -> str:
     """Names a file's bytes: sixteen letters of their sha256."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
-
-
-def is_pointer(path: Path) -> bool:
-    """Whether a file is what git-lfs leaves in place of one that was not fetched."""
-    with path.open("rb") as file:
-        return file.read(40).startswith(b"version https://git-lfs.github.com/spec")

@@ -36,10 +36,6 @@ def manifest_record(line: str, fields: tuple[str, ...] = FIELDS) -> dict:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise BadInput(f"is not JSON ({error}); write one object on each line") from error
-    try:
-        json.dumps(record, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:                  # "\ud800" stands for half of a character
-        raise BadInput(f"is no Unicode text ({error.reason}); write it in UTF-8") from error
     if not isinstance(record, dict):
         raise BadInput(f"is no JSON object; write {{\"{FIELDS[0]}\": ..., ...}}")
     for field in fields:

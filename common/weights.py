@@ -11,7 +11,6 @@ import copy
 import hashlib
 import json
 import os
-import re
 import shutil
 import warnings
 from pathlib import Path
@@ -23,7 +22,6 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from common.files import is_pointer
 
 # loading and saving are silent; what goes wrong is raised
 transformers.utils.logging.disable_progress_bar()
@@ -33,7 +31,6 @@ diffusers.utils.logging.disable_progress_bar()
 # nn.Transformer says so of norm_first
 warnings.filterwarnings("ignore", message="enable_nested_tensor is True")
 
-WRAPPERS = re.compile(r"^(_orig_mod\.|module\.)+")       # of torch.compile, DistributedDataParallel
 
 
 # ------------------------------------------------------------------------------------------ writing
@@ -52,10 +49,6 @@ def write_folder(folder: Path, contents: dict, record: dict, dtype: torch.dtype 
         (temporary / "model.json").write_text(json.dumps(record) + "\n", "utf-8")
         for name, part in contents.items():
             write_part(temporary / name, part, dtype)
-        mode = (temporary / "model.json").stat().st_mode                # as the umask says
-        for file in temporary.rglob("*"):
-            if file.is_file():                           # safetensors are for their owner alone
-                file.chmod(mode)
         replace_folder(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -122,15 +115,9 @@ def frozen_folder(folder: str | Path) -> Path:
 
 
 def require(path: Path) -> Path:
-    """The file or folder, if it is there and no part of it is a git-lfs pointer.
-
-    Raises FileNotFoundError (libraries would ask the hub) or ValueError.
-    """
+    """The file or folder. Raises FileNotFoundError: libraries would ask the hub."""
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing: the model cannot be used without it")
-    for file in [path, *path.rglob("*")]:
-        if file.is_file() and is_pointer(file):
-            raise ValueError(f"{file} is a git-lfs pointer, not the file itself: run git lfs pull")
     return path
 
 
@@ -150,9 +137,8 @@ def read_tokenizer(path: Path):
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """path.safetensors, names without the prefixes of wrappers."""
-    tensors = load_file(require(Path(f"{path}.safetensors")))
-    return {WRAPPERS.sub("", name): value for name, value in tensors.items()}
+    """path.safetensors."""
+    return load_file(require(Path(f"{path}.safetensors")))
 
 
 def read_part(path: Path, part: nn.Module, dtype: torch.dtype) -> nn.Module:

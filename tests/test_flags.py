@@ -15,7 +15,7 @@ from common.files import BadInput
 BAD = {
     "train": [
         ("--tau nan", "--tau"),
-        ("--lr -1e-3", r"--lr: must be in \[0, 1\], not -1e-3"),
+        ("--lr 2", r"--lr: must be in \[0, 1\], not 2"),
         ("--seed 4294967296", "--seed: must be .* below 2"),
         ("--step 3", "unrecognized arguments: --step"),
         ("--out ''", "--out is empty"),

@@ -1,7 +1,6 @@
 """Model folders: what is written is read again, and what does not fit is named."""
 
 import json
-import os
 import shutil
 import socket
 from pathlib import Path
@@ -100,16 +99,6 @@ def test_saving_replaces_what_was_there_and_names_no_path(tiny_dir, folder):
     UnifiedModel.from_pretrained(folder)
 
 
-def test_files_have_the_permissions_of_the_umask(tiny, tmp_path):
-    before = os.umask(0o027)
-    try:
-        tiny.save_pretrained(tmp_path / "model", parts=("ar_head", "vlm.vision_tower"))
-    finally:
-        os.umask(before)
-    files = [file for file in (tmp_path / "model").rglob("*") if file.is_file()]
-    assert len(files) > 3 and {file.stat().st_mode & 0o777 for file in files} == {0o640}
-
-
 # -------------------------------------------------------------------------------- what is not right
 
 def test_load_model(tiny, tiny_dir, tmp_path):
@@ -125,17 +114,14 @@ def test_load_model(tiny, tiny_dir, tmp_path):
 
 @pytest.mark.parametrize("text, words", [
     ('{"preset": "huge", "frozen": null}', "names none of the presets tiny, wan1.3b"),
-    ('{"preset": "tiny", "frozen": 3}', "is no record of a model"),
-    ("[]", "is no record of a model"),
-    ('{"preset": "ti', "is no JSON")])
+    ("[]", "is no record of a model"), ('{"preset": "ti', "is no JSON")])
 def test_a_broken_record_is_named(tmp_path, text, words):
     (tmp_path / "model.json").write_text(text)
     with pytest.raises(BadInput, match=f"cannot load .*/model.json {words}"):
         load_model(tmp_path)
 
 
-@pytest.mark.parametrize("gone", ["ar_head.safetensors", "vae", "tokenizer",
-                                  "vlm.llm/model.safetensors"])
+@pytest.mark.parametrize("gone", ["ar_head.safetensors", "tokenizer", "vlm.llm/model.safetensors"])
 def test_a_missing_part_is_named_and_not_looked_for_on_the_hub(folder, monkeypatch, gone):
     """`model/tokenizer` could be a name on the hub, too."""
     asked = []
@@ -148,8 +134,7 @@ def test_a_missing_part_is_named_and_not_looked_for_on_the_hub(folder, monkeypat
     assert asked == []
 
 
-@pytest.mark.parametrize("part", ["boundary", "transformer/diffusion_pytorch_model",
-                                  "vlm.llm/model"])
+@pytest.mark.parametrize("part", ["boundary", "transformer/diffusion_pytorch_model"])
 @pytest.mark.parametrize("change", [
     lambda tensors, name: tensors.pop(name),
     lambda tensors, name: tensors.update(stranger=torch.zeros(3)),
@@ -163,19 +148,3 @@ def test_foreign_weights_are_refused(folder, part, change):
     save_file(tensors, file, {"format": "pt"})
     with pytest.raises(BadInput, match=f"{name.split('.')[-1]}|stranger"):
         load_model(folder)
-
-
-@pytest.mark.parametrize("pointer", ["ar_head.safetensors", "vlm.llm/model.safetensors",
-                                     "tokenizer/tokenizer.json"])
-def test_a_git_lfs_pointer_is_named(folder, pointer):
-    (folder / pointer).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\n")
-    with pytest.raises(BadInput, match=f"model/{pointer} is a git-lfs pointer.*run git lfs pull"):
-        load_model(folder)
-
-
-def test_prefixes_of_wrappers_are_stripped(tiny, folder):
-    """torch.compile's and DistributedDataParallel's, around a part of ours."""
-    file = folder / "ar_head.safetensors"
-    tensors = {f"module._orig_mod.{key}": value for key, value in load_file(file).items()}
-    save_file(tensors, file)
-    assert same(tiny, load_model(folder))
