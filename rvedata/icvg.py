@@ -100,9 +100,7 @@ def embed_shots(args: Namespace, embed: tuple[Callable, Callable]) -> None:
 
 def chunks_of_movies(args: Namespace) -> Iterator[list[dict]]:
     """Of each movie of this shard its captioned shots in chunks {id, movie, chunk, members}."""
-    captions = read_grouped(args.out / "captions.jsonl", key=lambda clip: clip["movie"],
-                            movie=str, index=int, clip=list, caption=str)
-    for movie, clips in captions:
+    for movie, clips in read_grouped(args.out / "captions.jsonl", lambda clip: clip["movie"]):
         if not my_shard(movie, args.shard):
             continue
         chunks = []
@@ -148,9 +146,7 @@ def instruct_pairs(args: Namespace, ask: Callable) -> None:
 
 def pairs_of_movies(args: Namespace) -> Iterator[list[dict]]:
     """Of each movie its pairs that belong to this shard."""
-    pairs = read_grouped(args.out / "pairs.jsonl", key=lambda pair: pair["source"]["movie"],
-                         source=dict, target=dict, score=float)
-    for _, some in pairs:
+    for _, some in read_grouped(args.out / "pairs.jsonl", lambda pair: pair["source"]["movie"]):
         yield [pair for pair in some if my_shard(pair["id"], args.shard)]
 
 

@@ -27,7 +27,7 @@ def select_pairs(out: Path, similarity: float, diversity: float, per_cluster: in
     score = similarity * cosine of the captions + diversity * (1 - cosine of the pictures)
     """
     def pairs() -> Iterator[dict]:
-        for cluster in read_accepted(out / "clusters.jsonl", movie=str, members=list):
+        for cluster in read_accepted(out / "clusters.jsonl"):
             clips = cluster["members"]
             captions, pictures = cosines(out, clips, "text"), cosines(out, clips, "image")
             score = similarity * captions + diversity * (1 - pictures)

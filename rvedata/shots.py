@@ -44,7 +44,7 @@ def find_all_shots(args: Namespace) -> None:
 
 def read_movies(args: Namespace) -> Iterator[dict]:
     """The lines of shots.jsonl that belong to this shard."""
-    for movie in read_accepted(args.out / "shots.jsonl", fps=float, shots=list):
+    for movie in read_accepted(args.out / "shots.jsonl"):
         if my_shard(movie["id"], args.shard):
             yield movie
 

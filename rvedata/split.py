@@ -24,7 +24,6 @@ from typing import Callable
 import numpy as np
 
 from common.files import BadInput, Parser, check_writable, positive, run_script
-from common.manifest import FIELDS
 from common.video import hash_video
 from rvedata import pages
 from rvedata.embed import embed_clips, load_embedder
@@ -35,11 +34,11 @@ from rvedata.manifest import VIDEO_FIELDS, paths_of, rebase_paths
 from rvedata.stages import read_accepted, run_stage, short_hash, write_stage
 
 
-def read_manifests(folders: list[Path], name: str, out: Path, **fields: type) -> dict[str, dict]:
+def read_manifests(folders: list[Path], name: str, out: Path) -> dict[str, dict]:
     """{id: record} of the manifests of this name, with paths relative to `out`."""
     found = {}
     for place in folders:
-        for record in read_accepted(place / name, **fields):
+        for record in read_accepted(place / name):
             if "instruction" in record:                  # the pairs of icvg are another thing
                 found[record["id"]] = rebase_paths(record, place, out)
     return found
@@ -55,7 +54,7 @@ def index_videos(args: Namespace, paths: list[str], embed_images: Callable) -> d
     items = ({"id": path} for path in paths)
     run_stage(args.out / "videos.jsonl", items, work, args.skip_bad, args.workers, len(paths))
     return {line["id"]: {"sha": line["sha"], "vector": decode(line["vector"])}
-            for line in read_accepted(args.out / "videos.jsonl", sha=str, vector=str)}
+            for line in read_accepted(args.out / "videos.jsonl")}
 
 
 def encode(vector: np.ndarray) -> str:
@@ -94,7 +93,7 @@ def read_decisions(files: list[Path], triplets: dict[str, dict]) -> dict[str, di
 def hold_out(args: Namespace, embed_images: Callable) -> None:
     """Write the split, what was kept out of it, verify.html and report.html in args.out."""
     out = args.out
-    triplets = read_manifests(args.source, "triplets.jsonl", out, **dict.fromkeys(FIELDS, str))
+    triplets = read_manifests(args.source, "triplets.jsonl", out)
     if not triplets:
         raise BadInput(f"--from {' '.join(map(str, args.source))}: no triplets.jsonl; "
                        f"run rave or icvg first")

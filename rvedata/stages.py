@@ -52,17 +52,9 @@ def my_shard(name: str, shard: tuple[int, int]) -> bool:
 
 # ---------------------------------------------------------------------------------- reading a stage
 
-def read_records(path: Path, **fields: type) -> Iterator[dict]:
-    """The record of each line.
-
-    Raises BadInput for a line that is not ours, or of what was done but lacks a field of this type.
-    """
-    for number, record in enumerate(read_rows(path, "record", ("id",)), 1):
-        for name, kind in {"id": str, **(fields if is_accepted(record) else {})}.items():
-            if not isinstance(record.get(name), (int, float) if kind is float else kind):
-                raise BadInput(f"{path}:{number}: has no {name} of type {kind.__name__}; "
-                               f"delete this line")
-        yield record
+def read_records(path: Path) -> Iterator[dict]:
+    """The record of each line. Raises BadInput for a line that is not ours."""
+    return read_rows(path, "record", ("id",))
 
 
 def is_accepted(record: dict) -> bool:
@@ -80,23 +72,18 @@ def finished_ids(path: Path) -> set[str]:
     return {record["id"] for record in read_records(path) if is_final(record)}
 
 
-def read_accepted(path: Path, **fields: type) -> Iterator[dict]:
-    """The records of what was done, see `read_records`."""
-    return filter(is_accepted, read_records(path, **fields))
+def read_accepted(path: Path) -> Iterator[dict]:
+    """The records of what was done."""
+    return filter(is_accepted, read_records(path))
 
 
-def read_grouped(path: Path, key: Callable[[dict], object],
-                 **fields: type) -> Iterator[tuple[object, list[dict]]]:
-    """(key, its accepted records sorted by id), sorted by key.
-
-    Only their places are held in memory: a file may be larger.
-    """
+def read_grouped(path: Path, key: Callable[[dict], str]) -> Iterator[tuple[str, list[dict]]]:
+    """(key, its accepted records sorted by id), sorted by key."""
     groups = {}
-    for record in read_accepted(path, **fields):
-        groups.setdefault(key(record), set()).add(record["id"])
-    store = Store(path, "id", "record", counts=is_accepted)
+    for record in read_accepted(path):
+        groups.setdefault(key(record), {})[record["id"]] = record
     for group in sorted(groups):
-        yield group, [store.rows(name)[-1] for name in sorted(groups[group])]
+        yield group, [record for _, record in sorted(groups[group].items())]
 
 
 # ---------------------------------------------------------------------------------- writing a stage

@@ -38,12 +38,3 @@ def test_what_fails_is_skipped_and_tried_again(tmp_path):
     assert run_stage(path, items, work, skip_bad=True) == {"done": 2}
     assert {"id": "c", "rejected": "dull", "video": "c", "instruction": "do more"} in read(path)
     assert [r["id"] for r in read_accepted(path)] == ["d", "a", "b"]
-
-
-@pytest.mark.parametrize("line, words", [
-    ("[1]", "x.jsonl:1: is no record of ours"), ('{"id": "a"}', "has no shots of type list"),
-    ('{"id": "a", "shots": [], "fps": "fast"}', "has no fps of type float")])
-def test_what_is_read_back_is_checked(line, words, tmp_path):
-    (tmp_path / "x.jsonl").write_text(line + "\n")
-    with pytest.raises(BadInput, match=words):
-        list(read_accepted(tmp_path / "x.jsonl", shots=list, fps=float))
