@@ -26,15 +26,16 @@ from typing import Callable
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save
 from tqdm import tqdm
 
 from common.distributed import (RANK, WORLD_SIZE, gather_rows, is_first_rank, my_shard,
                                 wait_for_all)
 from common.files import BadInput, atomic_write
 from common.manifest import FIELDS, SUBSET_OF, manifest_lines, manifest_record
-from common.stamped import hash_of_tensors, is_whole, read_stamped, write_stamped
 from common.video import (clip_numbers, crop, from_bytes, hash_video, pick_frames, to_bytes,
                           to_video)
+from common.weights import hash_of_tensors
 from model import sample_timesteps
 from presets import FROZEN
 from tiny import world
@@ -373,11 +374,11 @@ class Latents:
         wait_for_all()
 
     def _encode_missing(self, model, progress: bool) -> None:
-        """Encode the items that have no whole file, always in the same groups of BATCH, shared
+        """Encode the items that have no file, always in the same groups of BATCH, shared
         among the ranks: a clip's last bits depend on what it is encoded with."""
         starts = my_shard(range(0, len(self), BATCH))
         shard = [range(start, min(start + BATCH, len(self))) for start in starts]
-        missing = {i for rows in shard for i in rows if not is_whole(self.files[i])}
+        missing = {i for rows in shard for i in rows if not self.files[i].exists()}
         hidden = not (progress and missing)
         with tqdm(total=len(missing), desc="encode", unit="clip", disable=hidden) as bar:
             for rows in shard:
@@ -385,7 +386,7 @@ class Latents:
                     continue
                 for i, tensors in zip(rows, encode(model, [self.items[i] for i in rows])):
                     if i in missing:
-                        write_stamped(self.files[i], tensors)
+                        atomic_write(self.files[i], save(tensors))
                         bar.update()
 
     def __len__(self) -> int:
@@ -394,7 +395,7 @@ class Latents:
     def __getitem__(self, i: int) -> dict[str, torch.Tensor]:
         row = self._memory.get(i)
         if row is None:
-            row = read_stamped(self.files[i])
+            row = load_file(self.files[i])
             if len(self._memory) * self.files[i].stat().st_size < MEMORY:
                 self._memory[i] = row
         return {name: from_bytes(x) if name == "frames" else x.float() for name, x in row.items()}

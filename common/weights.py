@@ -14,6 +14,7 @@ import os
 import shutil
 import warnings
 from pathlib import Path
+from typing import Iterable
 
 import diffusers
 import torch
@@ -130,6 +131,15 @@ def hash_of_weights(folder: str | Path, head: str = "") -> str:
     for file in files:
         sha.update(file.read_bytes())
     return sha.hexdigest()[:16]
+
+
+def hash_of_tensors(tensors: Iterable[tuple[str, torch.Tensor]], head: str = "") -> str:
+    """sha256 of a text, and of the names, shapes, types and all bytes of tensors."""
+    sha = hashlib.sha256(head.encode())
+    for name, tensor in tensors:
+        sha.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        sha.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return sha.hexdigest()
 
 
 def read_tokenizer(path: Path):

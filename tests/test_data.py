@@ -7,7 +7,6 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 import data
 import model
@@ -231,29 +230,14 @@ def test_latents_are_what_the_model_encodes(latents, items, tiny):
             torch.testing.assert_close(row[name], tensor, atol=1e-4 + in_bytes, rtol=1e-4)
 
 
-def test_missing_and_broken_files_are_made_again(latents, items, tiny, tmp_path):
+def test_a_stopped_cache_goes_on(latents, items, tiny, tmp_path):
     copy = shutil.copytree(latents.files[0].parent, tmp_path / "cache")
-    cut_off, of_another_time, gone = (copy / latents.files[i].name for i in (0, 3, 9))
-    cut_off.write_bytes(cut_off.read_bytes()[:-99])
-    save_file({"source": torch.zeros(1)}, of_another_time)
+    kept, gone = (copy / latents.files[i].name for i in (1, 9))
     gone.unlink()
-    whole = (copy / latents.files[1].name).stat().st_mtime_ns
+    before = kept.stat().st_mtime_ns
     mended = data.Latents(items, tiny, copy, progress=False)
-    assert (copy / latents.files[1].name).stat().st_mtime_ns == whole       # is not made again
+    assert kept.stat().st_mtime_ns == before             # is not made again
     assert [f.read_bytes() for f in mended.files] == [f.read_bytes() for f in latents.files]
-    assert len(list(copy.iterdir())) == len(items)
-
-
-def test_a_changed_byte_is_found_when_it_is_read(latents, items, tiny, tmp_path):
-    copy = shutil.copytree(latents.files[0].parent, tmp_path / "cache")
-    changed = data.Latents(items, tiny, copy, progress=False)
-    whole = bytearray(changed.files[1].read_bytes())
-    whole[-5] ^= 1                                       # of a tensor: the header is whole
-    changed.files[1].write_bytes(whole)
-    with pytest.raises(BadInput, match=f"{changed.files[1]}: had changed .*, and is deleted"):
-        changed[1]
-    mended = data.Latents(items, tiny, copy, progress=False)
-    assert torch.equal(mended[1]["target"], latents[1]["target"])
 
 
 def test_cached_names_depend_on_the_frozen_weights_alone(tiny):
