@@ -30,6 +30,7 @@ from common.files import (BadInput, Parser, at_least_0, atomic_write, between, c
                           is_of, markdown, positive, run_script, start_afresh)
 from common.intervals import COLUMNS, format_interval, geometric_mean, interval, overall
 from common.jsonl import Store
+from common.plots import optional_picture
 from data import fingerprint, vlm_view
 from model import PARTS, load_model
 from tiny import world
@@ -122,7 +123,8 @@ def draw_strips(path: Path, triplets: list, edits: list[torch.Tensor]) -> None:
     """Source, edit and target of the first samples."""
     rows = {"source": [triplet.source for triplet in triplets], "edit": edits,
             "target": [triplet.target for triplet in triplets]}
-    world.contact_sheet(triplets, rows, path)
+    with optional_picture(path):
+        world.contact_sheet(triplets, rows, path)
 
 
 def parse(argv=None):
@@ -222,7 +224,8 @@ def report(log: list[dict], items: list, args, settings: dict) -> None:
     rate = float(np.mean([row["trigger_rate"] for row in log]))
     record = {"before": before, "after": after, "steps": len(log), "trigger_rate": rate, **settings}
     atomic_write(args.out / "summary.json", json.dumps(record, indent=1))
-    world.contact_sheet(items, shown, args.out / "samples.png")
+    with optional_picture(args.out / "samples.png"):
+        world.contact_sheet(items, shown, args.out / "samples.png")
     changes = [f"{name} {before[name]:.2f} -> {after[name]:.2f}" for name in before]
     print(f"{what}: {' '.join(changes)} | trigger rate {rate:.1%} | {args.out}")
 

@@ -295,7 +295,7 @@ class UnifiedModel(nn.Module):
     def encode_text(self, instructions: list[str]) -> list[torch.Tensor]:
         """T5(I): one (T, D) a row, without padding.
 
-        Raises ValueError where a text is too long.
+        Raises ValueError where a text is too long, or holds half of a character (a surrogate).
         """
         instructions = [clean_text(text) for text in instructions]
         for text in instructions:

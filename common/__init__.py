@@ -1,1 +1,1 @@
-"""What every folder uses: files and errors, ranks, the resumable run, intervals, videos, pictures."""
+"""What every folder uses: files and errors, ranks, runs, intervals, videos, model folders."""

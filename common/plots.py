@@ -1,6 +1,8 @@
 """Pictures: the one place that loads matplotlib, which draws into files and never on a screen."""
 
 import os
+import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 from common.files import replacing
@@ -22,3 +24,13 @@ def save_figure(figure, path: str | Path, dpi: int = 100) -> None:
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=dpi)
     pyplot().close(figure)
+
+
+@contextmanager
+def optional_picture(path: str | Path):
+    """For a picture beside results that are written already: where drawing it fails, that is a
+    line, and not the end of the command."""
+    try:
+        yield
+    except Exception as error:
+        print(f"{path}: could not be drawn ({error!r:.200}); all else is written", file=sys.stderr)

@@ -36,7 +36,7 @@ from tqdm import tqdm
 from common.distributed import (all_true, average_gradients, is_first_rank, mean_log, shard_like,
                                 whole, whole_on_first_rank)
 from common.files import BadInput, atomic_write, remove_leftovers
-from common.plots import pyplot, save_figure
+from common.plots import optional_picture, pyplot, save_figure
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
@@ -149,14 +149,15 @@ class Run:
             self.params[k].data.copy_(mean)
 
     def write_log(self) -> None:
-        """log.csv and curves.png, once what was trained is saved."""
+        """log.csv and curves.png, once what was trained is saved: it must not hang on a picture."""
         if not (is_first_rank() and self.log):
             return
         if self.skipped:
             print(f"{self.skipped} of {len(self.log)} steps were skipped: loss or gradient was not "
                   f"finite; they are nan in {self.out / 'log.csv'}", file=sys.stderr)
         write_log(self.log, self.out / "log.csv")
-        draw_curves(self.log, self.out / "curves.png")
+        with optional_picture(self.out / "curves.png"):
+            draw_curves(self.log, self.out / "curves.png")
 
     # ---- the checkpoint: whole tensors, so that another number of ranks can go on from it
 

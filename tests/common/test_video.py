@@ -165,7 +165,7 @@ def no_videos(tmp_path_factory):
     (folder / "text.mp4").write_text("this is no video\n" * 50)
     for k in range(3):
         Image.new("RGB", (4 + k, 4)).save(folder / f"mixed/{k}.png")
-    (folder / "frames/1.png").write_bytes((folder / "mixed/0.png").read_bytes()[:50])
+    (folder / "frames/1.png").write_bytes((folder / "mixed/0.png").read_bytes()[:30])
     return folder
 
 
