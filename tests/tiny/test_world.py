@@ -14,7 +14,7 @@ from common.video import to_bytes
 from tiny import world
 from tiny.contact_sheet import contact_sheet, drawable
 from tiny.draw import paint, render
-from tiny.rules import RULES, TYPES
+from tiny.rules import RULES
 from tiny.scene import PLACES, apply, caption, literal, random_scene
 from tiny.world import MISSES, SPLITS, SUBSETS, judge, make_triplet
 
@@ -80,18 +80,6 @@ def test_it_is_the_world_that_the_weights_were_trained_on():
             scores.update(" ".join(digits).encode())
     assert [digest.hexdigest()[:16] for digest in (words, pixels, scores)] == [
         "c95eedb0f807839c", "853dc921cdd74a96", "2795178a6e744126"]
-
-
-def test_types_rules_and_phrasings():
-    assert TYPES == {"rave": ["Temporal Reasoning", "Spatial Reasoning", "Physical Causality",
-                              "Semantic Inference"],
-                     "icvg": ["Camera Reasoning", "Causal Reasoning", "Emotional Reasoning",
-                              "Commonsense Reasoning"]}
-    for kind, types in TYPES.items():
-        for type in types:
-            assert sum(rule.type == type for rule in RULES[kind]) >= 3, type
-    phrases = [phrase for _, rule in RULES_OF for phrase in rule.phrases]
-    assert len(set(phrases)) == len(phrases) == 5 * len(RULES_OF)            # one held out of five
 
 
 @pytest.mark.parametrize("subset, split", [
