@@ -156,12 +156,17 @@ def test_the_bell_weighs_each_sample(tiny, monkeypatch):
 
 # --------------------------------------------------------------------------------------- many ranks
 
-def test_shards_on_two_ranks_go_on_where_one_was(common, one, tmp_path):
+def test_shards_on_two_ranks_go_on_where_one_was(common, one, tmp_path, monkeypatch):
     """FSDP with all that goes with it: losses, weights and checkpoint are those of one process,
     but for the order of sums; and Adam makes much of small gradients: weights are near."""
-    two = tmp_path / "two"
-    size_train.main([*common, "--steps", "1", "--out", str(two)])
-    shutil.rmtree(two / "model")
+    def stop_at_the_second(*step):
+        if (tmp_path / "stopped" / "state.pt").exists():
+            raise KeyboardInterrupt
+        return uso_step(*step)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(size_train.train, "uso_step", stop_at_the_second)
+        size_train.main([*common, "--out", str(tmp_path / "stopped")])
+    two = shutil.copytree(tmp_path / "stopped", tmp_path / "two")      # whose lock nobody holds
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node",
               "2", "-m", "realsize.train", *common, "--out", two]
     flags = ["--parallel", "fsdp", "--accumulate", "2"]
@@ -196,20 +201,25 @@ def test_ranks_that_share_the_vlm_must_ask_together(common, monkeypatch):
 
 # ------------------------------------------------------------------------------------------ crashes
 
-# Each run goes on where the one before was killed, before it renamed a file to this name.
+# Each run goes on where the one before was killed, before it renamed a file to this name, for the
+# first or the second time.
 MOMENTS = [
-    "state.pt",                                          # a temporary one is left
-    "model",
-    "log.csv",
-    "model",                                             # it was renamed to model.old
+    ("state.pt", 1),                                     # a temporary one is left
+    ("state.pt", 2),                                     # after the first of two steps
+    ("model", 1),
+    ("log.csv", 1),
+    ("model", 1),                                        # the one before was renamed to model.old
 ]
 
 
-def run_and_kill(moment: str, flags: list[str]):
+def run_and_kill(moment: tuple[str, int], flags: list[str]):
     """kill -9 of this process, in which a run is at work."""
+    renamed = []
+
     def guarded(rename):
         def guard(old, new):
-            if Path(new).name == moment:
+            renamed.append(Path(new).name)
+            if (renamed[-1], renamed.count(renamed[-1])) == moment:
                 os.kill(os.getpid(), signal.SIGKILL)
             rename(old, new)
         return guard
