@@ -36,7 +36,7 @@ def test_each_runs_number_is_shown(study, pretend, item):
     text = maker(item)(study)
     for run, value in values.items():
         assert f"{value:.2f}" in text or f"{value - 1:+.2f}" in text, run
-    if item.startswith("figure"):
+    if item.startswith("figure") and item != "figure search":          # which is a table
         assert next(study.out.glob("*.png")).stat().st_size > 10_000
 
 
