@@ -32,7 +32,7 @@ from tqdm import tqdm
 from common.distributed import (RANK, WORLD_SIZE, gather_rows, is_first_rank, my_shard,
                                 wait_for_all)
 from common.files import BadInput, atomic_write
-from common.manifest import FIELDS, SUBSET_OF, manifest_lines, manifest_record
+from common.manifest import FIELDS, manifest_lines, manifest_record
 from common.video import (clip_numbers, crop, from_bytes, hash_video, pick_frames, to_bytes,
                           to_video)
 from common.weights import hash_of_tensors
@@ -167,19 +167,14 @@ def draws(step: int, seed: int, batch: int, shape: tuple,
 class Item:
     """A triplet that is not in memory yet: `load()` reads (source, target); `key`: its hash.
 
-    The target is None where nobody made one. subset, index: its place in the tiny world
-    (`world.make_triplet`); of a manifest, its type's subset and line. view() reads the source's
-    frames before they are cropped, (F, 3, H, W); None: they are not. part: which frames make the
-    clip, where the videos have more.
+    The target is None where nobody made one. view() reads the source's frames before they are
+    cropped, (F, 3, H, W); None: they are not. longer: the videos have more frames than the clip.
     """
     key: str
     instruction: str
-    type: str
-    subset: str
     load: Callable[[], tuple[torch.Tensor, torch.Tensor | None]]
-    index: int
     view: Callable[[], torch.Tensor] | None = None
-    part: str = ""
+    longer: bool = False
 
 
 def hash_of(*parts) -> str:
@@ -235,7 +230,7 @@ def _world_item(index: int, subset: str, split: str, wrong: float, drift: float)
         if drifts:
             target = drifted(target)
         return triplet.source, target
-    return Item(hash_of(*key), triplet.instruction, triplet.type, subset, load, index)
+    return Item(hash_of(*key), triplet.instruction, load)
 
 
 def manifest_items(path: str | Path, preset, skip_bad: bool = False,
@@ -253,7 +248,7 @@ def manifest_items(path: str | Path, preset, skip_bad: bool = False,
     # no bar in a pipe
     for number, line in tqdm(lines, desc="check videos", leave=False, disable=None):
         try:
-            items.append(_manifest_item(line, number, path.parent, preset, check_text, targets))
+            items.append(_manifest_item(line, path.parent, preset, check_text, targets))
         except BadInput as error:
             skipped.append(f"{path}:{number}: {error}")
             if not skip_bad:
@@ -265,7 +260,7 @@ def manifest_items(path: str | Path, preset, skip_bad: bool = False,
     return items, skipped
 
 
-def _manifest_item(line: str, number: int, folder: Path, preset, check_text, targets) -> Item:
+def _manifest_item(line: str, folder: Path, preset, check_text, targets) -> Item:
     needed = FIELDS if targets else tuple(name for name in FIELDS if name != "target_video_path")
     record = manifest_record(line, needed)
     try:
@@ -288,17 +283,7 @@ def _manifest_item(line: str, number: int, folder: Path, preset, check_text, tar
     def view():
         return to_video(pick_frames(videos[0], numbers[0]))
     key = hash_of(*map(hash_video, videos), record["instruction"], size, numbers)
-    part = describe_part(preset.frames, stride, start) if longer else ""
-    return Item(key, record["instruction"], record["type"], SUBSET_OF[record["type"]], load, number,
-                view, part)
-
-
-def describe_part(frames: int, stride: int | None, start: int) -> str:
-    """The clip that `common.video.frame_numbers` makes of a longer video, in words."""
-    if stride is None:
-        return f"{frames} frames spread from {start} to the last"
-    step = "" if stride == 1 else f" in steps of {stride}"
-    return f"frames {start} to {start + stride * (frames - 1)}{step}"
+    return Item(key, record["instruction"], load, view, longer)
 
 
 # --------------------------------------------------------------------------------- the latent cache

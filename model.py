@@ -215,7 +215,7 @@ class UnifiedModel(nn.Module):
         self.preset = replace(self.preset, vlm_frames=frames)
         self.vlm.frames = frames
 
-    def without(self, parts: list[str]) -> None:
+    def switch_off(self, parts: list[str]) -> None:
         """Switch off, to ablate: "vlm" (its states are zeros), "position" (of visual tokens)."""
         if "vlm" in parts:
             self.preset = replace(self.preset, use_vlm=False)
@@ -315,7 +315,8 @@ class UnifiedModel(nn.Module):
             return vlm.to(self.device).float(), text.to(self.device).float()
         p = self.preset
         grey = torch.zeros(1, p.frames, 3, p.height, p.width, device=self.device)
-        return self.encode_vlm(grey, [""])[0], self.encode_text(["<pad>"])[0]
+        nothing = self.encode_text(["<pad>"])[0]         # an empty text may be no token at all
+        return self.encode_vlm(grey, [""])[0], nothing
 
     # ---- the condition c and the generator G
 

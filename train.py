@@ -15,7 +15,6 @@ Axis letters: B batch, G gated samples, C f h w latents.
 
 import argparse
 import sys
-from collections import Counter
 from pathlib import Path
 
 import torch
@@ -37,7 +36,8 @@ from presets import PRESETS
 SEED_OF_PAIRS = 7                # added to --seed: other noise than the triplets', another order
 
 # Settings that may differ when a run goes on; with another value of any other it is another run.
-FREE = ("resume", "out", "cache", "save_every", "eval_items", "skip_bad", "accumulate", "argv")
+FREE = ("resume", "out", "cache", "save_every", "eval_items", "skip_bad", "accumulate", "argv",
+        "may_grow")
 
 
 def uso_step(model, critic, batch: Batch, lam: float) -> tuple[torch.Tensor, dict]:
@@ -120,7 +120,7 @@ def main(argv=None) -> None:
     latents = encode(model, args)
     critic = make_critic(model, args)
     batches = make_batches(model, critic, latents, args)
-    claim_folder(args.out, args.argv, settings, may_grow(args))
+    claim_folder(args.out, args.argv, settings, args.may_grow)
     step = own_edit_step if args.pairs else uso_step
     run = train(model, critic, batches, args, step, args.objective)
     end(run, model, latents, args, settings)
@@ -131,14 +131,9 @@ def main(argv=None) -> None:
 def begin(args, settings: dict) -> None:
     """Join the other ranks; raises BadInput where the run folder or the cache cannot be used."""
     start()
-    check_run(args.out, settings, may_grow(args))
+    check_run(args.out, settings, args.may_grow)
     check_writable(args.out / "run.json")
     check_writable(args.cache / "any name")
-
-
-def may_grow(args) -> str | None:
-    """The setting that may be larger when a run goes on."""
-    return "steps" if args.resume else None
 
 
 def load(args) -> UnifiedModel:
@@ -166,21 +161,17 @@ def encode(model, args) -> Latents:
 
 
 def read_items(model, path: str, skip_bad: bool, targets: bool = True) -> list[Item]:
-    """The triplets of a manifest; says what is skipped, and which frames are used. BadInput."""
+    """The triplets (or pairs) of a manifest; says what is skipped. Raises BadInput."""
     items, bad = manifest_items(path, model.preset, skip_bad, targets=targets,
                                 check_text=lambda text: model.encode_text([text]))
-    what = "triplets" if targets else "pairs"
     for line in bad:
         print(f"skipped: {line}", file=sys.stderr)
     if bad:
-        print(f"skipped {len(bad)} bad {what}, {len(items)} are left", file=sys.stderr)
-    parts = Counter(item.part for item in items if item.part)
-    if parts and is_first_rank():
-        used = [f"{part} ({n} {what})" for part, n in parts.most_common(3)]
-        if len(parts) > 3:
-            used.append(f"{len(parts) - 3} other parts")
-        print(f"{parts.total()} of {len(items)} {what} have longer videos than the preset; "
-              f"used are {'; '.join(used)}")
+        print(f"{path}: skipped {len(bad)} bad lines, {len(items)} are left", file=sys.stderr)
+    longer = sum(item.longer for item in items)
+    if longer and is_first_rank():
+        print(f"{path}: {longer} of {len(items)} lines have videos of more than "
+              f"{model.preset.frames} frames; \"start\" and \"stride\" say which are used")
     return items
 
 
@@ -192,7 +183,7 @@ def make_critic(model, args) -> Critic | None:
         vlm = read_vlm(model, args.critic) if args.critic else None
     except (OSError, ValueError, RuntimeError) as error:
         raise BadInput(f"--critic {args.critic}: {error}") from error
-    return Critic(model, args.think, args.decode, vlm)
+    return Critic(model, args.think, args.decode, vlm, args.kept)
 
 
 def make_batches(model, critic, latents: Latents, args, with_m_0: bool = False) -> Batches:
@@ -267,6 +258,8 @@ def flags() -> Parser:
     add("--lambda", dest="lam", type=between(0, 1e6), default=0.25, help="of the reason loss")
     add("--tau", type=between(0, 1, True), default=0.5, help="the critic is asked where t < tau")
     add("--critic", metavar="FOLDER", help="another VLM that judges (without it: the model's own)")
+    add("--kept", type=between(0, 1e6), default=0., help="weight of a second question, not in the "
+        "paper: is the rest kept? weights/kept was taught it; 0: it is not asked")
     add("--think", choices=THINK, default="expect", help="before the edit is seen, after, or not")
     add("--decode", choices=DECODE, help="latent frames alone, or whole (the preset's)")
     add("--vlm-frames", type=positive, help="K, frames that the VLM sees (the preset's)")
@@ -306,6 +299,7 @@ def parse(argv=None):
     if args.pairs:
         args.objective = "own-edits"                     # the third, which --pairs stands for
     args.argv = argv
+    args.may_grow = "steps" if args.resume else None
     args.out = args.out or default_folder(args.objective, args.data)
     args.decode = args.decode or PRESETS[args.preset].decode
     if args.ema == 1:

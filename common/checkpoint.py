@@ -32,7 +32,7 @@ def read_parts(model, folder: str | Path) -> None:
     folder, frozen = model_folder(folder), frozen_folder(folder)
     record = read_record(folder)
     model.set_vlm_frames(record.get("vlm_frames"))
-    model.without(record.get("without", []))
+    model.switch_off(record.get("without", []))
     model.vlm.tokenizer = read_tokenizer(frozen / "tokenizer")
     model.text_tokenizer = read_tokenizer(frozen / "text_tokenizer")
     for name in PARTS:

@@ -105,11 +105,11 @@ def main(argv=None) -> None:
     settings = settings_of(args, how)
     train.begin(how, settings)
     model = train.load(how)
-    model.without(args.without)
+    model.switch_off(args.without)
     latents = train.encode(model, how)
     critic = train.make_critic(model, how)
     batches = train.make_batches(model, critic, latents, how, args.with_m0)
-    claim_folder(how.out, how.argv, settings, train.may_grow(how))
+    claim_folder(how.out, how.argv, settings, how.may_grow)
     run = train.train(model, critic, batches, how, step_of(args), settings["objective"])
     train.end(run, model, latents, how, settings)
 

@@ -17,6 +17,7 @@ is done.
 Axis letters: B rows, N frames, K frames of a clip that the VLM sees, H W pixels, T tokens, D width.
 """
 
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,6 +48,7 @@ class Shown(NamedTuple):
     frames: torch.Tensor                                 # (K, 3, H, W) in [-1, 1]
     seen: str                                            # what has been done, "" where unknown
     grade: float                                         # the soft label
+    kept: float = math.nan                               # of the question whether the rest is kept
 
 
 def vlm_step(vlm: VILA, heads: Heads, lessons: list[dict], estimates: list, step: int,
@@ -108,7 +110,8 @@ def two_answers(lesson: dict, estimates: list, rng) -> list[Shown]:
         lesson, made = estimates[int(rng.integers(len(estimates)))]
         answers = [made[k] for k in rng.choice(len(made), 2, replace=False)]
     else:
-        right = Answer(lesson["target"][::VLM_STRIDE], lesson["literal"], TARGET_GRADE)
+        right = Answer(lesson["target"][::VLM_STRIDE], lesson["literal"], TARGET_GRADE,
+                       TARGET_GRADE)
         answers = [right, lesson["misses"][int(rng.integers(3))]]
     shown = []
     for answer in answers:
@@ -117,7 +120,7 @@ def two_answers(lesson: dict, estimates: list, rng) -> list[Shown]:
             size = .05 * rng.random()
             grain = rng.normal(size=frames.shape).astype(np.float32)
             frames = frames + size * torch.from_numpy(grain)
-        shown.append(Shown(lesson, frames, answer.seen, answer.grade))
+        shown.append(Shown(lesson, frames, answer.seen, answer.grade, answer.kept))
     return shown
 
 

@@ -34,8 +34,7 @@ def test_world_items_take_the_subsets_in_turn():
     for k, item in enumerate(data.world_items(n=4)):
         subset, index = ("rave", "icvg")[k % 2], data.NEW_CLIPS + k // 2
         triplet = world.make_triplet(index, subset, "train")
-        assert (item.subset, item.index) == (subset, index)
-        assert (item.type, item.instruction) == (triplet.type, triplet.instruction)
+        assert item.instruction == triplet.instruction
         assert all(torch.equal(a, b) for a, b in zip(item.load(), (triplet.source, triplet.target)))
 
 
@@ -47,7 +46,9 @@ def test_no_lesson_is_a_clip_to_fine_tune_on():
         assert all(call.args[0] <= 30 for call in make.call_args_list) and make.called
         with pytest.raises(BadInput, match="--items 1000001: .* fine-tuned on"):
             lessons.render_lessons(lesson, data.NEW_CLIPS + 1)
-    assert min(item.index for item in data.world_items(n=6)) == data.NEW_CLIPS
+    with patch.object(world, "make_triplet", side_effect=world.make_triplet) as make:
+        data.world_items(n=6)
+    assert min(call.args[0] for call in make.call_args_list) == data.NEW_CLIPS
 
 
 def test_wrong_targets_are_a_share_of_the_items_and_of_nothing_else():
@@ -105,9 +106,8 @@ def test_manifest(manifest, monkeypatch):
     path = manifest({}, "", {"instruction": "Straße \u2028 冬", "type": "Camera Reasoning"},
                     {"instruction": "wait"})
     items, skipped = data.manifest_items(path, SMALL)
-    places = [(item.index, item.subset) for item in items]
-    assert skipped == [] and places == [(1, "rave"), (3, "icvg"), (4, "rave")]
-    assert items[1].instruction == "Straße \u2028 冬" and items[1].type == "Camera Reasoning"
+    assert skipped == [] and len(items) == 3
+    assert items[1].instruction == "Straße \u2028 冬"
     source, target = items[0].load()
     assert source.shape == target.shape == (5, 3, 16, 24)
     assert numbers(source) == [0, 2, 3, 4, 6] and numbers(target)[::4] == [0, 5]
@@ -133,9 +133,7 @@ def test_start_and_stride_of_a_manifest(manifest):
         assert items[0].view().shape == (5, 3, 48, 80)   # not cropped
         assert numbers(items[2].load()[1]) == [1, 2, 3, 4, 5]
         assert len({item.key for item in items}) == len(set(map(tuple, got)))
-        assert [item.part for item in items[1:]] == [
-            "frames 0 to 4", "frames 1 to 5", "5 frames spread from 1 to the last"]
-    assert data.describe_part(17, 2, 40) == "frames 40 to 72 in steps of 2"
+        assert all(item.longer for item in items)
 
 
 BAD_LINES = [
@@ -168,7 +166,7 @@ def bad_videos(tmp_path):
 def test_skip_bad_lists_them_all(manifest, bad_videos):
     path = manifest({}, *(line for line, _ in BAD_LINES), {})
     items, skipped = data.manifest_items(path, SMALL, skip_bad=True, check_text=check_text)
-    assert [item.index for item in items] == [1, len(BAD_LINES) + 2]
+    assert len(items) == 2
     for k, (reason, (_, words)) in enumerate(zip(skipped, BAD_LINES, strict=True), 2):
         assert reason.startswith(f"{path}:{k}: ") and words in reason and "\n" not in reason
 

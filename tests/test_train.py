@@ -291,7 +291,7 @@ def test_own_videos(finetune, manifest, tmp_path, capfd):
     printed = capfd.readouterr()
     assert f"skipped: {manifest}:1: is not JSON" in printed.err
     assert f"skipped: {manifest}:4: an instruction is" in printed.err
-    assert "skipped 2 bad triplets, 2 are left" in printed.err
+    assert "skipped 2 bad lines, 2 are left" in printed.err
     row, = read_log(run)
     assert math.isfinite(row["loss"] + row["reason_loss"])
     record = json.loads((run / "summary.json").read_text())

@@ -72,7 +72,7 @@ def test_other_frames_and_ablations_are_kept(tiny_dir, tmp_path):
     zeroed = UnifiedModel.from_pretrained(tiny_dir).visual_context_adapter
     zeroed.position.data.zero_()
     latents, whole = model.encode_video(clips), model.encode_vlm(clips, words)
-    model.without(["vlm", "position"])
+    model.switch_off(["vlm", "position"])
     h = model.encode_vlm(clips, words)
     assert [row.shape for row in h] == [row.shape for row in whole]
     assert not any(row.any() for row in h)

@@ -99,7 +99,7 @@ def test_own_edits_of_own_videos(run, manifest, tmp_path, capsys):
         run(tmp_path / "out", *flags)
     row, = read_log(run(tmp_path / "out", *flags, "--skip-bad"))
     assert math.isfinite(row["reason_loss"]) and row["trigger_rate"] == 1
-    assert "skipped 1 bad pairs, 2 are left" in capsys.readouterr().err
+    assert "skipped 1 bad lines, 2 are left" in capsys.readouterr().err
     manifest.write_text(manifest.read_text() + "\n")     # another manifest: another run
     with pytest.raises(BadInput, match="holds a run with another --pairs"):
         run(tmp_path / "out", *flags, "--skip-bad")

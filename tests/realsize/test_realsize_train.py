@@ -277,7 +277,7 @@ def test_the_real_size_in_small(original, tmp_path, manifest, monkeypatch, capfd
     moments = state["optimizers"][0]["state"].values()
     assert {m["exp_avg"].dtype for m in moments} == {torch.float32}
     printed = capfd.readouterr().out
-    assert "2 of 2 triplets have longer videos than the preset; used are frames 0 to 4" in printed
+    assert "2 of 2 lines have videos of more than 5 frames" in printed
     assert "PSNR to the target" in printed
     cached = load_file(next((tmp_path / "cache").glob("*.safetensors")))
     assert cached["bridged"].dtype == torch.bfloat16
