@@ -21,7 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from common.files import BadInput, atomic_write
-from experiments.runs import (BASE, EQUAL_TIME, HALF, NEEDED_SCORES, OWN_EDITS, RUNS, TARGETS,
+from experiments.runs import (BASE, EQUAL_TIME, HALF, NEEDED_SCORES, RUNS, SFT_ON_FEW, TARGETS,
                               Score, Study, name_and_targets, needs_both_margins, needs_margin)
 
 ROOT = Path(__file__).parents[1]
@@ -56,10 +56,8 @@ def train_job(study: Study, run: str, seed: int) -> Job:
 
 
 def parents_of(study: Study, run: str, seed: int) -> list[Path]:
-    """The runs that are mixed: SFT on as many triplets, and the run itself."""
-    run = run.removesuffix(HALF)
-    sft = run.replace(OWN_EDITS, "sft")
-    return [study.run_folder(name, seed) for name in (sft, run)]
+    """The runs that are mixed: SFT on 100 triplets, and own edits beside them."""
+    return [study.run_folder(name, seed) for name in (SFT_ON_FEW, run.removesuffix(HALF))]
 
 
 def training_name(study: Study, run: str, seed: int) -> str:
