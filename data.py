@@ -342,10 +342,9 @@ class Latents:
         bridged (T, D)                Adapter(ARHead(U(V_src, I)))
         text (T, D)                   T5(I)
 
-    Each is encoded once, to `folder`/<hash of its key and of the
-    frozen weights>.safetensors: a run that was stopped goes on where it was, and a broken file is
-    made again. Raises BadInput where a clip cannot be read or the folder cannot be written, and for
-    a file with a changed byte, once it is read.
+    Each is encoded once, to `folder`/<hash of its key and of the frozen weights>.safetensors: a run
+    that was stopped goes on where it was. Raises BadInput where a clip cannot be read or the folder
+    cannot be written.
     """
 
     def __init__(self, items: list[Item], model, folder: str | Path, progress: bool = True):
