@@ -50,6 +50,9 @@ def write_folder(folder: Path, contents: dict, record: dict, dtype: torch.dtype 
         (temporary / "model.json").write_text(json.dumps(record) + "\n", "utf-8")
         for name, part in contents.items():
             write_part(temporary / name, part, dtype)
+        mode = (temporary / "model.json").stat().st_mode                # as the umask says
+        for file in temporary.rglob("*.safetensors"):
+            file.chmod(mode)                             # safetensors are for their owner alone
         replace_folder(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

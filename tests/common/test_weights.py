@@ -148,3 +148,13 @@ def test_foreign_weights_are_refused(folder, part, change):
     save_file(tensors, file, {"format": "pt"})
     with pytest.raises(BadInput, match=f"{name.split('.')[-1]}|stranger"):
         load_model(folder)
+
+
+def test_files_have_the_permissions_of_the_umask(tiny, tmp_path):
+    before = os.umask(0o027)
+    try:
+        tiny.save_pretrained(tmp_path / "model", parts=("ar_head", "vlm.vision_tower"))
+    finally:
+        os.umask(before)
+    files = [file for file in (tmp_path / "model").rglob("*") if file.is_file()]
+    assert len(files) > 3 and {file.stat().st_mode & 0o777 for file in files} == {0o640}
