@@ -1,6 +1,7 @@
 """Model folders: what is written is read again, and what does not fit is named."""
 
 import json
+import os
 import shutil
 import socket
 from pathlib import Path
