@@ -1,7 +1,7 @@
 """python -m experiments: its flags, and one table from training to Markdown."""
 
 import importlib
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -25,6 +25,17 @@ def test_what_would_fail_later_is_refused_at_the_start(tiny_dir, tmp_path, flags
     assert not (tmp_path / "runs").exists() and not (tmp_path / "results").exists()
 
 
+class AtOnce(nullcontext):
+    """Instead of a pool of threads: a training listens to signals, in the main thread alone."""
+
+    def __init__(self, *args, **named):
+        super().__init__(self)
+
+    def submit(self, do, chain):
+        do(chain)
+        return SimpleNamespace(result=lambda: None)
+
+
 @pytest.fixture
 def in_this_process(monkeypatch):
     """The jobs' commands, one after the other, here: it takes longer to import torch than to do
@@ -39,7 +50,7 @@ def in_this_process(monkeypatch):
         done.append(module)
         return SimpleNamespace(returncode=0)
     monkeypatch.setattr(jobs.subprocess, "run", run)
-    monkeypatch.setattr(jobs, "ThreadPoolExecutor", lambda *args, **named: ThreadPoolExecutor(1))
+    monkeypatch.setattr(jobs, "ThreadPoolExecutor", AtOnce)
     return done
 
 

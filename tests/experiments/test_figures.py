@@ -105,6 +105,6 @@ def test_own_edits_and_halfway_back(study, pretend, tiny_dir, monkeypatch):
     assert gained == {OWN_EDITS_ON_FEW: "+2.00", OWN_EDITS_ON_FEW + HALF: "+1.00"}
     for number, run in enumerate((TWO_QUESTIONS + HALF, TWO_QUESTIONS), 4):
         pretend(study, Score(run, "rave"), 0, [number] * 5)
-    assert "| +4.00 " in figures.figure_kept(study)
+    assert "+4.00" in figures.figure_kept(study)
     for name in ("own-edits.png", "own-edits-samples.png", "kept.png"):
         assert (study.out / name).stat().st_size > 5_000
