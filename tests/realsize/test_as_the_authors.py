@@ -92,7 +92,7 @@ def test_the_critic_speaks_in_the_chat_of_the_condition(original, tiny, monkeypa
     assert before[0] == SYSTEM_TURN + VILA_SENTENCE + USER_TURN
     assert before[1] == f"{SYSTEM}\nfrost came\nSource :"
     assert after[1].endswith("assistant<|end_header_id|>\n\nVerdict : ")
-    assert Critic(tiny).system == SYSTEM
+    assert Critic(tiny).system is None                   # the question is the system sentence
 
 
 # ------------------------------------------------------------------------- frames, the VLM's view
