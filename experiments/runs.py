@@ -71,7 +71,8 @@ def all_runs() -> dict[str, str]:
         runs.setdefault(run, flags)
         for n in TRIPLETS:
             runs.setdefault(run_of_triplets(run, n), f"{runs[run]} --items {n}")
-    runs[TWO_QUESTIONS] = f"--pairs 4000 --lambda 0.1 --critic {TAUGHT_TO_KEEP} --kept 1 --items 100"
+    two = f"--pairs 4000 --lambda 0.1 --critic {TAUGHT_TO_KEEP} --kept 1"
+    runs[TWO_QUESTIONS] = f"{two} --items 100"
     return runs
 
 

@@ -1,6 +1,6 @@
 r"""The VLM's sixth lesson: is the rest kept? For a VLM after harden.py.
 
-    python -m pretrain.kept --editors out/sft-100 out/own-100           # 30 minutes on one core
+    python -m pretrain.kept --editors out/sft-100 out/own-100           # an hour on one core
     python train.py --items 100 --pairs 4000 --critic out/kept/model --kept 1 --lambda 0.1
 
 The verdict's label is the oracle's Overall, of EA and PC the smaller one: where an edit does not do
@@ -70,11 +70,11 @@ def judge_the_rest(vlm: VILA, heads: Heads, shown: list[Shown]) -> tuple[torch.T
     return 2 * (taught.verdict_loss + order_loss + wrong_loss), log
 
 
-# --------------------------------------------------------------- what fine-tuned models make of them
+# -------------------------------------------------------------- what fine-tuned models make of them
 
 def edits_of(editors: list[Path], lessons: list[dict], args) -> dict[str, torch.Tensor]:
-    """Each editor's answer to each lesson, as own edits are shown to the critic in training; made
-    once, and kept in the run's folder.
+    """Each editor's answer to each lesson, as the critic is shown own edits in training; made once,
+    and kept in the run's folder.
 
     "frames" (N, E, K, 3, H, W), bytes; "grades" (N, E, 2): the soft labels of the two questions.
     """
