@@ -323,8 +323,8 @@ def number_or_file(text: str) -> int | str:
 
 
 def check_critic(args) -> None:
-    """Raises BadInput where --pairs or --critic cannot be used."""
-    for flag, value in (("--pairs", args.pairs), ("--critic", args.critic)):
+    """Raises BadInput where --pairs, --critic or --kept cannot be used."""
+    for flag, value in (("--pairs", args.pairs), ("--critic", args.critic), ("--kept", args.kept)):
         if value and args.lam == 0:
             raise BadInput(f"{flag} {value}: no critic is asked at lambda 0; drop it")
     if isinstance(args.pairs, str) and not Path(args.pairs).is_file():
