@@ -314,7 +314,7 @@ def figure_own_edits(study: Study) -> str:
 def figure_kept(study: Study) -> str:
     """Is the price lower where the critic is asked a second question: is the rest kept?"""
     runs = {"one question": OWN_EDITS_ON_FEW, "halfway to SFT": OWN_EDITS_ON_FEW + HALF,
-            "two questions": TWO_QUESTIONS, "two, halfway to SFT": TWO_QUESTIONS + HALF}
+            "two questions": TWO_QUESTIONS}
     return against_sft_on_few(study, runs, "kept.png")
 
 
