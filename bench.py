@@ -85,6 +85,10 @@ class Way:
     critic: Critic | None
     batch: Batch
 
+    def run(self, model: UnifiedModel) -> tuple[torch.Tensor, dict]:
+        """The step's loss and log."""
+        return self.step(model, self.critic, self.batch, LAMBDA if self.critic else 0.)
+
     def gate(self, n: int) -> None:
         """The first n samples are below tau, the others are not."""
         for batch in (self.batch, self.batch.pairs):
@@ -102,7 +106,8 @@ def make_ways(model: UnifiedModel, size: int, critics: list[tuple]) -> dict[str,
         ways[f"{decode}/{think}"] = Way(train.uso_step, critic, random_batch(model, size))
     own_edits = random_batch(model, size)
     own_edits.pairs = random_batch(model, size)
-    ways["own edits"] = Way(train.own_edit_step, Critic(model, *critics[0][::-1]), own_edits)
+    first = ways["/".join(critics[0])].critic
+    ways["own edits"] = Way(train.own_edit_step, first, own_edits)
     return ways
 
 
@@ -171,7 +176,7 @@ def ask_about_sources(model: UnifiedModel, way: Way) -> float:
 def forward_and_backward(model: UnifiedModel, way: Way) -> None:
     """A step without its optimizer; no gradient stays."""
     with model.precision():
-        loss, _ = way.step(model, way.critic, way.batch, LAMBDA if way.critic else 0.)
+        loss, _ = way.run(model)
     loss.backward()
     model.zero_grad()
 
@@ -198,7 +203,7 @@ class Timed:
         yield self.way.batch
 
     def step(self, model, critic, batch, lam):
-        return self.way.step(model, self.way.critic, batch, LAMBDA if self.way.critic else 0.)
+        return self.way.run(model)
 
     def mark(self, part: str) -> None:
         self.clocks[-1].mark(part)

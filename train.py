@@ -36,8 +36,7 @@ from presets import PRESETS
 SEED_OF_PAIRS = 7                # added to --seed: other noise than the triplets', another order
 
 # Settings that may differ when a run goes on; with another value of any other it is another run.
-FREE = ("resume", "out", "cache", "save_every", "eval_items", "skip_bad", "accumulate", "argv",
-        "may_grow")
+FREE = ("resume", "out", "cache", "save_every", "eval_items", "skip_bad", "accumulate", "argv")
 
 
 def uso_step(model, critic, batch: Batch, lam: float) -> tuple[torch.Tensor, dict]:
@@ -120,7 +119,7 @@ def main(argv=None) -> None:
     latents = encode(model, args)
     critic = make_critic(model, args)
     batches = make_batches(model, critic, latents, args)
-    claim_folder(args.out, args.argv, settings, args.may_grow)
+    claim_folder(args.out, args.argv, settings, may_grow(args))
     step = own_edit_step if args.pairs else uso_step
     run = train(model, critic, batches, args, step, args.objective)
     end(run, model, latents, args, settings)
@@ -131,9 +130,14 @@ def main(argv=None) -> None:
 def begin(args, settings: dict) -> None:
     """Join the other ranks; raises BadInput where the run folder or the cache cannot be used."""
     start()
-    check_run(args.out, settings, args.may_grow)
+    check_run(args.out, settings, may_grow(args))
     check_writable(args.out / "run.json")
     check_writable(args.cache / "any name")
+
+
+def may_grow(args) -> str | None:
+    """The setting that may be larger when a run goes on."""
+    return "steps" if args.resume else None
 
 
 def load(args) -> UnifiedModel:
@@ -299,7 +303,6 @@ def parse(argv=None):
     if args.pairs:
         args.objective = "own-edits"                     # the third, which --pairs stands for
     args.argv = argv
-    args.may_grow = "steps" if args.resume else None
     args.out = args.out or default_folder(args.objective, args.data)
     args.decode = args.decode or PRESETS[args.preset].decode
     if args.ema == 1:

@@ -109,7 +109,7 @@ def main(argv=None) -> None:
     latents = train.encode(model, how)
     critic = train.make_critic(model, how)
     batches = train.make_batches(model, critic, latents, how, args.with_m0)
-    claim_folder(how.out, how.argv, settings, how.may_grow)
+    claim_folder(how.out, how.argv, settings, train.may_grow(how))
     run = train.train(model, critic, batches, how, step_of(args), settings["objective"])
     train.end(run, model, latents, how, settings)
 

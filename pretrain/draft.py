@@ -100,6 +100,15 @@ def one_step_estimates(model: UnifiedModel, edits: Edits, wrong: torch.Tensor, r
     return videos
 
 
+def condition(model: UnifiedModel, lessons: list[dict]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Eq. 1 for lessons: latents of their sources (B, C, f, h, w), and c (B, T, D)."""
+    videos = torch.stack([as_video(lesson["source"]) for lesson in lessons])
+    texts = [lesson["instruction"] for lesson in lessons]
+    source = model.encode_video(videos)
+    bridged = model.bridge(model.encode_vlm(videos, texts))
+    return source, model.context(source, bridged, model.encode_text(texts))
+
+
 def one_step(model: UnifiedModel, c: torch.Tensor, source: torch.Tensor, x0: torch.Tensor,
              t: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     """Eq. 3: the clean estimate of x0 noised to levels t (B,). Latents are (B, C, f, h, w)."""

@@ -18,11 +18,10 @@ import torch
 
 from common.distributed import RANK, WORLD_SIZE
 from common.files import run_script
-from common.run import Run
 from critic import Critic, follow
 from model import UnifiedModel, load_model
 from pretrain import stage
-from pretrain.draft import one_step
+from pretrain.draft import condition, one_step
 from pretrain.heads import Heads
 from pretrain.lessons import (as_video, grade, render_lessons, training_triplet, vlm_frames,
                               vlm_lesson)
@@ -82,11 +81,7 @@ def estimates_of(generator: UnifiedModel, lessons: list[dict], latents: torch.Te
     """What `generator` makes of noised answers (B, C, f, h, w) in one step, at random t."""
     t = torch.from_numpy(rng.random(len(lessons)) * .85 + .02).float()
     noise = torch.from_numpy(rng.normal(size=tuple(latents.shape))).float()
-    videos = torch.stack([as_video(lesson["source"]) for lesson in lessons])
-    texts = [lesson["instruction"] for lesson in lessons]
-    source = generator.encode_video(videos)
-    bridged = generator.bridge(generator.encode_vlm(videos, texts))
-    c = generator.context(source, bridged, generator.encode_text(texts))
+    source, c = condition(generator, lessons)
     return one_step(generator, c, source, latents, t, noise)
 
 
@@ -117,16 +112,13 @@ def main(argv=None) -> None:
     lessons = render_lessons(vlm_lesson, args.items)
     stage.claim(args)
 
-    params = dict(heads.named_parameters())
-    run = Run(args.out / "heads", params, stage.optimizers(params, 1e-2, 0.), name="heads")
+    run = stage.run_of_heads(heads, args)
     for step in run.steps(HEAD_STEPS):
         run.update(*harden_step(model, None, heads, lessons, step, args))
     run.write_log()
 
     model.vlm.requires_grad_(True)
-    params = {f"vlm.{name}": p for name, p in model.vlm.named_parameters()} | params
-    both = stage.optimizers(params, args.lr, .01, muon=stage.hidden_matrices(params))
-    run = Run(args.out, params, both, ema=.99, save_every=args.save_every, name="harden")
+    run = stage.run_of_vlm(model.vlm, heads, args, "harden", ema=.99)
     for step in run.steps(args.steps):
         # -------------------------------------------------------------------- one training step
         loss, log = harden_step(model, generator, heads, lessons, HEAD_STEPS + step, args)

@@ -21,15 +21,15 @@ from tqdm import tqdm
 
 from common.checkpoint import read_vlm
 from common.files import BadInput, replacing, run_script
-from common.run import Run
 from common.video import from_bytes, to_bytes
 from critic import KEPT, Critic, clean_estimate
 from model import UnifiedModel, load_model, rollout
 from pretrain import stage
 from pretrain.chats import teach, verdict_row
+from pretrain.draft import condition
 from pretrain.heads import Heads, compares
-from pretrain.lessons import (as_video, grade, grade_of_rest, render_lessons, training_triplet,
-                              vlm_frames, vlm_lesson)
+from pretrain.lessons import (grade, grade_of_rest, render_lessons, training_triplet, vlm_frames,
+                              vlm_lesson)
 from pretrain.vlm import Shown, judge_answers, order, two_answers
 from vlm import VILA
 
@@ -100,11 +100,7 @@ def answer(model: UnifiedModel, lessons: list[dict],
     generator = torch.Generator().manual_seed(seed)
     t = .55 * torch.rand(len(lessons), generator=generator)
     t = torch.where(torch.rand(len(lessons), generator=generator) < .25, 0., t).clamp_min(1e-3)
-    videos = torch.stack([as_video(lesson["source"]) for lesson in lessons])
-    texts = [lesson["instruction"] for lesson in lessons]
-    source = model.encode_video(videos)
-    bridged = model.bridge(model.encode_vlm(videos, texts))
-    c = model.context(source, bridged, model.encode_text(texts))
+    source, c = condition(model, lessons)
     x_t = rollout(model, torch.randn(source.shape, generator=generator), t, c, source)
     x0_hat = clean_estimate(x_t, model.velocity(x_t, t, c, source), t)
     triplets = [training_triplet(lesson["index"]) for lesson in lessons]
@@ -135,16 +131,13 @@ def main(argv=None) -> None:
     stage.claim(args)
     edits = edits_of(args.editors, lessons, args)
 
-    params = dict(heads.named_parameters())
-    run = Run(args.out / "heads", params, stage.optimizers(params, 1e-2, 0.), name="heads")
+    run = stage.run_of_heads(heads, args)
     for step in run.steps(HEAD_STEPS):
         run.update(*kept_step(model.vlm, heads, lessons, edits, step, args))
     run.write_log()
 
     model.vlm.requires_grad_(True)
-    params = {f"vlm.{name}": p for name, p in model.vlm.named_parameters()} | params
-    both = stage.optimizers(params, args.lr, .01, muon=stage.hidden_matrices(params))
-    run = Run(args.out, params, both, ema=.99, save_every=args.save_every, name="kept")
+    run = stage.run_of_vlm(model.vlm, heads, args, "kept", ema=.99)
     for step in run.steps(args.steps):
         # -------------------------------------------------------------------- one training step
         loss, log = kept_step(model.vlm, heads, lessons, edits, HEAD_STEPS + step, args)

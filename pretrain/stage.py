@@ -13,7 +13,7 @@ from diffusers import AutoencoderKLWan
 
 from common.distributed import WORLD_SIZE, is_first_rank, start, stop
 from common.files import BadInput, Parser, at_least_0, between, check_writable, positive
-from common.run import check_run, claim_folder, plain_settings
+from common.run import Run, check_run, claim_folder, plain_settings
 from model import UnifiedModel
 from presets import PRESETS
 from pretrain.chats import world_tokenizer
@@ -95,6 +95,20 @@ def optimizers(params: dict[str, nn.Parameter], lr: float, weight_decay: float,
         both.append(torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay,
                                      adjust_lr_fn="match_rms_adamw"))
     return both
+
+
+def run_of_vlm(vlm: nn.Module, heads: nn.Module, args, name: str, ema: float = 0.) -> Run:
+    """The run that trains a VLM and the heads of its dense questions."""
+    params = {f"vlm.{key}": p for key, p in vlm.named_parameters()}
+    params |= dict(heads.named_parameters())
+    both = optimizers(params, args.lr, .01, muon=hidden_matrices(params))
+    return Run(args.out, params, both, ema=ema, save_every=args.save_every, name=name)
+
+
+def run_of_heads(heads: nn.Module, args) -> Run:
+    """The run that trains new heads alone, for a VLM that has been taught before."""
+    params = dict(heads.named_parameters())
+    return Run(args.out / "heads", params, optimizers(params, 1e-2, 0.), name="heads")
 
 
 def hidden_matrices(params: dict[str, nn.Parameter]) -> set[str]:

@@ -27,7 +27,6 @@ import torch.nn.functional as F
 
 from common.distributed import RANK, WORLD_SIZE
 from common.files import positive, run_script
-from common.run import Run
 from critic import THINK
 from pretrain import stage
 from pretrain.chats import caption_row, teach, thought_row, verdict_row
@@ -191,10 +190,7 @@ def main(argv=None) -> None:
     lessons = render_lessons(vlm_lesson, args.items)
     stage.claim(args)
     estimates = draft_answers(lessons, args)
-    params = {f"vlm.{name}": p for name, p in vlm.named_parameters()}
-    params |= dict(heads.named_parameters())
-    both = stage.optimizers(params, args.lr, .01, muon=stage.hidden_matrices(params))
-    run = Run(args.out, params, both, save_every=args.save_every, name="vlm")
+    run = stage.run_of_vlm(vlm, heads, args, "vlm")
     for step in run.steps(args.steps):
         # -------------------------------------------------------------------- one training step
         loss, log = vlm_step(vlm, heads, lessons, estimates, step, args)

@@ -211,7 +211,7 @@ def main(argv=None) -> None:
     sharded = ours.parallel == "fsdp" and WORLD_SIZE > 1
     if sharded:                                          # before there is an optimizer
         shard(model)
-    claim_folder(args.out, args.argv, settings, args.may_grow)
+    claim_folder(args.out, args.argv, settings, train.may_grow(args))
     run = train.train(model, critic, batches, args, step, args.objective)
     train.end(run, gathered(model) if sharded else model, latents, args, settings)
 
