@@ -32,8 +32,6 @@ from vlm import ASSISTANT_TURN, USER_TURN, VILA, Prefix, chat
 SYSTEM = ("Judge the edit : accuracy , it does what the instruction implies ; "
           "preservation , the rest is kept ; naturalness , it moves smoothly ; "
           "realism , no noise . Say Yes only if all four hold , else No .")
-KEPT = ("Judge the edit : preservation , the rest is kept . "
-        "Say Yes only if it is kept , else No .")        # a second question, see `critic_loss`
 SOURCE, EDITED, VERDICT = "Source :", "Edited :", "Verdict : "
 THINK = ("expect", "full", "none")                       # see `prompt`
 DECODE = ("alone", "exact")                              # see `decode_frames`
@@ -45,20 +43,14 @@ def critic_loss(critic: "Critic", x_t: torch.Tensor, v: torch.Tensor,
                 batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """The critic's loss on the samples with t < tau: L_reason (G,), margin (G,) (Eq. 3, 4).
 
-    x_t, v: (B, C, f, h, w). Differentiable in v. G = batch.near.sum(). Where critic.kept is above 0
-    it is asked a second question, KEPT, with that weight; that is not in the paper.
+    x_t, v: (B, C, f, h, w). Differentiable in v. G = batch.near.sum().
     """
     near = batch.near
     gated = batch.select(near)
     x0_hat = clean_estimate(x_t[near], v[near], gated.t)                                   # Eq. 3
     frames = critic.decode(x0_hat)                                      # (G, K, 3, H, W)
-    asked = gated.frames, frames, gated.instructions, gated.thoughts
-    margin = critic.margin(*asked)                                      # (G,)
-    reason = reason_loss(margin, gated.baseline)                        # Eq. 4, against m_0
-    if critic.kept > 0:
-        kept = critic.margin(*asked, question=KEPT)                     # (G,)
-        reason = reason + critic.kept * reason_loss(kept, torch.zeros_like(kept))
-    return reason, margin
+    margin = critic.margin(gated.frames, frames, gated.instructions, gated.thoughts)    # (G,)
+    return reason_loss(margin, gated.baseline), margin                  # Eq. 4, against m_0
 
 
 def clean_estimate(x_t: torch.Tensor, v: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
@@ -94,16 +86,15 @@ def reason_loss(margin: torch.Tensor, baseline: torch.Tensor) -> torch.Tensor:
 
 # ------------------------------------------------------------------------------------- what is read
 
-def opening(seen: torch.Tensor, instruction: str, question: str = SYSTEM,
-            system: str | None = None) -> list:
-    """How every prompt begins, as a row for `VILA.join`: question, instruction, source.
+def opening(seen: torch.Tensor, instruction: str, system: str | None = None) -> list:
+    """How every prompt begins, as a row for `VILA.join`: SYSTEM, instruction, source.
 
     seen: the source's tokens (T, D). They come after the instruction, so that its length does not
-    change how far the edit's tokens are from them. question: SYSTEM or KEPT, the chat's system
-    sentence; with another `system`, for a VLM that was not taught ours, it begins the user's turn.
+    change how far the edit's tokens are from them. system: that of a VLM that was not taught ours,
+    which then begins the user's turn.
     """
-    task = f"{question}\n" if system else ""
-    return chat(system or question, [f"{task}{instruction}\n{SOURCE}", seen])
+    task = f"{SYSTEM}\n" if system else ""
+    return chat(system or SYSTEM, [f"{task}{instruction}\n{SOURCE}", seen])
 
 
 def prompt(think: str, begun: list, edited: torch.Tensor,
@@ -149,16 +140,15 @@ class Critic:
     """Asks the model's own frozen VLM: does this edit satisfy the instruction?
 
     think: see `prompt`. decode: see `decode_frames`; None is the preset's. vlm: another VLM that
-    judges, from `common.checkpoint.read_vlm`. kept: the weight of the second question, KEPT, for a
-    VLM that was taught it. A float16 VLM is made bfloat16, in place.
+    judges, from `common.checkpoint.read_vlm`. A float16 VLM is made bfloat16, in place.
     """
 
     def __init__(self, model: UnifiedModel, think: str = "expect", decode: str | None = None,
-                 vlm: VILA | None = None, kept: float = 0.):
+                 vlm: VILA | None = None):
         if think not in THINK:
             raise ValueError(f"unknown chain of thought {think!r}: "
                              f"choose one of {', '.join(THINK)}")
-        self.model, self.vlm, self.think, self.kept = model, vlm or model.vlm, think, kept
+        self.model, self.vlm, self.think = model, vlm or model.vlm, think
         if self.vlm.llm.dtype == torch.float16:          # too narrow for the gradients of Eq. 4
             for p in self.vlm.parameters():
                 p.data = p.data.bfloat16()
@@ -172,7 +162,7 @@ class Critic:
         return decode_frames(self.model, latents, self.how)
 
     def margin(self, source: torch.Tensor, edited: torch.Tensor, instructions: list[str],
-               thoughts: list[str] | None = None, question: str = SYSTEM) -> torch.Tensor:
+               thoughts: list[str] | None = None) -> torch.Tensor:
         """m(V_src, V, I) = z_yes - z_no at the verdict: (B,) (Sec. 4.2.2).
 
         source, edited: (B, F, 3, H, W) in [-1, 1], whole clips or the K picked frames;
@@ -181,7 +171,7 @@ class Critic:
         """
         if thoughts is None:
             thoughts = self.thoughts(source, instructions, edited.detach())
-        rows = self.prompts(source, edited, instructions, thoughts, question)
+        rows = self.prompts(source, edited, instructions, thoughts)
         prefix = Prefix()
         with torch.no_grad():
             before, mask = self.vlm.join([row for row, _ in rows])      # (B, T, D), (B, T)
@@ -226,7 +216,7 @@ class Critic:
         return thoughts, baseline
 
     def prompts(self, source: torch.Tensor, edited: torch.Tensor, instructions: list[str],
-                thoughts: list[str | None], question: str = SYSTEM) -> list[tuple[list, list]]:
+                thoughts: list[str | None]) -> list[tuple[list, list]]:
         """`prompt` of each sample. In a `paired` preset the source's tokens stand between the
         edit's."""
         with torch.no_grad():
@@ -235,7 +225,7 @@ class Critic:
         after = before if is_source else self.vlm.see(edited)
         rows = []
         for tokens, edit, instruction, thought in zip(before, after, instructions, thoughts):
-            begun = opening(tokens, instruction, question, self.system)
+            begun = opening(tokens, instruction, self.system)
             shown = interleave(tokens, edit) if self.model.preset.paired else edit
             rows.append(prompt(self.think, begun, shown, thought))
         return rows

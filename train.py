@@ -187,7 +187,7 @@ def make_critic(model, args) -> Critic | None:
         vlm = read_vlm(model, args.critic) if args.critic else None
     except (OSError, ValueError, RuntimeError) as error:
         raise BadInput(f"--critic {args.critic}: {error}") from error
-    return Critic(model, args.think, args.decode, vlm, args.kept)
+    return Critic(model, args.think, args.decode, vlm)
 
 
 def make_batches(model, critic, latents: Latents, args, with_m_0: bool = False) -> Batches:
@@ -262,8 +262,6 @@ def flags() -> Parser:
     add("--lambda", dest="lam", type=between(0, 1e6), default=0.25, help="of the reason loss")
     add("--tau", type=between(0, 1, True), default=0.5, help="the critic is asked where t < tau")
     add("--critic", metavar="FOLDER", help="another VLM that judges (without it: the model's own)")
-    add("--kept", type=between(0, 1e6), default=0., help="weight of a second question, not in the "
-        "paper: is the rest kept? weights/kept was taught it; 0: it is not asked")
     add("--think", choices=THINK, default="expect", help="before the edit is seen, after, or not")
     add("--decode", choices=DECODE, help="latent frames alone, or whole (the preset's)")
     add("--vlm-frames", type=positive, help="K, frames that the VLM sees (the preset's)")
@@ -326,8 +324,8 @@ def number_or_file(text: str) -> int | str:
 
 
 def check_critic(args) -> None:
-    """Raises BadInput where --pairs, --critic or --kept cannot be used."""
-    for flag, value in (("--pairs", args.pairs), ("--critic", args.critic), ("--kept", args.kept)):
+    """Raises BadInput where --pairs or --critic cannot be used."""
+    for flag, value in (("--pairs", args.pairs), ("--critic", args.critic)):
         if value and args.lam == 0:
             raise BadInput(f"{flag} {value}: no critic is asked at lambda 0; drop it")
     if isinstance(args.pairs, str) and not Path(args.pairs).is_file():

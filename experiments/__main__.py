@@ -5,7 +5,7 @@
                                                    # 6: tau
     python -m experiments --figure gamed           # also 4, samples, gradient, read, compute,
                                                    # search, one-step, headline, map, map-longer,
-                                                   # own-edits, kept, triplets
+                                                   # own-edits, triplets
     python -m experiments --figure headline --targets drift-60 --seeds 8 --n 400
     python -m experiments --all --list             # only what is left to do, and for how long
     python -m experiments --all --out results      # how the files in results/ were made

@@ -22,8 +22,8 @@ from experiments.jobs import read_times, training_name
 from experiments.one_step_probe import NOISED, one_step_margins
 from experiments.runs import (BASE, BASELINES, COMPUTE, CRITICS, GAMED, GAMED_RUNS, HALF, HEADLINE,
                               LEARNERS, MAP, MAP_LONGER, OBJECTIVES, OWN_EDITS, OWN_EDITS_ON_FEW,
-                              PARTS_OFF, RUNS, SEARCH, SFT_ON_FEW, TAUS, TRIPLETS, TWO_QUESTIONS,
-                              Cell, Score, Study, run_of_triplets, run_on)
+                              PARTS_OFF, RUNS, SEARCH, SFT_ON_FEW, TAUS, TRIPLETS, Cell,
+                              Score, Study, run_of_triplets, run_on)
 from experiments.scores import (GAINS, SHOWN, Interval, cell, compare, correlation_of, gains,
                                 measured_once, read_scores, seed_and_sample_interval,
                                 smallest_visible)
@@ -308,18 +308,6 @@ def figure_own_edits(study: Study) -> str:
     """What do own edits teach beside 100 triplets, and at which price?"""
     runs = {"own edits": OWN_EDITS_ON_FEW, "halfway to SFT": OWN_EDITS_ON_FEW + HALF}
     draw_gained_and_spoilt(study, {"SFT": SFT_ON_FEW, **runs})
-    return against_sft_on_few(study, runs, "own-edits.png")
-
-
-def figure_kept(study: Study) -> str:
-    """Is the price lower where the critic is asked a second question: is the rest kept?"""
-    runs = {"one question": OWN_EDITS_ON_FEW, "halfway to SFT": OWN_EDITS_ON_FEW + HALF,
-            "two questions": TWO_QUESTIONS}
-    return against_sft_on_few(study, runs, "kept.png")
-
-
-def against_sft_on_few(study: Study, runs: dict[str, str], picture: str) -> str:
-    """These runs beside SFT on 100 triplets: bars of their gains, and a table."""
     sft = Score(SFT_ON_FEW, "rave")
     gained = {name: gain_intervals(gains(study, Score(run, "rave"), sft))
               for name, run in runs.items()}
@@ -327,10 +315,9 @@ def against_sft_on_few(study: Study, runs: dict[str, str], picture: str) -> str:
     for column in GAINS:
         bars = {name: intervals[column] for name, intervals in gained.items()}
         panels.append(Panel(f"RAVE: {column} - SFT on 100 triplets", bars=bars))
-    draw_panels(study.out / picture, panels, height=1.8)
-    flags = [f"{run}: `{RUNS[run]}`" for run in runs.values() if run in RUNS]
+    draw_panels(study.out / "own-edits.png", panels, height=1.8)
     text = compare(study, [BASE, SFT_ON_FEW, *runs.values()], "rave", SFT_ON_FEW)
-    return f"{'; '.join(flags)}; half: `experiments.mix`.\n\n{text}"
+    return f"{OWN_EDITS_ON_FEW}: `{RUNS[OWN_EDITS_ON_FEW]}`; half: `experiments.mix`.\n\n{text}"
 
 
 def draw_gained_and_spoilt(study: Study, runs: dict[str, str], n: int = 5) -> None:

@@ -23,7 +23,6 @@ EQUAL_TIME = ", equal time"                      # a rival with so few steps tha
 LONGER, TIMES_LONGER = ", longer", 5             # a run of so many times the study's steps
 HALF = ", half"                                  # the mean of a run's weights and SFT's
 HARDENED = "weights/hardened"                    # the VLM after pretrain.harden
-TAUGHT_TO_KEEP = "weights/kept"                  # and after pretrain.kept
 
 # runs by what they differ in; "uso" has lambda 0.25 and tau 0.5
 LAMBDAS = {0: "sft", .1: "lambda 0.1", .25: "uso", .5: "lambda 0.5", .75: "lambda 0.75"}   # Table 5
@@ -48,7 +47,6 @@ COMPUTE = ["sft", "uso", *RIVALS, *(rival + EQUAL_TIME for rival in RIVALS)]
 OWN_EDITS = "own edits"
 LEARNERS = {"sft": "", "uso": "",                # what does a frozen VLM make up for in targets?
             OWN_EDITS: f"--pairs 4000 --lambda 0.1 --critic {HARDENED}"}
-TWO_QUESTIONS = "own edits, two questions, 100 triplets"             # "is the rest kept?", too
 TRIPLETS, ALL_TRIPLETS = (50, 100, 300, 1200), 1200       # the last is train.py's default
 
 
@@ -71,8 +69,6 @@ def all_runs() -> dict[str, str]:
         runs.setdefault(run, flags)
         for n in TRIPLETS:
             runs.setdefault(run_of_triplets(run, n), f"{runs[run]} --items {n}")
-    two = f"--pairs 4000 --lambda 0.1 --critic {TAUGHT_TO_KEEP} --kept 1"
-    runs[TWO_QUESTIONS] = f"{two} --items 100"
     return runs
 
 
@@ -219,8 +215,6 @@ NEEDED_SCORES = {
     "figure map-longer": on_test(runs_of(MAP_LONGER), "rave"),
     "figure own-edits": on_test([BASE, SFT_ON_FEW, OWN_EDITS_ON_FEW, OWN_EDITS_ON_FEW + HALF],
                                 "rave"),
-    "figure kept": on_test([BASE, SFT_ON_FEW, OWN_EDITS_ON_FEW, OWN_EDITS_ON_FEW + HALF,
-                            TWO_QUESTIONS], "rave"),
     "figure triplets": on_test([run_of_triplets(run, n) for run in LEARNERS for n in TRIPLETS],
                                "rave", "icvg"),
 }

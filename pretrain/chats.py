@@ -44,14 +44,14 @@ def thought_row(source: torch.Tensor, instruction: str, thought: str) -> list[tu
 
 
 def verdict_row(think: str, source: torch.Tensor, edited: torch.Tensor, instruction: str,
-                thought: str, seen: str, yes: float, asked: str = SYSTEM) -> list[tuple]:
+                thought: str, seen: str, yes: float) -> list[tuple]:
     """Judge an edit, in the form that `critic.Critic` with this `think` asks in.
 
-    source, edited: (T, D). yes: the soft label. asked: SYSTEM or KEPT. seen: what has been done, ""
+    source, edited: (T, D). yes: the soft label. seen: what has been done, ""
     where that is not known. It is to be written, too: in "full" before the verdict; in the others
     after it, where the verdict cannot read it, but the eyes learn from it.
     """
-    *question, assistant_turn = opening(source, instruction, asked)
+    *question, assistant_turn = opening(source, instruction)
     shown = interleave(source, edited)
     verdict = [("Yes" if yes > .5 else "No", "verdict")]
     if think == "full" and seen:

@@ -30,7 +30,6 @@ class Answer(NamedTuple):
     frames: np.ndarray                                   # (K, 3, H, W), uint8
     seen: str                                 # what has been done, in plain words; "" where unknown
     grade: float                                     # the soft label: how much of a Yes it deserves
-    kept: float = math.nan                           # the same of the question whether the rest is
 
 
 # ----------------------------------------------------------------------- one triplet, for each part
@@ -68,8 +67,7 @@ def vlm_lesson(index: int) -> dict:
     shares = [MISS_SHARE[kind] for kind in world.MISSES]
     for kind in rng.choice(world.MISSES, 3, replace=False, p=shares):
         video, seen = world.near_miss(triplet, str(kind), rng)
-        misses.append(Answer(as_bytes(video[::VLM_STRIDE]), seen, grade(triplet, video),
-                             grade_of_rest(triplet, video)))
+        misses.append(Answer(as_bytes(video[::VLM_STRIDE]), seen, grade(triplet, video)))
     return {"index": index,
             "instruction": triplet.instruction,
             "literal": triplet.literal,
@@ -97,14 +95,6 @@ def grade(triplet: world.Triplet, video: torch.Tensor) -> float:
     scores = world.judge(triplet, video)
     value = overall(scores["EA"], scores.get("PC"), scores["GN"], scores["GR"])
     return 1 / (1 + math.exp(7 - value))
-
-
-def grade_of_rest(triplet: world.Triplet, video: torch.Tensor) -> float:
-    """The soft label of "is the rest kept?", by the oracle's PC alone: .95 at 10, .5 at 8.5, .05 at
-    7. Overall would hide it: of EA and PC it counts the smaller one."""
-    blocks = [world.blocks(clip) for clip in (triplet.source, triplet.target, video)]
-    pc = 10 * max(0., world.preservation(*blocks))
-    return 1 / (1 + math.exp(2 * (8.5 - pc)))
 
 
 def as_bytes(video: torch.Tensor) -> np.ndarray:

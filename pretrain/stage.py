@@ -1,6 +1,6 @@
 """What the pretraining scripts share: their flags, their run folder, their optimizers.
 
-A stage is a script with one loop, as train.py is: vae.py, vlm.py, base.py, harden.py, kept.py.
+A stage is a script with one loop, as train.py is: vae.py, vlm.py, base.py, harden.py.
 """
 
 import sys

@@ -47,7 +47,6 @@ class Shown(NamedTuple):
     frames: torch.Tensor                                 # (K, 3, H, W) in [-1, 1]
     seen: str                                            # what has been done, "" where unknown
     grade: float                                         # the soft label
-    kept: float = math.nan                               # of the question whether the rest is kept
 
 
 def vlm_step(vlm: VILA, heads: Heads, lessons: list[dict], estimates: list, step: int,
@@ -109,8 +108,7 @@ def two_answers(lesson: dict, estimates: list, rng) -> list[Shown]:
         lesson, made = estimates[int(rng.integers(len(estimates)))]
         answers = [made[k] for k in rng.choice(len(made), 2, replace=False)]
     else:
-        right = Answer(lesson["target"][::VLM_STRIDE], lesson["literal"], TARGET_GRADE,
-                       TARGET_GRADE)
+        right = Answer(lesson["target"][::VLM_STRIDE], lesson["literal"], TARGET_GRADE)
         answers = [right, lesson["misses"][int(rng.integers(3))]]
     shown = []
     for answer in answers:
@@ -119,7 +117,7 @@ def two_answers(lesson: dict, estimates: list, rng) -> list[Shown]:
             size = .05 * rng.random()
             grain = rng.normal(size=frames.shape).astype(np.float32)
             frames = frames + size * torch.from_numpy(grain)
-        shown.append(Shown(lesson, frames, answer.seen, answer.grade, answer.kept))
+        shown.append(Shown(lesson, frames, answer.seen, answer.grade))
     return shown
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 import critic
 from bench import random_batch
-from critic import (DECODE, EDITED, KEPT, SOURCE, SYSTEM, THINK, VERDICT, Critic, clean_estimate,
+from critic import (DECODE, EDITED, SOURCE, SYSTEM, THINK, VERDICT, Critic, clean_estimate,
                     critic_loss, decode_frames, gate, reason_loss)
 from model import TRAINED, add_noise, flow_loss, velocity_target
 from presets import PRESETS
@@ -219,21 +219,6 @@ def test_reason_loss_reaches_what_flow_matching_reaches(mine, sources, latents, 
     assert reason == flow and flow <= trainable and len(flow) > .9 * len(trainable)
     assert {k.split(".")[0] for k in flow} == set(TRAINED)
     assert all(p.grad is None for k, p in mine.named_parameters() if k not in trainable)
-
-
-@torch.no_grad()
-def test_a_second_question_counts_with_its_weight(tiny):
-    """Critic.kept of it, without a baseline; it is another question, about the same frames."""
-    batch = random_batch(tiny, 2)
-    batch.near, batch.baseline = torch.tensor([True, False]), torch.tensor([.5, 9.])
-    x_t, v, t = batch.source, batch.target, batch.t
-    (one, margin), (both, same) = (critic_loss(Critic(tiny, "none", kept=kept), x_t, v, batch)
-                                   for kept in (0., 3.))
-    asked = Critic(tiny, "none")
-    frames = asked.decode(clean_estimate(x_t, v, t))[:1]
-    kept = asked.margin(batch.frames[:1], frames, batch.instructions[:1], question=KEPT)
-    assert torch.equal(margin, same) and (kept - margin).abs() > 1e-3
-    assert one.shape == (1,) and torch.allclose(both - one, -3 * F.logsigmoid(kept), atol=1e-5)
 
 
 # -------------------------------------------------------------------------------------- the command

@@ -53,7 +53,6 @@ BAD = {
         ("--pairs 9 --without baseline", "is for USO, not for own edits"),
         ("--pairs 9 --objective rwr", "rwr has no use for them"),
         ("--pairs 9 --objective sft", "no critic is asked at lambda 0"),
-        ("--kept 1 --objective sft", "--kept 1.0: no critic is asked at lambda 0"),
         ("--with-m0", "is for own edits, with --pairs"),
         ("--objective refl --without flow", "--without flow: is for --objective uso"),
         ("--critic nowhere", "--critic nowhere: holds no weights"),

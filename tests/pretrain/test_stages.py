@@ -9,7 +9,6 @@ import torch
 from safetensors.torch import load_file
 
 import pretrain.harden
-import pretrain.kept
 import pretrain.vae
 from model import TRAINED, load_model
 from presets import PRESETS
@@ -21,8 +20,7 @@ TINY = PRESETS["tiny"]
 FLAGS = {"vae": ["--items", "4", "--batch", "2"],
          "vlm": ["--items", "4", "--batch", "4", "--draft-items", "2", "--draft-steps", "1"],
          "base": ["--items", "4", "--batch", "2"],
-         "harden": ["--items", "4", "--batch", "8"],
-         "kept": ["--items", "4", "--batch", "4"]}
+         "harden": ["--items", "4", "--batch", "8"]}
 
 
 def run_stage(name: str, out: Path, *flags: str) -> Path:
@@ -42,10 +40,6 @@ def stages(small_world, tmp_path_factory) -> dict[str, Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pretrain.harden, "HEAD_STEPS", 1)
         made["harden"] = run_stage("harden", out / "harden", "--weights", str(made["base"]))
-        patch.setattr(pretrain.kept, "HEAD_STEPS", 1)
-        made["kept"] = run_stage("kept", out / "kept", "--weights", str(made["base"]),
-                                 "--critic", str(made["harden"]),
-                                 "--editors", str(made["base"]), str(made["vlm"]))
     return made
 
 
@@ -60,11 +54,10 @@ def test_each_stage_trains_its_own_part(stages):
     for folder in stages.values():
         assert all(math.isfinite(row["loss"]) for row in read_log(folder.parent))
     vae = load_file(stages["vae"] / "vae" / "diffusion_pytorch_model.safetensors")
-    vlm, base, hardened, kept = (load_model(stages[name])
-                                 for name in ("vlm", "base", "harden", "kept"))
+    vlm, base, hardened = (load_model(stages[name]) for name in ("vlm", "base", "harden"))
     generator = {*TRAINED, "ar_head", "adapter", "boundary", "text_encoder"}
     assert moved_parts(vlm, base) == generator
-    assert moved_parts(base, hardened) == moved_parts(hardened, kept) == {"vlm"}
+    assert moved_parts(base, hardened) == {"vlm"}
     assert all(torch.equal(p, vae[k].float()) for k, p in base.vae.named_parameters())
     std = base.vae.config.latents_std
     assert min(std) > 0 and std != TINY.vae["latents_std"]
