@@ -123,7 +123,7 @@ def random_batch(model: UnifiedModel, size: int) -> Batch:
     bridged = torch.randn(size, p.ar_queries * p.adapter_queries, p.dit["text_dim"], device=where)
     nothing = torch.zeros(size, device=where)
     return Batch(source, target, bridged, text, frames, instructions, thoughts=[""] * size,
-                 baseline=nothing, t=nothing, noise=noise, near=nothing > 0, n_near=0, seed=0)
+                 baseline=nothing, t=nothing, noise=noise, near=nothing > 0, n_near=0)
 
 
 def all_phrases() -> list[str]:

@@ -59,11 +59,10 @@ class Batch:
     noise: torch.Tensor        # (B, C, f, h, w)
     near: torch.Tensor         # (B,) bool: t < tau, the critic is asked about these
     n_near: float              # their number, on average over this step's micro-batches and ranks
-    seed: int                  # for a step that draws more (Flow-GRPO, in experiments/)
     pairs: "Batch | None" = None        # without targets, for own edits
 
     def select(self, rows: torch.Tensor) -> "Batch":
-        """The samples where `rows` (B,) is true; n_near, seed and pairs stay the step's."""
+        """The samples where `rows` (B,) is true; n_near and pairs stay the step's."""
         numbers = rows.nonzero()[:, 0].tolist()
         picked = {}
         for field in fields(self):
@@ -114,10 +113,9 @@ class Batches:
         for part, pairs in zip(range(self.accumulate), pairs_of_step):
             # sample k is in micro-batch k // WORLD_SIZE % accumulate of rank k % WORLD_SIZE
             rows = slice(RANK + part * WORLD_SIZE, None, parts)
-            seed = self.seed * 1_000_003 + (step * self.accumulate + part) * WORLD_SIZE + RANK
             encoded = self._encoded(indices[rows], dropped[rows])
             yield Batch(**encoded, t=t[rows].to(self.device), noise=noise[rows].to(self.device),
-                        near=near[rows].to(self.device), n_near=n_near, seed=seed, pairs=pairs)
+                        near=near[rows].to(self.device), n_near=n_near, pairs=pairs)
 
     def _encoded(self, indices: list[int], dropped: list[bool]) -> dict:
         """The rows of a batch; one that is dropped has the VLM and T5 states of no instruction."""

@@ -215,14 +215,6 @@ class UnifiedModel(nn.Module):
         self.preset = replace(self.preset, vlm_frames=frames)
         self.vlm.frames = frames
 
-    def switch_off(self, parts: list[str]) -> None:
-        """Switch off, to ablate: "vlm" (its states are zeros), "position" (of visual tokens)."""
-        if "vlm" in parts:
-            self.preset = replace(self.preset, use_vlm=False)
-        if "position" in parts and self.preset.visual_position:
-            self.preset = replace(self.preset, visual_position=False)
-            del self.visual_context_adapter.position
-
     def set_boundary(self, tokens: dict[str, torch.Tensor]) -> None:
         """The boundary tokens of the context, each (D,), or (rows, D) as the released ones.
 
@@ -288,8 +280,6 @@ class UnifiedModel(nn.Module):
                     for tokens, text in zip(seen, instructions)]
             embeddings, mask = self.vlm.join(rows)
             h = self.vlm.read(embeddings, mask, hidden=True).hidden_states[-1].float()
-        if not self.preset.use_vlm:
-            h = torch.zeros_like(h)
         return [row[m.bool()] for row, m in zip(h, mask)]
 
     def encode_text(self, instructions: list[str]) -> list[torch.Tensor]:

@@ -75,7 +75,6 @@ class Preset:
     visual_position: bool = False       # a learned position for each visual token
     paired: bool = False                # the critic sees an edit's token after the source's
     decode: str = "exact"               # the critic's K frames, see critic.decode_frames
-    use_vlm: bool = True                # off, to ablate: the VLM's states are zeros
 
     @property
     def latent_shape(self) -> tuple[int, int, int, int]:

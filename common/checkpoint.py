@@ -32,7 +32,6 @@ def read_parts(model, folder: str | Path) -> None:
     folder, frozen = model_folder(folder), frozen_folder(folder)
     record = read_record(folder)
     model.set_vlm_frames(record.get("vlm_frames"))
-    model.switch_off(record.get("without", []))
     model.vlm.tokenizer = read_tokenizer(frozen / "tokenizer")
     model.text_tokenizer = read_tokenizer(frozen / "text_tokenizer")
     for name in PARTS:
@@ -69,8 +68,5 @@ def write_parts(model, folder: Path, frozen: str | Path | None, dtype: torch.dty
         if model.released_unconditional:
             contents["unconditional"] = model.released_unconditional
     p = model.preset
-    without = [] if p.use_vlm else ["vlm"]
-    if PRESETS[p.name].visual_position and not p.visual_position:
-        without.append("position")
-    record = {"preset": p.name, "frozen": frozen, "vlm_frames": p.vlm_frames, "without": without}
+    record = {"preset": p.name, "frozen": frozen, "vlm_frames": p.vlm_frames}
     write_folder(folder, contents, record, dtype)

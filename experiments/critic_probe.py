@@ -26,12 +26,13 @@ import torch
 from scipy.stats import spearmanr
 from tqdm import tqdm
 
+from common.checkpoint import read_vlm
 from common.files import (Parser, at_least_0, atomic_write, check_writable, positive,
                           run_script)
 from common.intervals import overall
 from critic import THINK, Critic, decode_frames
 from evaluate import run_name
-from experiments.another_vlm import load_with_vlm
+from model import UnifiedModel, load_model
 from tiny import world
 
 WRONG_BELOW = 6                # the oracle's Overall of a near miss that counts as a wrong answer
@@ -63,6 +64,20 @@ def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
     """Mean over clips of the peak signal-to-noise ratio in dB; (N, F, 3, H, W) in [-1, 1]."""
     error = (a - b).pow(2).mean((1, 2, 3, 4)).clamp_min(1e-9)
     return float((10 * torch.log10(4 / error)).mean())
+
+
+def load_with_vlm(folder: str | Path | None) -> UnifiedModel:
+    """`load_model(folder)`; of a folder that has a VLM alone, weights/tiny with that VLM."""
+    if folder and has_vlm_alone(Path(folder)):
+        model = load_model(None)
+        model.vlm = read_vlm(model, folder)
+        return model
+    return load_model(folder)
+
+
+def has_vlm_alone(folder: Path) -> bool:
+    """Whether `save_pretrained(parts=VLM_PARTS)` wrote it, as weights/hardened."""
+    return (folder / "vlm.llm").is_dir() and not (folder / "transformer").exists()
 
 
 # ------------------------------------------------------------------------ the held-out answers

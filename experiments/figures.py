@@ -18,12 +18,11 @@ from common.intervals import bootstrap_interval, format_interval
 from common.plots import pyplot, save_figure
 from critic import THINK, Critic
 from experiments.gradient_probe import gradient_at_levels
-from experiments.jobs import read_times, training_name
 from experiments.one_step_probe import NOISED, one_step_margins
-from experiments.runs import (BASE, BASELINES, COMPUTE, CRITICS, GAMED, GAMED_RUNS, HALF, HEADLINE,
-                              LEARNERS, MAP, MAP_LONGER, OBJECTIVES, OWN_EDITS, OWN_EDITS_ON_FEW,
-                              PARTS_OFF, RUNS, SEARCH, SFT_ON_FEW, TAUS, TRIPLETS, Cell,
-                              Score, Study, run_of_triplets, run_on)
+from experiments.runs import (BASE, BASELINES, CRITICS, GAMED, GAMED_RUNS, HALF, HEADLINE, LEARNERS,
+                              MAP, MAP_LONGER, OBJECTIVES, OWN_EDITS, OWN_EDITS_ON_FEW, RUNS,
+                              SFT_ON_FEW, TAUS, TRIPLETS, Cell, Score, Study, run_of_triplets,
+                              run_on)
 from experiments.scores import (GAINS, SHOWN, Interval, cell, compare, correlation_of, gains,
                                 measured_once, read_scores, seed_and_sample_interval,
                                 smallest_visible)
@@ -178,44 +177,6 @@ def figure_gradient(study: Study) -> str:
             f"region's area. size: |d L_reason / d v| over |d L_FM / d v| as they weigh in Eq. 5; "
             f"aim: cosine of -d L_reason / d v with the way to the right target; x_t noised from "
             f"the target (right) or a near miss (wrong).\n\n{markdown(table)}")
-
-
-def figure_read(study: Study) -> str:
-    """Does the generator use what the VLM knows, or read the instruction through T5?"""
-    panels = []
-    for column in ("EA", "PC", "Overall"):
-        bars = {run: seed_and_sample_interval(read_scores(study, Score(run, "rave"), column))
-                for run in PARTS_OFF[::-1]}
-        panels.append(Panel(column, bars=bars))
-    draw_panels(study.out / "read.png", panels)
-    head = "RAVE. no vlm: its states are zeros. no position: of the visual context adapter."
-    return f"{head}\n\n{compare(study, PARTS_OFF, 'rave', 'uso')}"
-
-
-def figure_compute(study: Study) -> str:
-    """What do other ways to use the same reward give, in as many steps and in as much time?"""
-    times = read_times(study)
-    minutes, bars = {}, {}
-    for run in COMPUTE:
-        seconds = [times[training_name(study, run, seed)] for seed in study.seeds]
-        minutes[run] = np.mean(seconds) / 60
-    for run in COMPUTE[::-1]:
-        overall = read_scores(study, Score(run, "rave"))
-        bars[f"{run}, {minutes[run]:.1f} min"] = seed_and_sample_interval(overall)
-    draw_panels(study.out / "compute.png", [Panel("Overall", bars=bars)])
-    spent = ", ".join(f"{run} {x:.1f}" for run, x in minutes.items())
-    head = f"RAVE. Minutes of training on one core: {spent}."
-    return f"{head}\n\n{compare(study, COMPUTE, 'rave', 'uso')}"
-
-
-def figure_search(study: Study) -> str:
-    """Which learning rate? A table only."""
-    table = [["learning rate", "sft", "rwr", "uso", "mean"]]
-    for rate, runs in SEARCH.items():
-        scores = [read_scores(study, Score(run, "rave", "val")) for run in runs]
-        table.append([rate, *(cell(x) for x in scores), f"{np.mean(scores):.2f}"])
-    head = "Overall on RAVE's val split, seed 0; the default is the rate with the best mean."
-    return f"{head}\n\n{markdown(table)}"
 
 
 def figure_one_step(study: Study) -> str:

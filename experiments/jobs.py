@@ -21,7 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from common.files import BadInput, atomic_write
-from experiments.runs import (BASE, EQUAL_TIME, HALF, NEEDED_SCORES, RUNS, SFT_ON_FEW, TARGETS,
+from experiments.runs import (BASE, HALF, NEEDED_SCORES, RUNS, SFT_ON_FEW, TARGETS,
                               Score, Study, name_and_targets, needs_both_margins, needs_margin)
 
 ROOT = Path(__file__).parents[1]
@@ -44,10 +44,10 @@ def train_job(study: Study, run: str, seed: int) -> Job:
         parents = [str(parent) for parent in parents_of(study, run, seed)]
         command = [sys.executable, "-m", "experiments.mix", *parents, "--out", str(folder)]
         return Job(training_name(study, run, seed), command, folder / "model" / "model.json")
-    name, targets = name_and_targets(run.removesuffix(EQUAL_TIME))
+    name, targets = name_and_targets(run)
     command = [sys.executable, "-m", "experiments.train", *RUNS[name].split(),
                *TARGETS[targets or study.targets].split(),
-               "--steps", str(training_steps(study, run)), "--seed", str(seed),
+               "--steps", str(study.steps_of(run)), "--seed", str(seed),
                "--out", str(folder), "--cache", str(study.folder / "cache"), "--eval-items", "0"]
     if study.weights:
         command += ["--weights", study.weights]
@@ -62,18 +62,6 @@ def parents_of(study: Study, run: str, seed: int) -> list[Path]:
 
 def training_name(study: Study, run: str, seed: int) -> str:
     return f"train {study.full_name(run)}, seed {seed}"
-
-
-def training_steps(study: Study, run: str) -> int:
-    """Those of the study; with equal time, as many as fit into the time that USO took."""
-    if not run.endswith(EQUAL_TIME):
-        return study.steps_of(run)
-    times = read_times(study)
-
-    def quickest(name):
-        return min(times[training_name(study, name, seed)] for seed in study.seeds)
-    share = quickest("uso") / quickest(run.removesuffix(EQUAL_TIME))
-    return max(1, int(study.steps * share))
 
 
 def score_job(study: Study, score: Score, seed: int) -> Job:
@@ -96,14 +84,11 @@ def score_job(study: Study, score: Score, seed: int) -> Job:
 def plan(study: Study, items: list[str], done: bool = False) -> list[list[Job]]:
     """The chains that the tables and figures `items` need, with or without the jobs that are done.
 
-    Runs of equal time are not among them before the times that they depend on are known, and mixed
-    ones not before their parents are trained: plan again when the others are done.
+    Mixed runs are not among them before their parents are trained: plan again when these are.
     """
     scores_of_run = {}
     for item in items:
         for score in NEEDED_SCORES[item]:
-            if score.run.endswith(EQUAL_TIME) and not time_is_known(study, score.run):
-                continue
             for seed in study.seeds_of(score.run):
                 if score.run.endswith(HALF) and not parents_are_there(study, score.run, seed):
                     continue
@@ -118,13 +103,6 @@ def plan(study: Study, items: list[str], done: bool = False) -> list[list[Job]]:
         if chain:
             chains.append(chain)
     return chains
-
-
-def time_is_known(study: Study, run: str) -> bool:
-    """Whether USO and the rival of an equal-time run have been trained with all seeds."""
-    rival = run.removesuffix(EQUAL_TIME)
-    needed = {training_name(study, name, seed) for name in ("uso", rival) for seed in study.seeds}
-    return needed <= read_times(study).keys()
 
 
 def parents_are_there(study: Study, run: str, seed: int) -> bool:

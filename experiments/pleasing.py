@@ -24,8 +24,8 @@ from common.files import (Parser, atomic_write, check_writable, markdown, replac
                           run_script)
 from common.intervals import format_interval, interval, overall
 from critic import Critic, follow
-from experiments.another_vlm import load_with_vlm
-from experiments.critic_probe import HeldOut, add_held_out_flags, batches, hold_out
+from experiments.critic_probe import (HeldOut, add_held_out_flags, batches, hold_out,
+                                      load_with_vlm)
 from tiny import world
 
 SIZES = (.3, .6)               # RMS of the whole way, in deviations of a latent

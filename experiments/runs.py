@@ -19,7 +19,6 @@ TARGETS = {                                      # what is wrong with the traini
     "wrong-30": "--wrong 0.3",                   # near misses, of seven kinds
     "wrong-60": "--wrong 0.6",
     "drift-60": "--drift 0.6"}                   # the edit is right, the rest re-rendered
-EQUAL_TIME = ", equal time"                      # a rival with so few steps that it takes as long
 LONGER, TIMES_LONGER = ", longer", 5             # a run of so many times the study's steps
 HALF = ", half"                                  # the mean of a run's weights and SFT's
 HARDENED = "weights/hardened"                    # the VLM after pretrain.harden
@@ -27,13 +26,11 @@ HARDENED = "weights/hardened"                    # the VLM after pretrain.harden
 # runs by what they differ in; "uso" has lambda 0.25 and tau 0.5
 LAMBDAS = {0: "sft", .1: "lambda 0.1", .25: "uso", .5: "lambda 0.5", .75: "lambda 0.75"}   # Table 5
 TAUS = {.1: "tau 0.1", .3: "tau 0.3", .5: "uso", .7: "tau 0.7", .9: "tau 0.9"}             # Table 6
-SEARCH = {rate: [f"{objective}, lr {rate}" for objective in ("sft", "rwr", "uso")]
-          for rate in ("4e-4", "8e-4", "1.6e-3", "3.2e-3")}
 CRITICS = {"uso": "", "uso, hardened critic": f"--critic {HARDENED}"}        # the model's own first
 BASELINES = {                                    # of the reason loss
     "": "",                                      # m_0, as in the paper
-    ", m_0 above 0": "--without negative-baseline",
-    ", no m_0": "--without baseline"}
+    ", m_0 above 0": "--m0 above-0",
+    ", no m_0": "--m0 none"}
 GAMED = {                                        # runs by lambda, for each critic that judges
     "own": {0: "sft", .25: "uso", 1: "lambda 1", 3: "lambda 3"},
     "hardened": {0: "sft", .25: "uso, hardened critic", 1: "lambda 1, hardened critic",
@@ -41,9 +38,6 @@ GAMED = {                                        # runs by lambda, for each crit
 GAMED_RUNS = list(dict.fromkeys([BASE, *GAMED["own"].values(), *GAMED["hardened"].values()]))
 OBJECTIVES = [BASE, "sft", "rwr", "uso"]         # Table 4, Figure 4
 HEADLINE = ["sft", "rwr", "uso", "uso, hardened critic, no m_0"]
-PARTS_OFF = ["uso", "uso, no vlm", "uso, no position"]
-RIVALS = ["refl", "grpo"]
-COMPUTE = ["sft", "uso", *RIVALS, *(rival + EQUAL_TIME for rival in RIVALS)]
 OWN_EDITS = "own edits"
 LEARNERS = {"sft": "", "uso": "",                # what does a frozen VLM make up for in targets?
             OWN_EDITS: f"--pairs 4000 --lambda 0.1 --critic {HARDENED}"}
@@ -52,8 +46,7 @@ TRIPLETS, ALL_TRIPLETS = (50, 100, 300, 1200), 1200       # the last is train.py
 
 def all_runs() -> dict[str, str]:
     """The flags of each run, by name, beside TARGETS; what is not named has train.py's default."""
-    runs = {objective: f"--objective {objective}" for objective in ("sft", "uso", "rwr", *RIVALS)}
-    runs |= {"uso, no vlm": "--without vlm", "uso, no position": "--without position"}
+    runs = {objective: f"--objective {objective}" for objective in ("sft", "uso", "rwr", "refl")}
     for critic, flags in CRITICS.items():
         for baseline, more in BASELINES.items():
             runs.setdefault(critic + baseline, f"{flags} {more}")
@@ -63,8 +56,6 @@ def all_runs() -> dict[str, str]:
         runs.setdefault(run, f"--lambda {lam} --critic {HARDENED}")
     for tau, run in TAUS.items():
         runs.setdefault(run, f"--tau {tau}")
-    for rate, names in SEARCH.items():
-        runs |= {run: f"{runs[run.split(',')[0]]} --lr {rate}" for run in names}
     for run, flags in LEARNERS.items():
         runs.setdefault(run, flags)
         for n in TRIPLETS:
@@ -92,11 +83,6 @@ def name_and_targets(run: str) -> tuple[str, str]:
     return name, targets
 
 
-def is_search(run: str) -> bool:
-    """Whether the run looks for a learning rate."""
-    return ", lr " in run
-
-
 # ------------------------------------------------------------------------ the study and its folders
 
 @dataclass(frozen=True)
@@ -112,8 +98,8 @@ class Study:
     flags: list[str] = field(default_factory=list)                           # for every training
 
     def seeds_of(self, run: str) -> range:
-        """One for the base, which has none, and for a search, which needs no more."""
-        return range(1) if run == BASE or is_search(run) else self.seeds
+        """One for the base, which has none."""
+        return range(1) if run == BASE else self.seeds
 
     def full_name(self, run: str) -> str:
         """The run with its targets and steps, which tell it from those of other studies."""
@@ -205,10 +191,7 @@ NEEDED_SCORES = {
     "table 5": on_test(LAMBDAS.values(), "rave"),
     "table 6": on_test([BASE, "sft", *TAUS.values()], "rave"),
     "figure gradient": [],           # looks at the base only
-    "figure read": on_test(PARTS_OFF, "rave"),
-    "figure compute": on_test(COMPUTE, "rave"),
     "figure gamed": on_val(GAMED_RUNS),
-    "figure search": on_val([run for names in SEARCH.values() for run in names]),
     "figure headline": on_test([BASE, *HEADLINE], "rave", "icvg"),
     "figure one-step": on_test([BASE, "sft", "uso"], "rave"),
     "figure map": on_test(runs_of(MAP), "rave"),
@@ -228,4 +211,4 @@ def needs_margin(score: Score) -> bool:
 
 def needs_both_margins(score: Score) -> bool:
     """Whether --figure gamed needs the margins of both critics."""
-    return score.split == "val" and not is_search(score.run)
+    return score.split == "val"

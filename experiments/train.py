@@ -1,15 +1,19 @@
-"""Train with another objective, or with a part of ReViSE switched off, to compare with USO.
+"""Train with another objective, or against another m_0, to compare with USO.
 
     python -m experiments.train --objective rwr                  # Table 4
-    python -m experiments.train --objective refl --steps 500     # also grpo; all flags of train.py
-    python -m experiments.train --without baseline --lambda 3    # also flow, vlm, position
-    python -m experiments.train --items 100 --pairs 4000 --with-m0          # own edits, with m_0
+    python -m experiments.train --objective refl --steps 500     # all flags of train.py
+    python -m experiments.train --m0 none --lambda 3             # also above-0
+    python -m experiments.train --items 100 --pairs 4000 --m0 source        # own edits, with m_0
     python -m experiments.train --resume out/rwr                 # go on, bit for bit
 
-The loop is train.py's, and so are its flags and what it leaves in the run's folder; steps.py says
-what an objective does in a step. With nothing named or switched off this is train.py.
+The loop is train.py's, and so are its flags and what it leaves in the run's folder. A step gets
+(model, critic, batch, lam) and returns the loss and what is logged, as train.uso_step does. With
+nothing named this is train.py.
+
+Axis letters: B batch, G gated samples, C f h w latents, T tokens, D width.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Callable
 
@@ -18,23 +22,68 @@ import torch
 import train
 from common.files import BadInput, Parser, run_script
 from common.run import claim_folder, read_run
-from experiments.steps import grpo_step, no_flow_step, refl_step, rwr_step, with_baseline
+from critic import critic_loss
+from data import Batch
+from model import add_noise, flow_loss, velocity_target
 
-OBJECTIVES = ("uso", "sft", "rwr", "refl", "grpo")
+# ----------------------------------------------------------------------------------- the objectives
+
+def rwr_step(model, critic, batch: Batch, lam: float) -> tuple[torch.Tensor, dict]:
+    """Reward-weighted flow matching: no gradient through the critic (Table 4). lam is not used."""
+    x_t = add_noise(batch.target, batch.noise, batch.t)                 # Eq. 2
+    c = model.context(batch.source, batch.bridged, batch.text)          # Eq. 1
+    v = model.velocity(x_t, batch.t, c, batch.source)                   # (B, C, f, h, w)
+    flow = flow_loss(v, velocity_target(batch.target, batch.noise))     # (B,)
+    log = {"trigger_rate": batch.near.float().mean().item()}
+    if batch.near.any():
+        with torch.no_grad():
+            reason, margin = critic_loss(critic, x_t, v, batch)         # (G,), (G,)
+        weights = torch.ones_like(flow)                                 # (B,)
+        gain = margin - batch.baseline[batch.near]                      # m - m_0
+        weights[batch.near] = 2 * torch.sigmoid(gain)                   # 1: no better than none
+        flow = weights * flow
+        log["reason_loss"] = reason.sum().item() / batch.n_near
+        log["p_yes"] = margin.sigmoid().sum().item() / batch.n_near
+    log["flow_loss"] = flow.mean().item()
+    return flow.mean(), log
+
+
+def refl_step(model, critic, batch: Batch, lam: float) -> tuple[torch.Tensor, dict]:
+    """ReFL: as own edits, with the same reward, of the triplets' own sources."""
+    return train.own_edit_step(model, critic, replace(batch, pairs=batch), lam)
+
+
 STEPS = {"uso": train.uso_step, "sft": train.uso_step, "own-edits": train.own_edit_step,
-         "rwr": rwr_step, "refl": refl_step, "grpo": grpo_step}
-PARTS = ("baseline", "negative-baseline", "flow", "vlm", "position")
+         "rwr": rwr_step, "refl": refl_step}
+M_0 = {"source": lambda m_0: m_0, "above-0": lambda m_0: m_0.clamp_min(0), "none": torch.zeros_like}
 
+
+def with_m_0(step: Callable, change: Callable) -> Callable:
+    """The same step with change(m_0) for m_0.
+
+    Without it the critic's margin itself counts, not its gain over the source. A critic that says a
+    clear No to the source has an m_0 far below zero, and against that even a poor edit is far
+    ahead: there is hardly a gradient left.
+    """
+    def changed(model, critic, batch, lam):
+        if batch.pairs:
+            pairs = replace(batch.pairs, baseline=change(batch.pairs.baseline))
+            batch = replace(batch, pairs=pairs)
+        batch = replace(batch, baseline=change(batch.baseline))
+        return step(model, critic, batch, lam)
+    return changed
+
+
+# ------------------------------------------------------------------------------------- the command
 
 def parse(argv=None):
     """(this script's flags, train.py's). Raises BadInput for the flags of both."""
     parser = Parser(epilog="And all flags of train.py.", description=__doc__.split("\n\n")[0])
     add = parser.add_argument
-    add("--objective", choices=OBJECTIVES, help="what a step does (without it: uso)")
-    add("--without", nargs="+", choices=PARTS, metavar="PART", default=[],
-        help="switch off: baseline (m_0 = 0), negative-baseline (m_0 = 0 where it is below), flow "
-             "(its loss), vlm (its states), position (of the visual tokens)")
-    add("--with-m0", action="store_true", help="own edits: judge the gain over the source, as USO")
+    add("--objective", choices=[name for name in STEPS if name != "own-edits"],
+        help="what a step does (without it: uso; with --pairs: own edits)")
+    add("--m0", choices=M_0, help="the margin that an edit is judged against: its source's (USO's "
+        "default), where that is above 0, or none (own edits')")
     add("--out", help="run folder (without it: out/<objective>[-<data>])")
     add("--resume", type=Path, metavar="RUN", help="run folder to go on with")
     args, rest = parser.parse_known_args(argv)
@@ -46,71 +95,38 @@ def parse(argv=None):
     how = train.parse(rest)
     if args.objective in (None, "uso", "sft"):
         args.objective = how.objective           # with --pairs it is own-edits
+    args.m0 = args.m0 or ("none" if args.objective == "own-edits" else "source")
     how.out = how.out if args.out else train.default_folder(args.objective, how.data)
-    check(args, how)
+    if args.objective == "rwr" and how.lam == 0:
+        raise BadInput("--lambda 0: would leave rwr without its critic; drop it")
+    if how.pairs and args.objective != "own-edits":
+        raise BadInput(f"--pairs {how.pairs}: {args.objective} has no use for them; drop one")
     return args, how
 
 
 def read_objective(args) -> None:
-    """Take objective and switches from the run that is to go on."""
-    if args.objective or args.without or args.with_m0 or args.out:
-        raise BadInput(f"--resume {args.resume}: goes on with the run's own --objective, "
-                       f"--without, --with-m0 and --out; drop them")
+    """Take objective and m_0 from the run that is to go on. Raises BadInput."""
+    if args.objective or args.m0 or args.out:
+        raise BadInput(f"--resume {args.resume}: goes on with the run's own --objective, --m0 and "
+                       f"--out; drop them")
     settings = read_run(args.resume)["settings"]
-    args.with_m0 = settings.get("with_m0", False)
-    name = settings.get("objective", "")
-    args.objective, _, parts = name.partition(" without ")
-    args.without = parts.split()
-    if args.objective not in STEPS or not set(args.without) <= set(PARTS):
-        raise BadInput(f"{args.resume}/run.json: unknown objective {name[:80]!r}; "
+    args.objective, args.m0 = settings.get("objective"), settings.get("m0")
+    if args.objective not in STEPS or args.m0 not in M_0:
+        raise BadInput(f"{args.resume}/run.json: is of no run of experiments.train; "
                        f"delete the folder, or choose another")
-
-
-def check(args, how) -> None:
-    """Raises BadInput for flags that are fine by themselves, but not together."""
-    own_edits = args.objective == "own-edits"
-    of_uso = {"baseline", "negative-baseline", "flow"} & set(args.without)
-    if args.objective == "rwr" and how.lam == 0:
-        raise BadInput("--lambda 0: would leave rwr without its critic; drop it")
-    if how.pairs and not own_edits:
-        raise BadInput(f"--pairs {how.pairs}: {args.objective} has no use for them; drop one")
-    if args.with_m0 and not own_edits:
-        raise BadInput("--with-m0: is for own edits, with --pairs; drop it")
-    if own_edits and of_uso:
-        raise BadInput(f"--without {of_uso.pop()}: is for USO, not for own edits; drop it")
-    if "flow" in args.without and args.objective != "uso":
-        raise BadInput(f"--without flow: is for --objective uso, not {args.objective}; drop it")
-
-
-def settings_of(args, how) -> dict:
-    """What must be equal for a run to be the same run."""
-    settings = train.settings_of(how) | {"objective": args.objective, "with_m0": args.with_m0}
-    if args.without:
-        settings["objective"] += f" without {' '.join(args.without)}"
-    return settings
-
-
-def step_of(args) -> Callable:
-    """The step, with what is switched off in it."""
-    step = no_flow_step if "flow" in args.without else STEPS[args.objective]
-    if "negative-baseline" in args.without:
-        step = with_baseline(step, lambda m_0: m_0.clamp_min(0))
-    if "baseline" in args.without:
-        step = with_baseline(step, torch.zeros_like)
-    return step
 
 
 def main(argv=None) -> None:
     args, how = parse(argv)
-    settings = settings_of(args, how)
+    settings = train.settings_of(how) | {"objective": args.objective, "m0": args.m0}
     train.begin(how, settings)
     model = train.load(how)
-    model.switch_off(args.without)
     latents = train.encode(model, how)
     critic = train.make_critic(model, how)
-    batches = train.make_batches(model, critic, latents, how, args.with_m0)
+    batches = train.make_batches(model, critic, latents, how, with_m_0=True)
     claim_folder(how.out, how.argv, settings, train.may_grow(how))
-    run = train.train(model, critic, batches, how, step_of(args), settings["objective"])
+    step = with_m_0(STEPS[args.objective], M_0[args.m0])
+    run = train.train(model, critic, batches, how, step, args.objective)
     train.end(run, model, latents, how, settings)
 
 

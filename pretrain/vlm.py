@@ -17,7 +17,6 @@ is done.
 Axis letters: B rows, N frames, K frames of a clip that the VLM sees, H W pixels, T tokens, D width.
 """
 
-import math
 from pathlib import Path
 from typing import NamedTuple
 

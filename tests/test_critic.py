@@ -8,9 +8,8 @@ import torch
 import torch.nn.functional as F
 
 import critic
-from bench import random_batch
 from critic import (DECODE, EDITED, SOURCE, SYSTEM, THINK, VERDICT, Critic, clean_estimate,
-                    critic_loss, decode_frames, gate, reason_loss)
+                    decode_frames, gate, reason_loss)
 from model import TRAINED, add_noise, flow_loss, velocity_target
 from presets import PRESETS
 

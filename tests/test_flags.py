@@ -50,11 +50,8 @@ BAD = {
     "experiments.train": [
         ("--objective rwr --lambda 0", "--lambda 0: would leave rwr without its critic"),
         ("--pairs no.jsonl", "--pairs no.jsonl: no such file"),
-        ("--pairs 9 --without baseline", "is for USO, not for own edits"),
         ("--pairs 9 --objective rwr", "rwr has no use for them"),
         ("--pairs 9 --objective sft", "no critic is asked at lambda 0"),
-        ("--with-m0", "is for own edits, with --pairs"),
-        ("--objective refl --without flow", "--without flow: is for --objective uso"),
         ("--critic nowhere", "--critic nowhere: holds no weights"),
     ],
     "experiments.moving_picture": [("--checkpoint x --out w.png", "w.png: is written as .gif")],

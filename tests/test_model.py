@@ -1,11 +1,14 @@
 """The model against independent sums: noise levels, connector, VAE, sampling, the real size."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from diffusers import AutoencoderKLWan
 from torch.utils.flop_counter import FlopCounterMode
 
-from model import PARTS, UnifiedModel, add_noise, sample_timesteps, velocity_target
+from model import (PARTS, UnifiedModel, add_noise, rollout, sample_timesteps,
+                   velocity_target)
 from presets import PRESETS
 
 TINY = PRESETS["tiny"]
@@ -128,6 +131,18 @@ def test_a_first_frame_is_decoded_as_by_the_library_in_a_third_of_the_work(tiny,
         torch.testing.assert_close(mine, gradient, atol=1e-4, rtol=1e-4)
         assert less < flops
     assert found[3][2] < .4 * found[1][2]                               # the frame alone
+
+
+def test_a_rollout_follows_the_flow_without_gradient():
+    """Against the exact flow from noise to one clip mu: x_t = (1 - t) mu + t eps, v = eps - mu."""
+    mu, eps = torch.full((3, 2, 1, 2, 2), 1.5, requires_grad=True), torch.randn(3, 2, 1, 2, 2)
+    t = torch.tensor([.1, .3, .9]).view(-1, 1, 1, 1, 1)
+
+    def velocity(x, t, c, source):
+        return (x - mu) / t.view(-1, 1, 1, 1, 1)
+    x = rollout(SimpleNamespace(velocity=velocity), eps, t.flatten(), None, None)
+    torch.testing.assert_close(x, (1 - t) * mu.detach() + t * eps)
+    assert not x.requires_grad
 
 
 # ----------------------------------------------------------------------------------------- sampling

@@ -36,7 +36,7 @@ def test_round_trip_in_float32_is_exact(tiny, tiny_dir):
     clip = world.make_triplet(0, "rave", "val").source[None]
     assert torch.equal(again.sample(clip, ["wait"], 1), tiny.sample(clip, ["wait"], 1))
     record = json.loads((tiny_dir / "model.json").read_text())
-    assert record == {"preset": "tiny", "frozen": None, "vlm_frames": 3, "without": []}
+    assert record == {"preset": "tiny", "frozen": None, "vlm_frames": 3}
 
 
 def test_round_trip_in_float16_is_close_and_leaves_the_model_alone(tiny_dir, tmp_path):
@@ -66,25 +66,12 @@ def test_a_run_keeps_only_the_trained_parts(folder, tmp_path):
         UnifiedModel.from_pretrained(run)
 
 
-def test_other_frames_and_ablations_are_kept(tiny_dir, tmp_path):
-    """Without the VLM the generator still reads the instruction, through T5."""
-    model, words = UnifiedModel.from_pretrained(tiny_dir), ["now it rains", "the sun is out"]
-    clips = torch.stack([world.make_triplet(i, "rave", "val").source for i in range(2)])
-    zeroed = UnifiedModel.from_pretrained(tiny_dir).visual_context_adapter
-    zeroed.position.data.zero_()
-    latents, whole = model.encode_video(clips), model.encode_vlm(clips, words)
-    model.switch_off(["vlm", "position"])
-    h = model.encode_vlm(clips, words)
-    assert [row.shape for row in h] == [row.shape for row in whole]
-    assert not any(row.any() for row in h)
-    assert torch.equal(model.visual_context_adapter(latents), zeroed(latents))
+def test_other_frames_are_kept(tiny_dir, tmp_path, sources):
+    model = UnifiedModel.from_pretrained(tiny_dir)
     model.set_vlm_frames(5)
     model.save_pretrained(tmp_path / "m", frozen=tiny_dir)
     again = UnifiedModel.from_pretrained(tmp_path / "m")
-    assert again.preset == model.preset and again.vlm.pick(clips).shape[1] == 5
-    edits = model.sample(clips, words, 2)
-    assert torch.equal(again.sample(clips, words, 2), edits)
-    assert not torch.equal(model.sample(clips, words[::-1], 2), edits)
+    assert again.preset == model.preset and again.vlm.pick(sources).shape[1] == 5
     for wrong in (10, -1):
         with pytest.raises(ValueError, match="the VLM can look at 1 to 9 frames"):
             model.set_vlm_frames(wrong)

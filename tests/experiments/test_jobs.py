@@ -31,19 +31,6 @@ def test_what_is_done_is_not_done_again(study, pretend):
     assert names(plan(study, ["table 3"], done=True)) == everything
 
 
-def test_equal_time_waits_for_the_times(study):
-    study = study(seeds=range(1), steps=100)
-    assert not any("equal" in name for name in names(plan(study, ["figure compute"])))
-    study.folder.mkdir(parents=True)
-    times = {"uso": 50., "refl": 100., "grpo": 500.}
-    times = {jobs.training_name(study, run, 0): seconds for run, seconds in times.items()}
-    (study.folder / "times.json").write_text(json.dumps(times))
-    planned = names(plan(study, ["figure compute"]))
-    for run, steps in {"refl, equal time": "50", "grpo, equal time": "10", "refl": "100"}.items():
-        job = jobs.train_job(study, run, 0)
-        assert job.name in planned and job.command[job.command.index("--steps") + 1] == steps
-
-
 def test_a_mixed_run_waits_for_its_parents(study):
     study = study(seeds=range(1))
     waiting = names(plan(study, ["figure own-edits"]))
@@ -61,7 +48,7 @@ def test_all_runs_share_the_data_but_those_on_other_targets(study):
     study = study(seeds=range(1), targets="drift-60")
     trainings = [job for chain in plan(study, list(NEEDED_SCORES)) for job in chain
                  if job.name.startswith("train")]
-    assert len(trainings) > 30
+    assert len(trainings) > 25
     assert sum(" on drift-60," in job.name for job in trainings) > len(trainings) / 2
     flags = {"right": [], "wrong-30": ["--wrong 0.3"], "wrong-60": ["--wrong 0.6"],
              "drift-60": ["--drift 0.6"]}
