@@ -17,7 +17,6 @@ from queue import SimpleQueue
 from threading import Lock
 from typing import NamedTuple
 
-import numpy as np
 from tqdm import tqdm
 
 from common.files import BadInput, atomic_write
@@ -158,30 +157,7 @@ def do_job(study: Study, job: Job) -> None:
         raise BadInput(f"{job.name} failed, {log} says: {lines[-1]}")
 
 
-# ------------------------------------------------------------------------ how long they take
-
 def read_times(study: Study) -> dict[str, float]:
     """The seconds of each job that is done, by name."""
     file = study.folder / "times.json"
     return json.loads(file.read_text("utf-8")) if file.exists() else {}
-
-
-def how_long(study: Study, chains: list[list[Job]]) -> str:
-    """How many jobs are left and, judging by those that are done, for how long."""
-    jobs = [job for chain in chains for job in chain]
-    if not jobs:
-        return "nothing is left to run"
-    seconds_of_kind = {}
-    for name, seconds in read_times(study).items():
-        seconds_of_kind.setdefault(kind(name), []).append(seconds)
-    known = [np.mean(seconds_of_kind[kind(job.name)]) for job in jobs
-             if kind(job.name) in seconds_of_kind]
-    if not known:
-        return f"{len(jobs)} jobs are left; how long they take is known once some are done"
-    minutes = np.mean(known) * len(jobs) / len(os.sched_getaffinity(0)) / 60
-    return f"{len(jobs)} jobs are left, about {minutes:.0f} minutes"
-
-
-def kind(name: str) -> str:
-    """What jobs have in common that take about as long: "train uso", "rave test"."""
-    return " ".join(name.replace(",", "").split()[:2])

@@ -6,7 +6,6 @@ Nothing here is timed.
 import copy
 import io
 import json
-import re
 from contextlib import redirect_stdout
 from functools import partial
 
@@ -15,19 +14,13 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import bench
-import train
-from bench import CRITICS, PARTS, TAUS, expected_cost, trigger_rate
+from bench import CRITICS, PARTS, TAUS, expected_cost
 from common.measure import peak_memory
 
 CPU = torch.device("cpu")
 
 
 # ----------------------------------------------------------------------------------- the arithmetic
-
-def test_trigger_rates_are_those_of_table_6():
-    rates = [100 * trigger_rate(tau) for tau in TAUS]
-    assert rates == pytest.approx([3.5, 12.5, 25.0, 43.7, 75.0], abs=.1)
-    assert trigger_rate(1) == 1
 
 
 def test_expected_cost_by_hand():
@@ -101,12 +94,6 @@ def test_shut_the_gate_leaves_sft_bit_for_bit(model):
     assert all(torch.equal(shut[k], sft[k]) for k in sft)
 
 
-def test_the_default_is_that_of_training():
-    args = train.parse(["--lambda", "0.25"])
-    assert (args.decode, args.think) == CRITICS[0]
-    assert (args.tau, args.lam) == (bench.TAU, bench.LAMBDA)
-
-
 # -------------------------------------------------------------------------------------- the command
 
 @pytest.fixture(scope="module")
@@ -143,10 +130,3 @@ def test_a_row_of_the_results_adds_up(written):
             assert sum(x["parts"].values()) == pytest.approx(x["ms"])
             assert (x["parts"]["VLM backward"] > 0) == (name != "SFT")
     assert [x["ratio"] for x in steps["SFT"]["tau"].values()] == pytest.approx([1] * 5)
-
-
-def test_the_report_scales_flops_with_the_gate(written):
-    _, result, printed = written
-    more = result["flops"]["USO, all gated"] / result["flops"]["SFT"] - 1
-    assert more > 0
-    assert re.search(rf"\| USO, tau 0.5 \|.* {1 + more / 4:.2f} \|", printed)

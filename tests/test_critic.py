@@ -110,16 +110,6 @@ def test_where_a_thought_ends(tiny, sources, monkeypatch, said, want):
     assert Critic(tiny, "expect").thoughts(sources[:1], ["wait"], limit=limit) == [want]
 
 
-@pytest.mark.parametrize("think", THINK)
-def test_what_is_kept_of_a_source(tiny, sources, think):
-    """Thought and m_0; in "full" the thought is about the edit, and is not kept."""
-    asked = Critic(tiny, think)
-    thoughts, m0 = asked.about_sources(sources, WORDS)
-    said = asked.thoughts(sources, WORDS, sources)
-    assert thoughts == ([None, None] if think == "full" else said)
-    assert torch.equal(m0, asked.baseline(sources, WORDS, said))
-
-
 # ------------------------------------------------------------------------------------------- margin
 
 def plain_margin(model, think, source, edited, words, thoughts):

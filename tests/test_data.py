@@ -266,12 +266,6 @@ def test_reflections_are_asked_once_and_kept(latents, tiny, tmp_path, monkeypatc
         data.reflect(Critic(tiny, "full"), latents, tmp_path)
 
 
-def test_broken_reflections_are_asked_for_again(latents, tiny, tmp_path):
-    critic = Critic(tiny, "none")
-    (tmp_path / f"reflections-none-{latents.key}.json").write_text("[[1, 2], [3, 4]]")
-    assert data.reflect(critic, latents, tmp_path) == data.reflect(critic, latents, tmp_path / "b")
-
-
 # ----------------------------------------------------------------------------- the order of samples
 
 @pytest.mark.parametrize("n, batch", [(10, 4), (3, 8)])
@@ -281,12 +275,3 @@ def test_each_epoch_is_a_permutation(n, batch):
     assert all(sorted(epoch) == list(range(n)) for epoch in epochs)
     if n > 6:
         assert len({tuple(epoch) for epoch in epochs[:5]}) == 5    # each in another order
-
-
-def test_select_takes_rows_of_everything(latents, tiny):
-    said = [(f"thought {i}", float(i)) for i in range(len(latents))]
-    batch, = data.Batches(latents, tiny, said, batch=4, tau=.5, drop=0., seed=0).of(0)
-    picked = batch.select(torch.tensor([True, False, True, False]))
-    assert torch.equal(picked.frames, batch.frames[::2]) and picked.n_near == batch.n_near
-    assert torch.equal(picked.baseline, batch.baseline[::2])
-    assert picked.thoughts == batch.thoughts[::2]

@@ -71,7 +71,7 @@ def test_a_table_from_training_to_markdown(in_this_process, tiny_dir, tmp_path, 
     def first_column(table):
         return [line.split()[1] for line in table.splitlines() if line.startswith("| ")][2:]
     assert first_column(ours) == ["base", "sft", "uso"] and first_column(theirs)[-1] == "ReViSE"
-    assert "nothing is left to run" in of_this_size("--table", "3")
+    assert "0 jobs are left to run" in of_this_size("--table", "3")
     assert (tmp_path / "results" / "table-3.md").read_text() == text
     listed = of_this_size("--table", "4", "--list")
     assert "train rwr on wrong-30, 1 steps, seed 0" in listed and "train sft" not in listed
