@@ -301,28 +301,26 @@ def draw_gained_and_spoilt(study: Study, runs: dict[str, str], n: int = 5) -> No
 
 def figure_triplets(study: Study) -> str:
     """How many targets is a frozen VLM worth? Scores over the number of triplets."""
-    panels, parts = [], []
-    for subset, columns in (("rave", GAINS), ("icvg", ("Overall",))):
-        for column in columns:
-            panel = Panel(f"{subset.upper()}: {column}", "triplets, each with its target", log=True)
-            for run in LEARNERS:
-                scores = [read_scores(study, Score(run_of_triplets(run, n), subset), column)
-                          for n in TRIPLETS]
-                panel.lines[run] = TRIPLETS, [seed_and_sample_interval(x) for x in scores]
-            goal = panel.lines["sft"][1][-1]
-            panel.lines[f"sft on {TRIPLETS[-1]}"] = TRIPLETS, [goal] * len(TRIPLETS)
-            panels.append(panel)
-        table = [["run", *SHOWN, *(f"{column} - SFT on as many" for column in GAINS)]]
-        for n, run in itertools.product(TRIPLETS, LEARNERS):
-            score, sft = (Score(run_of_triplets(name, n), subset) for name in (run, "sft"))
-            table.append([score.run, *(cell(read_scores(study, score, c)) for c in SHOWN),
-                          *(cell(x, sign="+") for x in gains(study, score, sft).values())])
-        parts.append(f"{subset.upper()}\n\n{markdown(table)}")
+    panels = []
+    for column in GAINS:
+        panel = Panel(f"RAVE: {column}", "triplets, each with its target", log=True)
+        for run in LEARNERS:
+            scores = [read_scores(study, Score(run_of_triplets(run, n), "rave"), column)
+                      for n in TRIPLETS]
+            panel.lines[run] = TRIPLETS, [seed_and_sample_interval(x) for x in scores]
+        goal = panel.lines["sft"][1][-1]
+        panel.lines[f"sft on {TRIPLETS[-1]}"] = TRIPLETS, [goal] * len(TRIPLETS)
+        panels.append(panel)
     draw_panels(study.out / "triplets.png", panels)
+    table = [["run", *SHOWN, *(f"{column} - SFT on as many" for column in GAINS)]]
+    for n, run in itertools.product(TRIPLETS, LEARNERS):
+        score, sft = (Score(run_of_triplets(name, n), "rave") for name in (run, "sft"))
+        table.append([score.run, *(cell(read_scores(study, score, c)) for c in SHOWN),
+                      *(cell(x, sign="+") for x in gains(study, score, sft).values())])
     overall = {run: [value for value, _, _ in line[1]] for run, line in panels[0].lines.items()}
     rising = np.maximum.accumulate(overall["sft"])
     worth = np.exp(np.interp(overall[OWN_EDITS], rising, np.log(TRIPLETS)))
-    head = (f"own edits: beside the triplets, pairs without a target (`{LEARNERS[OWN_EDITS]}`). "
-            f"On {', '.join(map(str, TRIPLETS))} triplets its Overall on RAVE is SFT's on "
-            f"{', '.join(f'{n:.0f}' for n in worth)}, read off SFT's own line, which ends there.")
-    return "\n".join([f"{head}\n", *parts])
+    return (f"RAVE. own edits: beside the triplets, pairs without a target "
+            f"(`{LEARNERS[OWN_EDITS]}`). On {', '.join(map(str, TRIPLETS))} triplets its Overall is "
+            f"SFT's on {', '.join(f'{n:.0f}' for n in worth)}, read off SFT's own line, which ends "
+            f"there.\n\n{markdown(table)}")
