@@ -3,11 +3,11 @@
     client = Client("out/replies.jsonl", model="gpt-4o")
     question = Question("caption-1", "You describe videos.", ["What changes?", frame], SCHEMA,
                         validate)
-    values = client.ask([question, ...])     # a value of validate() for each, or Missing(reason)
+    value = client.ask(question)                    # a value of validate(), or Missing(reason)
 
 Every reply goes as it came into an append-only file of JSON lines, before anything is made of it: a
-rerun, or a run after a crash, calls nobody for what is there. Questions may come from a generator:
-only some of them are in memory. What goes wrong is *missing*, with its reason:
+rerun, or a run after a crash, calls nobody for what is there. What goes wrong is *missing*, with
+its reason:
 
     refusals, truncated or malformed replies, and those that validate() refuses with ValueError
         asked again, until `tries` replies are in the file; that is final
@@ -16,8 +16,8 @@ only some of them are in memory. What goes wrong is *missing*, with its reason:
     400 or 422 before anything was answered
         asked in plainer ways, DIALECTS, until one is understood; that one serves for the whole run
 
-What would go wrong for each question (a refused key, an unknown model, no money, no endpoint, the
-first questions all failing) ends the run: BadInput. No temperature is sent: newer models refuse it.
+What would go wrong for each question (a refused key, an unknown model, no money, the first
+questions all failing) ends the run: BadInput. No temperature is sent: newer models refuse it.
 The key comes from the environment variable OPENAI_API_KEY and nowhere else.
 """
 
@@ -28,22 +28,20 @@ import json
 import os
 import re
 import time
-from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from threading import Lock
-from typing import Any, Callable, Iterable, Iterator
+from typing import Any, Callable
 
 import numpy as np
 import openai
 from PIL import Image
-from tqdm import tqdm
 
 from common.files import BadInput
 from common.jsonl import Store
-from common.pool import in_threads
 
-HANDFUL = 5                               # so many questions fail alike, and none is answered: stop
+HANDFUL = 5                               # so many questions fail, and none is answered: stop
 
 # How a request names the limit of tokens, and how it asks for JSON: the plainest is the last.
 DIALECTS = [(limit, form) for form in ("json_schema", "json_object", "text")
@@ -173,9 +171,9 @@ def read_completion(body: str, max_tokens: int) -> dict:
         usage = answer.get("usage")
         tokens = usage and [usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0]
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise NoCompletion(_excerpt(body)) from error
+        raise NoCompletion(_on_a_line(body)) from error
     if finish == "error" or not isinstance(reply, str | None):
-        raise NoCompletion(_excerpt(body))
+        raise NoCompletion(_on_a_line(body))
     row = {"reply": reply, "problem": None, "tokens": tokens}
     is_empty = reply is None or not reply.strip()
     if refusal:
@@ -192,53 +190,38 @@ def read_completion(body: str, max_tokens: int) -> dict:
     return row
 
 
-def _excerpt(body: str) -> str:
+def _on_a_line(text: str) -> str:
     """What an error or a web page says, short enough for a line."""
-    try:
-        error = json.loads(body)["error"]
-        text = error["message"] if isinstance(error, dict) else error
-    except (ValueError, LookupError, TypeError, RecursionError):
-        text = re.sub(r"<[^>]*>", " ", body)
-    return " ".join(str(text).split())[:200]
+    return " ".join(re.sub(r"<[^>]*>", " ", text).split())[:200]
 
 
 # --------------------------------------------------------------------------------------- the client
 
 class Client:
-    """Asks `model` at `base_url` (None: OPENAI_BASE_URL, or else OpenAI's).
+    """Asks `model` at `base_url` (None: OPENAI_BASE_URL, or else OpenAI's), from any thread.
 
-    cache: the file of replies, held by one run at a time. workers: calls at a time. tries: see
-    above. timeout: seconds a call. pause: seconds before the second try, doubled for each other.
-
-    calls: how many replies it got.
+    file: of the replies, held by one run at a time. tries: see above. timeout: seconds a call.
+    pause: seconds before the second try, doubled for each other. calls: how many replies it got.
+    Raises BadInput where it cannot ask, and has no replies.
     """
 
-    def __init__(self, cache: str | Path, model: str = "gpt-4o", base_url: str | None = None,
-                 workers: int = 8, tries: int = 4, timeout: float = 120., pause: float = 0.5):
+    def __init__(self, file: str | Path, model: str = "gpt-4o", base_url: str | None = None,
+                 tries: int = 4, timeout: float = 120., pause: float = 0.5):
         self.model = model
         self.base_url = base_url or os.environ.get("OPENAI_BASE_URL")
-        self.workers, self.tries, self.timeout, self.pause = workers, tries, timeout, pause
-        self.calls = 0
-        self.replies = Store(cache, what="reply", fields=("reply", "problem"))
-        self._api: openai.OpenAI | None = None
+        self.endpoint = (self.base_url or "https://api.openai.com/v1").rstrip("/")
+        self.tries, self.timeout, self.pause = tries, timeout, pause
+        self.calls, self._failures = 0, 0
         self._understood: int | None = None              # which of DIALECTS
-        self._failures = Counter()
-        self._lock = Lock()
+        self._lock, self._asking = Lock(), {}            # of all, and {key: of one question}
+        self.replies = Store(file, what="reply", fields=("reply", "problem"))
+        if not len(self.replies):
+            self._api                                    # what is wrong is found before any work
+        self.replies.open()
 
-    @property
-    def endpoint(self) -> str:
-        """Where questions go."""
-        return (self.base_url or "https://api.openai.com/v1").rstrip("/")
-
-    def key(self, question: Question) -> str:
-        """The key of a question's replies in the file."""
-        return question.key(self.model, self.endpoint)
-
-    def connect(self) -> openai.OpenAI:
-        """The connection, without a call.
-
-        Raises BadInput where none can be made: no key, or a proxy that is not understood.
-        """
+    @cached_property
+    def _api(self) -> openai.OpenAI:
+        """The connection, without a call. Raises BadInput: no key, or a proxy of another kind."""
         key = os.environ.get("OPENAI_API_KEY", "").strip()
         if not key and not self.base_url:
             raise BadInput("OPENAI_API_KEY: is not set; export your key in it, or name a local "
@@ -250,18 +233,33 @@ class Client:
             raise BadInput(f"{self.endpoint}: cannot be used ({error}); give an http:// proxy in "
                            f"https_proxy, or unset it") from error
 
-    def _open(self) -> None:
-        """Make ready to call: the connection, and the file for appending, for this run alone."""
-        with self._lock:
-            if not self._api:
-                api = self.connect()
-                self.replies.open()
-                self._api = api
-
     def close(self) -> None:
         """Let go of the file."""
         self.replies.close()
-        self._api = None
+
+    def ask(self, question: Question) -> Any:
+        """The value, or Missing. The same question twice, in two threads as well, is one call.
+
+        Raises BadInput where going on makes no sense; what was answered is kept.
+        """
+        key, broken = question.key(self.model, self.endpoint), 0
+        with self._asking.setdefault(key, Lock()):
+            while (value := self.recall(question, key)) is None:
+                try:
+                    self._call(question, key)
+                except openai.APITimeoutError:
+                    return self._fail(f"no answer within {self.timeout:g} s, {self.tries} times")
+                except openai.APIConnectionError as error:
+                    reason = str(error.__cause__ or error)[:200]
+                    return self._fail(f"the connection broke, {self.tries} times: {reason}")
+                except openai.APIStatusError as error:
+                    return self._fail_with_status(error)
+                except NoCompletion as error:
+                    broken += 1
+                    if broken == self.tries:
+                        return self._fail(f"the endpoint's answer is no chat completion: {error}")
+                    time.sleep(self.pause * 2 ** (broken - 1))
+            return value
 
     def recall(self, question: Question, key: str) -> Any:
         """What the file says: the value, Missing when asked in vain, or None: to be asked."""
@@ -304,99 +302,21 @@ class Client:
         with self._lock:
             self.calls += 1
 
-    def _answer(self, question: Question, key: str) -> Any:
-        """Call until there is a value, or `tries` replies; runs in a thread.
-
-        Raises BadInput for what no retry mends.
-        """
-        broken = 0
-        while (value := self.recall(question, key)) is None:
-            try:
-                self._call(question, key)
-            except openai.APITimeoutError:
-                reason = f"no answer within {self.timeout:g} s, {self.tries} times"
-                return self._fail("timeout", reason)
-            except openai.APIConnectionError as error:
-                reason = str(error.__cause__ or error)[:200]
-                self._check_reachable(reason)
-                reason = f"the connection broke, {self.tries} times: {reason}"
-                return self._fail("connection", reason)
-            except openai.APIStatusError as error:
-                return self._fail_with_status(error)
-            except NoCompletion as error:
-                broken += 1
-                if broken == self.tries:
-                    reason = f"the endpoint's answer is no chat completion: {error}"
-                    return self._fail("no completion", reason)
-                time.sleep(self.pause * 2 ** (broken - 1))
-        return value
-
-    def _check_reachable(self, reason: str) -> None:
-        """Raises BadInput where nobody is there: one question's broken connection is not that."""
-        try:
-            self._api.with_options(max_retries=0).models.list()
-        except openai.APIConnectionError as error:
-            raise BadInput(f"{self.endpoint}: cannot be reached ({reason}); check --base-url and "
-                           f"the network, the same command goes on") from error
-        except openai.OpenAIError:
-            pass                                         # an error, too, is an answer
-
     def _fail_with_status(self, error: openai.APIStatusError) -> Missing:
-        message = f"{error.status_code}: {_excerpt(error.response.text)}"
+        message = f"{error.status_code}: {_on_a_line(error.response.text)}"
         is_out_of_money = getattr(error, "code", None) == "insufficient_quota"
         if error.status_code in (401, 403, 404) or is_out_of_money:
             raise BadInput(f"the endpoint refuses: {message}; check OPENAI_API_KEY, --base-url, "
                            f"the model's name and the account, the same command goes on") from error
-        return self._fail(error.status_code, f"error {message}")
+        return self._fail(f"error {message}")
 
-    def _fail(self, kind: str | int, reason: str) -> Missing:
-        """Missing; the end of the run where the first questions all fail in the same way."""
+    def _fail(self, reason: str) -> Missing:
+        """Missing; the end of the run where the first questions all fail."""
         with self._lock:
-            self._failures[kind] += 1
-            is_hopeless = not self.calls and self._failures[kind] >= HANDFUL
+            self._failures += 1
+            is_hopeless = not self.calls and self._failures >= HANDFUL
         if is_hopeless:
-            mend = "check --base-url and the model's name"
-            if kind == 429:
-                mend = "wait until the account's limit is renewed, or raise it"
             raise BadInput(f"{self.endpoint}: the first {HANDFUL} questions all failed ({reason}); "
-                           f"{mend}, the same command goes on")
+                           f"check --base-url, the network, the model's name and the account's "
+                           f"limits, the same command goes on")
         return Missing(reason, unanswered=True)
-
-    def one(self, question: Question) -> Any:
-        """`ask` of one question, from any thread, without a bar: the next may depend on it."""
-        return self._find(question, self.key(question))
-
-    def _find(self, question: Question, key: str) -> Any:
-        value = self.recall(question, key)
-        if value is None:
-            self._open()
-            value = self._answer(question, key)
-        return value
-
-    def ask(self, questions: Iterable[Question], total: int | None = None,
-            desc: str = "ask") -> list[Any]:
-        """A value, or Missing, for each question, in order. total: how many at most, for the bar.
-
-        The same question twice is one call. Raises BadInput where going on makes no sense; what was
-        answered is kept.
-        """
-        keys, seen, found = [], set(), {}
-        bar = tqdm(total=total, desc=desc, unit="question")
-
-        def new() -> Iterator[tuple[Question, str]]:
-            for question in questions:
-                key = self.key(question)
-                keys.append(key)
-                if key in seen:
-                    bar.update()
-                else:
-                    seen.add(key)
-                    yield question, key
-            bar.total = len(keys)
-
-        with bar:
-            for (_, key), value in in_threads(lambda asked: self._find(*asked), new(),
-                                              self.workers):
-                found[key] = value
-                bar.update()
-        return [found[key] for key in keys]

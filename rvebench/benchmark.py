@@ -92,11 +92,8 @@ def read_methods(flags: list[str]) -> dict[str, Path]:
         name, _, folder = flag.partition("=")
         if not (name.strip() and folder) or "/" in name or name.startswith("."):
             raise BadInput(f"--videos {flag}: must be NAME=DIR, such as ours=out/ours")
-        if name in REFERENCES:
-            raise BadInput(f"--videos {flag}: {name!r} is what --references calls the "
-                           f"{REFERENCES[name]}; rename the method")
-        if name in methods:
-            raise BadInput(f"--videos {flag}: there are two methods named {name}; rename one")
+        if name in {*methods, *REFERENCES}:              # of --references
+            raise BadInput(f"--videos {flag}: another method is named {name}; rename this one")
         if not Path(folder).is_dir():
             raise BadInput(f"--videos {flag}: there is no such folder; correct the path")
         methods[name] = Path(folder)

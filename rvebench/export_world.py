@@ -4,7 +4,6 @@
     python -m rvebench.score --manifest out/world/bench.jsonl --references --judge oracle
 """
 
-import argparse
 from pathlib import Path
 
 from tqdm import tqdm
@@ -33,7 +32,7 @@ def export_world(out: Path, n: int = 40, split: str = "test") -> None:
     write_rows(out / "bench.jsonl", rows)
 
 
-def parse(argv: list[str] | None = None) -> argparse.Namespace:
+def main(argv: list[str] | None = None) -> None:
     parser = Parser(description="Write samples of the tiny world as a benchmark.")
     add = parser.add_argument
     add("--n", type=positive, default=40, help="how many samples, of rave and icvg in turn")
@@ -41,11 +40,6 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--out", type=Path, default=Path("out/world"), help="folder of the manifest and the videos")
     args = parser.parse_args(argv)
     check_writable(args.out / "bench.jsonl")
-    return args
-
-
-def main(argv: list[str] | None = None) -> None:
-    args = parse(argv)
     export_world(args.out, args.n, args.split)
     print(f"wrote {args.out}/bench.jsonl and the videos of {args.n} samples")
 

@@ -15,14 +15,15 @@ does not say is missing, with the reason, and never a number.
 import json
 import re
 from pathlib import Path
-from typing import Callable, Iterable, Iterator, NamedTuple
+from typing import Callable, Iterable
 
 import numpy as np
 
 from common.files import BadInput
+from common.intervals import COLUMNS, geometric_mean, overall
 from common.manifest import SUBSET_OF
 from common.video import clip_numbers, pick_frames, read_video, shrink
-from rvebench.ask import Missing, Question, parse_json
+from rvebench.ask import Client, Missing, Question, parse_json
 from rvebench.benchmark import SCORES, Sample
 from tiny import world
 
@@ -32,17 +33,23 @@ NUMBER = re.compile(r"\s*\d+(\.\d+)?\s*", re.ASCII)
 PROMPT = "judge-2"                               # part of a reply's key: change it with the wording
 
 
-class Verdict(NamedTuple):
-    """What a judge says of an edit. scores: those that it gave, of EA, PC, GN, GR.
+def verdict(scores: dict[str, float], missing: str = "", unanswered: bool = False,
+            reasons: tuple = (), replies: dict[str, str] = {}) -> dict:
+    """What a judge says of an edit, for its row: COLUMNS, and `failed` where there is no score.
 
-    missing: why others are not there, "" if none are missing; unanswered: another run asks again.
-    reasons, and replies {what it was asked about: text}: of a service.
+    scores: those that it gave, of EA, PC, GN, GR; Overall needs all of them. missing: why others
+    are not there, "" if none are missing; unanswered: another run asks again. reasons, and replies
+    {what it was asked about: text}: of a service.
     """
-    scores: dict[str, float]
-    missing: str = ""
-    unanswered: bool = False
-    reasons: list[str] = []
-    replies: dict[str, str] = {}
+    found = dict(scores)
+    if "EA" in scores and "GN" in scores:
+        four = scores["EA"], scores.get("PC"), scores["GN"], scores["GR"]
+        found["Overall"] = float(overall(*four))
+        found["Geometric mean"] = float(geometric_mean(*four))
+    return {"failed": f"judge: {missing}" if missing and not scores else None,
+            **{column: found.get(column) for column in COLUMNS},
+            "missing": [missing] if missing else [], "unanswered": int(unanswered),
+            "reasons": list(reasons), "replies": [replies] if any(replies.values()) else []}
 
 
 # -------------------------------------------------------------------------- what a service is asked
@@ -144,48 +151,18 @@ def prompts(frames: int) -> dict[str, dict[str, str]]:
     return found
 
 
-class ServiceJudge:
-    """Edits, each a sample and a video, as questions to a service, and its answers as verdicts.
-
-        judge = ServiceJudge(jobs, frames=8)
-        answers = client.ask(judge.questions(), judge.most)
-        verdicts = judge.verdicts(answers)               # one for each job
-    """
-
-    def __init__(self, jobs: list[tuple[Sample, Path]], frames: int, max_tokens: int = TOKENS):
-        self.jobs, self.frames, self.max_tokens = jobs, frames, max_tokens
-        self.most = 2 * len(jobs)                  # questions; a video that cannot be read has none
-        self._unseen: dict[int, Verdict] = {}            # by job: why it has no questions
-
-    def questions(self) -> Iterator[Question]:
-        """Two for each job, made as they are drawn: one edit at a time is in memory."""
-        source_path, source = None, []
-        for k, (sample, path) in enumerate(self.jobs):
-            try:
-                edited = show(path, self.frames)
-                if sample.source != source_path:
-                    source, source_path = show(sample.source, self.frames), sample.source
-            except BadInput as error:
-                self._unseen[k] = Verdict({}, str(error))
-                continue
-            yield consistency_question(sample, source, edited, self.max_tokens)
-            yield quality_question(sample, edited, self.max_tokens)
-
-    def verdicts(self, answers: list) -> list[Verdict]:
-        """The verdict of each job, from the answers to its questions, in order."""
-        halves, found = iter(answers), []
-        for k in range(len(self.jobs)):
-            if k in self._unseen:
-                found.append(self._unseen[k])
-            else:
-                found.append(join_halves(next(halves), next(halves)))
-        return found
-
-
-def join_halves(consistency: dict | Missing, quality: dict | Missing) -> Verdict:
-    """One verdict of two answers. Where one is missing, the other's scores count."""
+def ask_service(client: Client, sample: Sample, path: Path, frames: int,
+                max_tokens: int = TOKENS) -> dict:
+    """`verdict` of both questions about an edit. Where one answer is missing, the other counts."""
+    try:
+        source, edited = show(sample.source, frames), show(path, frames)
+    except BadInput as error:
+        return verdict({}, str(error))
+    questions = {"consistency": consistency_question(sample, source, edited, max_tokens),
+                 "quality": quality_question(sample, edited, max_tokens)}
     scores, missing, unanswered, reasons, replies = {}, [], False, [], {}
-    for name, answer in (("consistency", consistency), ("quality", quality)):
+    for name, question in questions.items():
+        answer = client.ask(question)
         if isinstance(answer, Missing):
             missing.append(f"{name}: {answer.reason}")
             unanswered |= answer.unanswered
@@ -194,7 +171,7 @@ def join_halves(consistency: dict | Missing, quality: dict | Missing) -> Verdict
             scores |= {key: answer[key] for key in SCORES if key in answer}
             reasons.append(answer["reason"])
             replies[name] = answer["reply"]
-    return Verdict(scores, "; ".join(missing), unanswered, reasons, replies)
+    return verdict(scores, "; ".join(missing), unanswered, reasons, replies)
 
 
 # ------------------------------------------------------------------------------------- local judges

@@ -1,8 +1,5 @@
 """Is the video a good video? VBench's measures, and what they look through (Sec. 5.2).
 
-    python -m rvebench.score --manifest bench.jsonl --videos ours=out/ours \\
-        --dino facebook/dino-vitb16 --clip openai/clip-vit-base-patch32
-
     TF        temporal flickering, of pixels alone                       temporal_flickering
     SC, BC    subject and background consistency, of DINO's and CLIP's
               features                                                   feature_consistency
@@ -11,15 +8,11 @@
               ViCLIP's demonstration (the paper does not say)
     MS        motion smoothness, from the `vbench` package               vbench_results
 
-Each is a short function on frames or features; what extracts the features is passed in, and comes
-from transformers, by id or local folder. Frames are resized as VBench does it, without
-antialiasing: the inputs of DINO and CLIP are the same numbers. There is no AMT-S in transformers:
-motion smoothness, and any of the others, is taken from what the `vbench` package wrote of a
-method's folder, in an environment of its own (its numpy is older):
-
-    vbench evaluate --mode=custom_input --videos_path out/ours --dimension motion_smoothness \\
-        --output_path out/vbench
-    python -m rvebench.score ... --videos ours=out/ours --vbench-results out/vbench
+Each is a short function on frames or features; what extracts the features comes from transformers,
+by id or local folder. Frames are resized as VBench does it, without antialiasing: the inputs of
+DINO and CLIP are the same numbers. There is no AMT-S in transformers: motion smoothness, and any of
+the others, is taken from what the `vbench` package wrote (README.md), which needs an environment of
+its own: its numpy is older.
 
 Left out: DINO's own resizing of position embeddings; transformers' differs in the last digits
 where a clip is not square.
@@ -29,6 +22,7 @@ Axis letters: F frames, H W pixels, D width of a feature. Pixels are (F, 3, H, W
 
 import json
 import math
+from operator import attrgetter
 from pathlib import Path
 from typing import Callable
 
@@ -116,24 +110,33 @@ def _normalize(x: torch.Tensor, mean_std) -> torch.Tensor:
     return (x - mean) / std
 
 
-def _load(flag: str, name: str, **more):
-    """A model of transformers by id or folder. Raises BadInput, naming the flag."""
+def load_extractor(flag: str, name: str, usual: str, *needs: str, **more):
+    """A model of transformers by id or folder, ready to look.
+
+    usual: the id of one that fits; needs: what it must have, as "config.image_size". Raises
+    BadInput, naming the flag.
+    """
     try:
         model = AutoModel.from_pretrained(name, dtype=torch.float32, **more)
+        for need in needs:
+            attrgetter(need)(model)
     except Exception as error:          # the hub, safetensors and foreign code raise what they like
         reason = " ".join(str(error).split())[:200]
-        raise BadInput(f"{flag} {name}: cannot be loaded ({reason}); give an id or a local "
-                       f"folder") from error
+        raise BadInput(f"{flag} {name}: cannot be used ({reason}); give an id or a local folder, "
+                       f"such as {usual}") from error
     return model.eval().to(device())
 
 
-def _in_batches(extract: Callable, device: torch.device) -> Callable:
+def _features(model, extract: Callable, *preparation) -> Callable:
     """features(pixels (F, 3, H, W)) -> (F, D), on the CPU, of BATCH frames at a time."""
 
     def features(pixels):
+        rows = []
         with torch.no_grad():
-            found = [extract(part.to(device)).float().cpu() for part in pixels.split(BATCH)]
-        return torch.cat(found)
+            for part in pixels.split(BATCH):
+                x = prepare(part.to(model.device), *preparation)
+                rows.append(extract(x).float().cpu())
+        return torch.cat(rows)
     return features
 
 
@@ -142,28 +145,21 @@ def dino(name: str) -> Callable:
 
     Raises BadInput.
     """
-    model = _load("--dino", name)
-    side = getattr(model.config, "image_size", None)
-    if not isinstance(side, int):
-        raise BadInput(f"--dino {name}: is no ViT; facebook/dino-vitb16 is VBench's")
+    model = load_extractor("--dino", name, "facebook/dino-vitb16", "config.image_size")
 
-    def extract(pixels):
-        x = prepare(pixels, side, "bilinear", False, IMAGENET)
+    def extract(x):
         return model(x, interpolate_pos_encoding=True).last_hidden_state[:, 0]
-    return _in_batches(extract, model.device)
+    return _features(model, extract, model.config.image_size, "bilinear", False, IMAGENET)
 
 
 def clip(name: str) -> Callable:
     """features(pixels) -> (F, D): CLIP's image embedding of the middle square. Raises BadInput."""
-    model = _load("--clip", name)
-    if not hasattr(model, "get_image_features") or not hasattr(model.config, "vision_config"):
-        raise BadInput(f"--clip {name}: is no CLIP; openai/clip-vit-base-patch32 is VBench's")
-    side = model.config.vision_config.image_size
+    model = load_extractor("--clip", name, "openai/clip-vit-base-patch32", "get_image_features",
+                           "config.vision_config.image_size")
 
-    def extract(pixels):
-        x = prepare(pixels, side, "bicubic", True, CLIP)
+    def extract(x):
         return model.get_image_features(pixel_values=x).pooler_output
-    return _in_batches(extract, model.device)
+    return _features(model, extract, model.config.vision_config.image_size, "bicubic", True, CLIP)
 
 
 def viclip(name: str, trust_remote_code: bool) -> Callable:
@@ -176,11 +172,8 @@ def viclip(name: str, trust_remote_code: bool) -> Callable:
     if not trust_remote_code:
         raise BadInput(f"--viclip {name}: runs code that comes with the model; read it, then pass "
                        f"--trust-remote-code")
-    model = _load("--viclip", name, trust_remote_code=True)
-    for method in ("encode_vision", "encode_text"):
-        if not hasattr(model, method):
-            raise BadInput(f"--viclip {name}: has no {method}(); OpenGVLab/ViCLIP-L-14-hf is the "
-                           f"paper's")
+    model = load_extractor("--viclip", name, "OpenGVLab/ViCLIP-L-14-hf", "encode_vision",
+                           "encode_text", trust_remote_code=True)
 
     def as_vbench(pixels):
         return prepare(pixels[middle_frames(len(pixels))], 224, "bicubic", True, CLIP)
@@ -191,14 +184,13 @@ def viclip(name: str, trust_remote_code: bool) -> Callable:
         return _normalize(square / 255, IMAGENET)
 
     def cosines(pixels, text):
-        where = next(model.parameters()).device
         found = {}
         with torch.no_grad():
             words = model.encode_text(text).float().cpu().reshape(-1)
             for column, pick in (("OC", as_vbench), ("ViCLIP-T", as_demonstrated)):
                 frames = pick(pixels)                   # (8, 3, 224, 224), or fewer of a short clip
                 if len(frames) == 8:
-                    seen = model.encode_vision(frames.to(where)[None], test=True)
+                    seen = model.encode_vision(frames.to(device())[None], test=True)
                     found[column] = text_consistency(seen.float().cpu().reshape(-1), words)
         return found
     return cosines

@@ -11,12 +11,12 @@ import math
 from pathlib import Path
 
 from common.files import Parser, atomic_write, run_script
+from common.intervals import COLUMNS
 from rvebench import study
-from rvebench.benchmark import QUALITY, SCORES
-from rvebench.page import HERE, write_page
-from rvebench.playable import make_playable
-from rvebench.results import NOTHING, SUMMARIES, judged_by, read_results, role, samples
-from rvebench.scores import as_markdown, is_real, main_column, summarise
+from rvebench.benchmark import QUALITY
+from rvebench.page import HERE, make_playable, write_page
+from rvebench.scores import (NOTHING, as_markdown, main_column, read_results, role, samples,
+                             summarise)
 from rvebench.tables import judged_columns, read_human, tables
 
 
@@ -39,10 +39,10 @@ def verdict(part: dict, order: list[str], main: str, roles: dict) -> str:
     ahead, unsettled = [], []
     for method in rivals[1:] + nothing:
         pair = next(pair for pair in part["pairs"] if {pair["a"], pair["b"]} == {best, method})
-        gain = pair["differences"][main]
-        first = gain[0] if pair["a"] == best else -gain[0]
+        _, low, high = pair["differences"][main]             # NaN where there is no interval
+        is_ahead = low > 0 if pair["a"] == best else high < 0
         name = "doing nothing" if method in nothing else method
-        (ahead if is_real(gain) and first > 0 else unsettled).append(name)
+        (ahead if is_ahead else unsettled).append(name)
     words = f"{best} has {'the highest ' if len(rivals) > 1 else ''}{main} "
     words += f"{found[best]['scores'][main][0]:.2f}"
     if ahead:
@@ -62,7 +62,7 @@ def page_data(rows: list[dict], about: dict, parts: list[dict]) -> dict:
     main = main_column(rows)
     roles = {method: role(rows, method) for method in about["methods"]}
     methods = sorted(roles, key=lambda method: roles[method] is not None)
-    columns = [c for c in (*SCORES, *SUMMARIES) if any(row[c] is not None for row in rows)]
+    columns = [c for c in COLUMNS if any(row[c] is not None for row in rows)]
     columns += [c for c in QUALITY if c == main or any(c in row["quality"] for row in rows)]
     shown = []
     for part in parts if len(parts) > 2 else parts[1:]:      # of one subset, "all" is the same
@@ -70,7 +70,7 @@ def page_data(rows: list[dict], about: dict, parts: list[dict]) -> dict:
         shown.append({**part, "ranking": order, "verdict": verdict(part, order, main, roles)})
     return {
         "title": about["head"].partition(",")[0].partition(":")[0],
-        "judge": judged_by(about) or "no judge",
+        "judge": about["head"].partition("judged by ")[2].partition(": means")[0] or "no judge",
         "date": about.get("date"),
         "methods": [{"name": method, "role": roles[method]} for method in methods],
         "main": main,

@@ -17,7 +17,7 @@ Axis letters: F frames, H W pixels.
 import argparse
 import os
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +27,8 @@ from tqdm import tqdm
 from common.distributed import device
 from common.files import (BadInput, Parser, at_least_0, atomic_write, between, check_writable,
                           positive, run_script)
-from common.intervals import COLUMNS, geometric_mean, overall
 from common.jsonl import Store, to_json, write_rows
+from common.pool import in_threads
 from common.video import hash_video, read_pixels
 from evaluate import run_name
 from model import load_model
@@ -36,109 +36,63 @@ from rvebench import judge, quality, report
 from rvebench.ask import Client
 from rvebench.benchmark import Edit, Sample, all_edits, read_manifest, read_methods
 from rvebench.generate import generate
-from rvebench.results import read_results
+from rvebench.scores import read_results
 from tiny import world
 
-
-# ------------------------------------------------------------------------------ measures and judges
-
-def measure_videos(edits: list[Edit], measures: quality.Measures, cache: Store,
-                   workers: int) -> list[tuple[str | None, dict]]:
-    """(why it cannot be scored, {"frames": F, column: value}) of each edit.
-
-    Videos are read to their ends; one clip is in memory for each of the workers.
-    """
-
-    def measure(edit: Edit) -> tuple[str | None, dict]:
-        text = edit.sample.instruction
-
-        def find():
-            pixels = read_pixels(edit.path, least=2).transpose(0, 3, 1, 2)   # (F, 3, H, W)
-            clip = torch.from_numpy(np.ascontiguousarray(pixels))
-            return {"frames": len(clip), **measures(clip, text)}
-        try:
-            if not edit.path.exists():                   # what was seen once may be gone
-                raise BadInput(f"{edit.path}: there is no such video; correct the path")
-            return None, cache.find(["quality", measures.stamp, text, hash_video(edit.path)], find)
-        except ValueError as error:                      # BadInput, or features that are not finite
-            return str(error), {}
-    with ThreadPoolExecutor(workers) as pool:
-        found = pool.map(measure, edits)
-        return list(tqdm(found, total=len(edits), desc="measure", unit="video"))
-
-
-def ask_judge(edits: list[Edit], args: argparse.Namespace, client: Client | None,
-              cache: Store) -> list[judge.Verdict]:
-    """The verdict of --judge on each edit.
-
-    Raises BadInput where the oracle knows no such sample.
-    """
-    if args.judge == "none":
-        return [judge.Verdict({}) for _ in edits]
-    if args.judge == "openai":
-        jobs = [(edit.sample, edit.path) for edit in edits]
-        service = judge.ServiceJudge(jobs, args.judge_frames, args.judge_tokens)
-        answers = client.ask(service.questions(), service.most, "judge")
-        client.close()
-        return service.verdicts(answers)
-    for sample in dict.fromkeys(edit.sample for edit in edits):
-        judge.world_triplet(sample)               # of another world: the command is wrong, no video
-    verdicts = []
-    for sample, _, path in tqdm(edits, desc="judge", unit="video"):
-        videos = [hash_video(sample.source), hash_video(path)]
-        name = ["judge", f"oracle {world.VERSION}", sample.id, sample.instruction, *videos]
-        try:
-            verdicts.append(judge.Verdict(cache.find(name, lambda: judge.oracle(sample, path))))
-        except ValueError as error:
-            verdicts.append(judge.Verdict({}, str(error)))
-    return verdicts
-
-
-def score_row(verdict: judge.Verdict) -> dict:
-    """What the verdict on an edit comes to, for its row.
-
-    missing: why scores are not there; unanswered: 1 where another run asks again. Overall needs all
-    of a verdict. failed: why, where there is no score at all.
-    """
-    scores = with_overall(verdict.scores)
-    missing = [verdict.missing] if verdict.missing else []
-    return {"failed": f"judge: {verdict.missing}" if missing and not scores else None,
-            **{column: scores.get(column) for column in COLUMNS}, "missing": missing,
-            "unanswered": int(verdict.unanswered), "reasons": verdict.reasons,
-            "replies": [verdict.replies] if any(verdict.replies.values()) else []}
-
-
-def with_overall(scores: dict[str, float]) -> dict[str, float]:
-    """A verdict's scores, with Overall and the geometric mean where it has all that they need."""
-    if "EA" not in scores or "GN" not in scores:
-        return scores
-    four = scores["EA"], scores.get("PC"), scores["GN"], scores["GR"]
-    return scores | {"Overall": float(overall(*four)),
-                     "Geometric mean": float(geometric_mean(*four))}
+WORKERS = 8                               # videos at a time: each in memory, and asked about
 
 
 # ----------------------------------------------------------------------------------------- the rows
 
-def make_rows(edits: list[Edit], measured: list, verdicts: dict[int, judge.Verdict],
-              failed: dict, vbench: dict, out: Path) -> list[dict]:
-    """The rows of scores.jsonl, one for each edit, with paths relative to `out`.
+def measure(edit: Edit, measures: quality.Measures, cache: Store) -> dict:
+    """{"frames": F, column: value} of an edit's video, read to its end.
 
-    verdicts: by place in `edits`. failed: {(id, method): why}. vbench: of `vbench_results`.
+    Raises ValueError where it cannot be scored: BadInput, or features that are not finite.
     """
-    rows = []
-    for k, (sample, method, path) in enumerate(edits):
-        unreadable, values = measured[k]
-        frames = values.pop("frames", None)
-        if not unreadable:
-            values |= vbench.get(path.resolve(), {})
-        scores = score_row(verdicts.get(k, judge.Verdict({})))
-        scores["failed"] = failed.get((sample.id, method)) or unreadable or scores["failed"]
-        row = {"id": sample.id, "subset": sample.subset, "type": sample.type,
-               "instruction": sample.instruction, "method": method}
-        for name, video in (("source", sample.source), ("target", sample.target), ("video", path)):
-            row[name] = os.path.relpath(video, out)
-        rows.append({**row, **scores, "quality": values, "frames": frames})
-    return rows
+    text = edit.sample.instruction
+
+    def find():
+        pixels = read_pixels(edit.path, least=2).transpose(0, 3, 1, 2)       # (F, 3, H, W)
+        clip = torch.from_numpy(np.ascontiguousarray(pixels))
+        return {"frames": len(clip), **measures(clip, text)}
+    if not edit.path.exists():                           # what was seen once may be gone
+        raise BadInput(f"{edit.path}: there is no such video; correct the path")
+    return cache.find(["quality", measures.stamp, text, hash_video(edit.path)], find)
+
+
+def ask_judge(edit: Edit, args: argparse.Namespace, client: Client | None, cache: Store) -> dict:
+    """What --judge says of an edit: of judge.verdict."""
+    sample, _, path = edit
+    if args.judge == "none":
+        return judge.verdict({})
+    if args.judge == "openai":
+        return judge.ask_service(client, sample, path, args.judge_frames, args.judge_tokens)
+    videos = [hash_video(sample.source), hash_video(path)]
+    name = ["judge", f"oracle {world.VERSION}", sample.id, sample.instruction, *videos]
+    try:
+        return judge.verdict(cache.find(name, lambda: judge.oracle(sample, path)))
+    except ValueError as error:
+        return judge.verdict({}, str(error))
+
+
+def score_edit(edit: Edit, args: argparse.Namespace, measures: quality.Measures,
+               client: Client | None, cache: Store, vbench: dict) -> dict:
+    """The row of scores.jsonl of an edit, with paths relative to --out.
+
+    vbench: of `vbench_results`.
+    """
+    sample, method, path = edit
+    row = {"id": sample.id, "subset": sample.subset, "type": sample.type,
+           "instruction": sample.instruction, "method": method}
+    for name, video in (("source", sample.source), ("target", sample.target), ("video", path)):
+        row[name] = os.path.relpath(video, args.out)
+    try:
+        values = measure(edit, measures, cache)
+    except ValueError as error:
+        return {**row, **judge.verdict({}), "failed": str(error), "quality": {}, "frames": None}
+    frames = values.pop("frames")
+    values |= vbench.get(path.resolve(), {})
+    return {**row, **ask_judge(edit, args, client, cache), "quality": values, "frames": frames}
 
 
 def describe(args: argparse.Namespace, client: Client | None, methods: list[str]) -> dict:
@@ -224,16 +178,6 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def make_client(args: argparse.Namespace) -> Client | None:
-    """The endpoint of --judge openai. Raises BadInput if no answer is there or can be got."""
-    if args.judge != "openai":
-        return None
-    client = Client(args.out / "replies.jsonl", args.judge_model, args.base_url)
-    if not len(client.replies):
-        client.connect()
-    return client
-
-
 def make_videos(args: argparse.Namespace, samples: list[Sample],
                 methods: dict[str, Path]) -> dict:
     """Make the videos of --checkpoint, one more of `methods`; {(id, method): why} of what failed.
@@ -256,12 +200,14 @@ def main(argv: list[str] | None = None) -> None:
     samples = read_manifest(args.manifest, args.subset)[:args.n]
     methods = read_methods(args.videos)
     vbench = quality.vbench_results(args.vbench_results) if args.vbench_results else {}
-    client = make_client(args)
     check_writable(out / "scores.jsonl")
     measures = quality.Measures(args.dino, args.clip, args.viclip, args.trust_remote_code)
 
     # From here on no other run may use --out.
     cache = Store(out / "kept.jsonl", what="line", fields=("value",)).open()
+    client = None
+    if args.judge == "openai":
+        client = Client(out / "replies.jsonl", args.judge_model, args.base_url)
     failed = make_videos(args, samples, methods)
     edits = all_edits(samples, methods, args.references)
     names = list(dict.fromkeys(edit.method for edit in edits))
@@ -271,12 +217,21 @@ def main(argv: list[str] | None = None) -> None:
         raise BadInput(f"--vbench-results {args.vbench_results}: measures none of these videos; "
                        f"give vbench the folders of --videos")
 
-    measured = measure_videos(edits, measures, cache, len(os.sched_getaffinity(0)))
-    readable = [k for k, (unreadable, _) in enumerate(measured) if not unreadable]
-    verdicts = ask_judge([edits[k] for k in readable], args, client, cache)
+    if args.judge == "oracle":                           # of another world: no video can be judged
+        for sample in samples:
+            judge.world_triplet(sample)
+    rows = []
+    with tqdm(total=len(edits), desc="score", unit="video") as bar:
+        work = partial(score_edit, args=args, measures=measures, client=client, cache=cache,
+                       vbench=vbench)
+        for _, row in in_threads(work, edits, WORKERS):
+            row["failed"] = failed.get((row["id"], row["method"])) or row["failed"]
+            rows.append(row)
+            bar.update()
     cache.close()
+    if client:
+        client.close()
 
-    rows = make_rows(edits, measured, dict(zip(readable, verdicts)), failed, vbench, out)
     write_rows(out / "scores.jsonl", in_order(rows + others, about["methods"], samples))
     atomic_write(out / "about.json", to_json(about) + "\n")
     report.build(out)

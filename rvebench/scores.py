@@ -1,24 +1,70 @@
-"""What do the scores say? Means, differences, who is ahead; the judge against people; win rates.
+"""What do the scores say? A folder of them, read; means, differences; judge and people; win rates.
 
 A row is one of scores.jsonl, the score of one method on one sample.
 """
 
 import json
 import math
+from datetime import date
 from itertools import combinations, permutations
 from pathlib import Path
 
 import numpy as np
 from scipy.stats import spearmanr
 
-from common.files import markdown
-from common.intervals import FEWEST, bootstrap_interval, interval, paired_difference
+from common.files import BadInput, markdown
+from common.intervals import COLUMNS, FEWEST, bootstrap_interval, interval, paired_difference
+from common.jsonl import from_json, read_rows
 from rvebench.benchmark import QUALITY
 
+SAMPLE = ("id", "subset", "type", "instruction", "source", "target")
+RESULT = ("video", "failed", "frames", "reasons", "missing", "replies")
+ROW = (*SAMPLE, *RESULT, "method", *COLUMNS, "quality", "unanswered")
+ABOUT = ("head", "judge", "methods")
+NOTHING, REFERENCE = "do nothing (the source)", "reference"
 COSINES = ("OC", "ViCLIP-T")                             # in -1..1; other measures in 0..1
 NO_INTERVAL = (math.nan, math.nan, math.nan)
 
 Interval = tuple[float, float, float]                    # mean, low, high; NaN where there is none
+
+
+# ------------------------------------------------------------------------------------ what is there
+
+def read_results(folder: Path) -> tuple[list[dict], dict]:
+    """(rows, about) of a folder of results. Raises BadInput where there are none."""
+    try:
+        rows = list(read_rows(folder / "scores.jsonl", "score", ROW))
+        about = from_json((folder / "about.json").read_text("utf-8"))
+        if not rows or not about.keys() >= set(ABOUT):
+            raise ValueError("fields are missing")
+    except (OSError, ValueError, AttributeError) as error:
+        raise BadInput(f"{folder}: holds no results of this version ({error}); take its "
+                       f"scores.jsonl away and score again: what a judge was paid for is in "
+                       f"replies.jsonl, and asked no second time") from error
+    scored_on = date.fromtimestamp((folder / "scores.jsonl").stat().st_mtime)
+    return rows, {"date": scored_on.isoformat(), **about}
+
+
+def role(rows: list[dict], method: str) -> str | None:
+    """NOTHING if a method's videos are the sources, REFERENCE if the targets, else None."""
+    own = [row for row in rows if row["method"] == method]
+    if own and all(row["video"] == row["source"] for row in own):
+        return NOTHING
+    if own and all(row["video"] == row["target"] for row in own):
+        return REFERENCE
+    return None
+
+
+def samples(rows: list[dict]) -> list[dict]:
+    """The rows, one a sample and method, gathered by sample."""
+    found = {}
+    for row in rows:
+        sample = {field: row[field] for field in SAMPLE} | {"methods": {}}
+        sample = found.setdefault(row["id"], sample)
+        scores = {c: row[c] for c in COLUMNS if row[c] is not None}
+        result = {field: row[field] for field in RESULT}
+        sample["methods"][row["method"]] = result | {"scores": scores | row["quality"]}
+    return list(found.values())
 
 
 # ------------------------------------------------------------------------------ means, differences
@@ -84,14 +130,6 @@ def summarise(rows: list[dict], methods: list[str], judged: list[str]) -> list[d
         parts.append({"name": name, "n": len({row["id"] for row in here}), "groups": groups,
                       "pairs": differences(here, methods, few)})
     return parts
-
-
-def is_real(difference: Interval) -> bool | None:
-    """Whether a 95 % interval leaves out zero; None where there is no interval."""
-    _, low, high = difference
-    if low != low:
-        return None
-    return low > 0 or high < 0
 
 
 # ------------------------------------------------------------------------------------------- people

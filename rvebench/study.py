@@ -17,10 +17,8 @@ import numpy as np
 
 from common.files import (BadInput, Parser, at_least_0, atomic_write, markdown, positive,
                           run_script)
-from rvebench.page import HERE, write_page
-from rvebench.playable import copy_or_encode
-from rvebench.results import read_results, role, samples
-from rvebench.scores import win_rates
+from rvebench.page import HERE, copy_or_encode, write_page
+from rvebench.scores import read_results, role, samples, win_rates
 from rvebench.tables import study_table
 
 CRITERIA = {
@@ -103,28 +101,20 @@ def read_ratings(folder: Path, files: list[Path]) -> list[dict]:
                 raise ValueError(f"it is of another study; give those of {folder}/study")
             rater = str(rated.get("rater") or hashlib.sha256(content).hexdigest())
             for row in rated["rankings"]:
-                ranking = read_ranking(row, key)
-                name = rater, ranking["sample"], ranking["criterion"]
-                found[name] = {"rater": rater, **ranking}
+                sample = key["samples"][row["sample"]]
+                methods = {letter: name for letter, name in sample.items() if letter != "id"}
+                criterion, ranks = row["criterion"], row["ranks"]
+                possible = range(1, len(methods) + 1)
+                is_whole = set(ranks) == set(methods) and set(ranks.values()) <= set(possible)
+                if criterion not in CRITERIA or not is_whole:
+                    raise ValueError(f"{criterion}: the ranks are {ranks}")
+                found[rater, sample["id"], criterion] = {
+                    "rater": rater, "sample": sample["id"], "criterion": criterion,
+                    "ranks": {methods[letter]: rank for letter, rank in ranks.items()}}
         except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             raise BadInput(f"{file}: is no ratings.json of the study ({error}); take it away") \
                 from error
     return list(found.values())
-
-
-def read_ranking(row: dict, key: dict) -> dict:
-    """One ranking, methods for letters. Raises ValueError or the like where it is none."""
-    place, ranks = row["sample"], row["ranks"]
-    if type(place) is not int or place < 0:              # True is an int, too, and -1 a place
-        raise ValueError(f"sample {place!r}")
-    methods = {letter: name for letter, name in key["samples"][place].items() if letter != "id"}
-    possible = range(1, len(methods) + 1)
-    if set(ranks) != set(methods) or not all(rank in possible for rank in ranks.values()):
-        raise ValueError(f"ranks {ranks}")
-    if row["criterion"] not in CRITERIA:
-        raise ValueError(f"criterion {row['criterion']!r}")
-    return {"sample": key["samples"][place]["id"], "criterion": row["criterion"],
-            "ranks": {methods[letter]: rank for letter, rank in ranks.items()}}
 
 
 def keep_ratings(folder: Path, files: list[Path]) -> None:

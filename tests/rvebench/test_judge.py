@@ -3,6 +3,7 @@ the oracle."""
 
 import json
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from rvebench import judge
 from rvebench.ask import Missing
 from rvebench.benchmark import Sample, read_manifest, read_methods
 from rvebench.export_world import main as export_main
-from rvebench.judge import ServiceJudge, Verdict, consistency_question, quality_question, show
+from rvebench.judge import ask_service, consistency_question, quality_question, show, verdict
 from tiny import world
 
 EDIT, CONTEXT = "Temporal Reasoning", "Causal Reasoning"
@@ -65,7 +66,7 @@ def test_a_bad_line_of_the_manifest(bench, change, words):
 
 @pytest.mark.parametrize("flags, words", [
     (["a/b=."], "NAME=DIR"), (["x=nowhere"], "no such folder"),
-    (["x=."] * 2, "two methods named x"), (["reference=."], "what --references calls the target")])
+    (["x=."] * 2, "method is named x"), (["reference=."], "method is named reference")])
 def test_the_methods(flags, words):
     with pytest.raises(BadInput, match=words):
         read_methods(flags)
@@ -97,8 +98,8 @@ def test_what_is_a_score():
     validate = judge.validator(("EA", "PC"))
     good = '{"reason": "r", "EA": 0, "PC": "7.5"}'       # some models say it as a text
     assert validate(good) == {"EA": 0, "PC": 7.5, "reason": "r", "reply": good}
-    for scores, words in (('"EA": 11, "PC": 3', "EA is 11"), ('"EA": "11", "PC": 3', "EA is 11"),
-                          ('"EA": -0.5, "PC": 3', "EA is -0.5"), ('"EA": 3', "PC is null"),
+    for scores, words in (('"EA": "11", "PC": 3', "EA is 11"), ('"EA": 3', "PC is null"),
+                          ('"EA": -0.5, "PC": 3', "EA is -0.5"),
                           ('"EA": "seven", "PC": 3', 'EA is "seven"'),
                           ('"EA": true, "PC": 3', "EA is true"),
                           ('"EA": NaN, "PC": 3', "EA is NaN")):
@@ -106,23 +107,30 @@ def test_what_is_a_score():
             validate(f'{{"reason": "r", {scores}}}')
 
 
-def test_verdicts(bench):
-    """Good, unreadable, half refused, missing, in the order of the jobs."""
-    one, two = read_manifest(bench / "bench.jsonl")
-    ours, broken = bench / "ours/one.mp4", bench / "ours/broken.mp4"
+def test_verdicts_by_hand():
+    full = verdict({"EA": 9., "PC": 4., "GN": 4., "GR": 9.})
+    assert [full[c] for c in ("EA", "PC", "GN", "GR", "Overall")] == [9, 4, 4, 9, 4]
+    assert full["Geometric mean"] == pytest.approx(1296 ** .25) and full["failed"] is None
+    context = verdict({"EA": 4., "GN": 9., "GR": 10.})
+    assert context["PC"] is None and context["Overall"] == 6
+    assert verdict({}, "cut")["failed"] == "judge: cut"
+    assert verdict({})["failed"] is None                 # no judge was asked
+
+
+def test_half_a_verdict_and_none(bench):
+    one, _ = read_manifest(bench / "bench.jsonl")
+    broken = bench / "ours/broken.mp4"
     broken.write_bytes(b"no video")
-    service = ServiceJudge([(one, ours), (one, broken), (two, ours), (one, bench / "none.mp4")], 3)
-    assert len(list(service.questions())) == 4           # what cannot be seen is not asked
-    consistency = {"EA": 3., "PC": 4., "reason": "a", "reply": "said"}
-    quality = {"GN": 5., "GR": 6., "reason": "b", "reply": "seen"}
-    refused = Missing("refused: no", reply="I will not")
-    good, unreadable, half, missing = service.verdicts([consistency, quality, refused, quality])
-    assert good == Verdict({"EA": 3, "PC": 4, "GN": 5, "GR": 6}, reasons=["a", "b"],
-                           replies={"consistency": "said", "quality": "seen"})
-    assert half == Verdict({"GN": 5, "GR": 6}, "consistency: refused: no", reasons=["b"],
-                           replies={"consistency": "I will not", "quality": "seen"})
-    assert not unreadable.scores and "cannot be read to its end" in unreadable.missing
-    assert not missing.scores and "no such video" in missing.missing
+    seen = {"GN": 5., "GR": 6., "reason": "b", "reply": "seen"}
+    answers = iter([Missing("refused: no", True, "I will not"), seen])
+    client = SimpleNamespace(ask=lambda question: next(answers))
+    half = ask_service(client, one, bench / "ours/one.mp4", 3)
+    assert [half[c] for c in ("GN", "GR", "EA", "Overall", "failed")] == [5, 6, None, None, None]
+    assert half["missing"] == ["consistency: refused: no"] and half["unanswered"] == 1
+    assert half["replies"] == [{"consistency": "I will not", "quality": "seen"}]
+    assert half["reasons"] == ["b"]
+    unreadable = ask_service(None, one, broken, 3)       # what cannot be seen is not asked
+    assert "judge: " in unreadable["failed"] and "cannot be read" in unreadable["missing"][0]
 
 
 # -------------------------------------------------------------------------------------- the oracle

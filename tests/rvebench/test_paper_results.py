@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 
 PAPER = json.loads((Path(__file__).parents[2] / "rvebench/paper_results.json").read_text())
-RAVE, ICVG, DITTO, OBJECTIVE, LAMBDA, TAU = (PAPER[name] for name in (
-    "Table 1 rave", "Table 1 icvg", "Table 3 Ditto-1M", "Table 4 objective", "Table 5 lambda",
-    "Table 6 tau"))
+RAVE, ICVG, DITTO, OBJECTIVE, TAU = (PAPER[name] for name in (
+    "Table 1 rave", "Table 1 icvg", "Table 3 Ditto-1M", "Table 4 objective", "Table 6 tau"))
 
 
 def gain(table, column, over="Omni-Video", of="ReViSE"):
@@ -21,13 +20,6 @@ def test_gains_that_the_text_states():
     assert gain(DITTO, "Overall", "InsV2V") == pytest.approx(36.7, abs=.05)
     assert gain(OBJECTIVE, "Overall", "SFT", "USO") == pytest.approx(10, abs=.5)
     assert [gain(OBJECTIVE, "EA", of=m) for m in ("USO", "RWR")] == pytest.approx([27, 11], abs=.5)
-
-
-def test_the_same_model_has_the_same_numbers_in_each_table():
-    for row in (OBJECTIVE["USO"], LAMBDA["0.25"]):
-        assert row == {column: RAVE["ReViSE"][column] for column in row}
-    base = OBJECTIVE["Omni-Video"]
-    assert base == {column: RAVE["Omni-Video"][column] for column in base}
 
 
 def test_table_6():

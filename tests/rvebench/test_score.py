@@ -13,8 +13,6 @@ from common.video import write_video
 from endpoint import Endpoint
 from rvebench import judge, score
 from rvebench.export_world import export_world
-from rvebench.judge import Verdict
-from rvebench.score import score_row
 from rvebench.scores import as_markdown, correlation, summarise, win_rates
 from rvebench.tables import judged_columns, read_human, study_table, tables
 from scored import ABOUT, row
@@ -27,19 +25,6 @@ def cells(text, first):
 
 
 # ---------------------------------------------------------------------------------- the arithmetic
-
-def test_score_row_by_hand():
-    full = score_row(Verdict({"EA": 9., "PC": 4., "GN": 4., "GR": 9.}, reasons=["a", "b"]))
-    assert [full[c] for c in ("EA", "PC", "GN", "GR", "Overall")] == [9, 4, 4, 9, 4]
-    assert full["Geometric mean"] == pytest.approx(1296 ** .25) and full["failed"] is None
-    context = score_row(Verdict({"EA": 4., "GN": 9., "GR": 10.}))
-    assert context["PC"] is None and context["Overall"] == 6
-    half = score_row(Verdict({"GN": 4., "GR": 9.}, "consistency: late", unanswered=True))
-    assert [half[c] for c in ("GN", "EA", "Overall", "unanswered")] == [4, None, None, 1]
-    assert half["missing"] == ["consistency: late"] and half["failed"] is None
-    assert score_row(Verdict({}, "cut"))["failed"] == "judge: cut"
-    assert score_row(Verdict({}))["failed"] is None      # no judge was asked
-
 
 def test_correlation_by_hand():
     a = np.arange(30.)

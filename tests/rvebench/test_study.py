@@ -120,11 +120,10 @@ def test_the_intervals_of_win_rates_are_clustered(tmp_path):
 def test_what_is_no_ranking(folder, rows, tmp_path):
     key, file = make_study(folder, rows, 0), tmp_path / "r.json"
     good = {"sample": 0, "criterion": "Visual Quality", "ranks": {"A": 1, "B": 2}}
-    for change, words in (({"sample": 9}, "is no ratings.json"), ({"sample": -1}, "sample -1"),
-                          ({"criterion": "Taste"}, "Taste"), ({"ranks": {"A": 1}}, "ranks"),
-                          ({"ranks": {"A": 1, "B": 3}}, "ranks")):
+    for change in ({"sample": 9}, {"criterion": "Taste"}, {"ranks": {"A": 1}},
+                   {"ranks": {"A": 1, "B": 3}}):
         file.write_text(json.dumps({"study": key["study"], "rankings": [good | change]}))
-        with pytest.raises(BadInput, match=words):
+        with pytest.raises(BadInput, match="is no ratings.json"):
             study.read_ratings(folder, [file])
     file.write_text('{"study": "y", "rankings": []}')
     with pytest.raises(BadInput, match="another study"):
