@@ -1,7 +1,11 @@
-"""Which clips of a film show the same scene? Those whose cosine is high (Sec. 3.1.2).
+"""Which clips of a film show the same scene, and which two make a source and a target? (Sec. 3.1.2)
 
-The threshold is data-driven: it lies in the valley between the two groups of the cosines of all
-pairs of clips within windows of consecutive shots.
+The same scene: those whose cosine is above a threshold, which is data-driven: it lies in the valley
+between the two groups of the cosines of all pairs of clips within windows of consecutive shots.
+
+The best pairs say the same in their captions and look different; the earlier clip is the source. A
+pair must share enough context, and differ enough to learn from: its pictures have a cosine in
+[low, high]. That is asked before pairs are ranked: clips may be linked by way of others only.
 
 Axis letters: N clips, D width of an embedding, B bins of a histogram.
 """
@@ -19,7 +23,7 @@ from scipy.sparse.csgraph import connected_components
 from tqdm import tqdm
 
 from common.files import BadInput, atomic_write
-from rvedata.stages import read_grouped, write_stage
+from rvedata.stages import read_accepted, read_grouped, short_hash, write_stage
 
 BIN_EDGES = np.linspace(-1, 1, 401)                      # of the histogram of cosines
 BIN_WIDTH = BIN_EDGES[1] - BIN_EDGES[0]
@@ -27,22 +31,17 @@ BIN_WIDTH = BIN_EDGES[1] - BIN_EDGES[0]
 
 @lru_cache(maxsize=4)
 def load_vectors(out: Path, name: str) -> dict[str, np.ndarray]:
-    """{"image": (N, D), "text": (N, D')} of a chunk of shots, as icvg.embed_shots wrote it."""
+    """{"image": (N, D), "text": (N, D')} of a movie's clips, as icvg.embed_shots wrote them."""
     return load_file(out / "embeddings" / f"{name}.safetensors")
 
 
 def read_movies(out: Path) -> Iterator[tuple[list[dict], np.ndarray]]:
     """(clips in temporal order, their image embeddings (N, D)) of each movie."""
-    for _, chunks in read_grouped(out / "embeddings.jsonl", lambda record: record["movie"]):
-        newest = {}
-        for chunk in sorted(chunks, key=lambda chunk: len(chunk["members"])):
-            newest[chunk["chunk"]] = chunk               # the longer line: a caption came later
-        clips, vectors = [], []
-        for _, chunk in sorted(newest.items()):
-            vectors.append(load_vectors(out, chunk["id"])["image"])
-            for row, clip in enumerate(chunk["members"]):
-                clips.append({**clip, "file": chunk["id"], "row": row})
-        yield clips, np.concatenate(vectors)
+    for _, records in read_grouped(out / "embeddings.jsonl", lambda record: record["movie"]):
+        newest = max(records, key=lambda record: len(record["members"]))    # a caption came later
+        clips = [{**clip, "file": newest["id"], "row": row}
+                 for row, clip in enumerate(newest["members"])]
+        yield clips, load_vectors(out, newest["id"])["image"]
 
 
 def windows(clips: list[dict], size: int) -> Iterator[slice]:
@@ -66,16 +65,16 @@ def count_cosines(out: Path, size: int) -> np.ndarray:
     return counts
 
 
-def minimum_error_threshold(counts: np.ndarray, edges: np.ndarray = BIN_EDGES) -> float:
+def minimum_error_threshold(counts: np.ndarray) -> float:
     """The threshold between two groups of a histogram (Kittler and Illingworth 1986).
 
     Each side is taken for a Gaussian with share p and variance v of its own. The threshold with
     the least J = sum over the sides of p ln v - 2 p ln p puts the fewest on the wrong side. Unlike
     Otsu's it holds when few pairs are alike and most are not, in a broad group.
-    counts: (B,), edges: (B + 1,). Raises ValueError if there is only one group: the best threshold
+    counts: (B,), of BIN_EDGES. Raises ValueError if there is only one group: the best threshold
     leaves 1 % or less on one side.
     """
-    centres = (edges[1:] + edges[:-1]) / 2
+    centres = (BIN_EDGES[1:] + BIN_EDGES[:-1]) / 2
     p, v = _share_and_variance(counts, centres)
     q, w = _share_and_variance(counts[::-1], centres[::-1])
     q, w = q[::-1], w[::-1]
@@ -85,7 +84,7 @@ def minimum_error_threshold(counts: np.ndarray, edges: np.ndarray = BIN_EDGES) -
     best = allowed[cost <= cost.min(initial=np.inf) + 1e-9]                         # a gap has many
     if not len(best) or best[0] == allowed[0] or best[-1] == allowed[-1]:
         raise ValueError(f"the {counts.sum()} cosines within windows do not form two groups")
-    return float(edges[1 + best].mean())
+    return float(BIN_EDGES[1 + best].mean())
 
 
 def _share_and_variance(counts: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -146,3 +145,50 @@ def find_clusters(out: Path, size: int, threshold: float | None = None) -> float
               "alone": alone, "counts": counts.tolist()}
     atomic_write(out / "clusters.json", json.dumps(record) + "\n")
     return threshold
+
+
+# ---------------------------------------------------------------------------------------- the pairs
+
+def cosines(out: Path, clips: list[dict], kind: str) -> np.ndarray:
+    """The cosines (N, N) of the clips' embeddings of this kind: "image" or "text"."""
+    vectors = np.stack([load_vectors(out, clip["file"])[kind][clip["row"]] for clip in clips])
+    return vectors @ vectors.T
+
+
+def select_pairs(out: Path, similarity: float, diversity: float, per_cluster: int, low: float,
+                 high: float) -> None:
+    """Write pairs.jsonl: the best pairs of each cluster. No clip is in two of them.
+
+    score = similarity * cosine of the captions + diversity * (1 - cosine of the pictures)
+    """
+    def pairs() -> Iterator[dict]:
+        for cluster in read_accepted(out / "clusters.jsonl"):
+            clips = cluster["members"]
+            captions, pictures = cosines(out, clips, "text"), cosines(out, clips, "image")
+            score = similarity * captions + diversity * (1 - pictures)
+            allowed = (low <= pictures) & (pictures <= high)
+            chosen = best_disjoint(score, allowed, per_cluster)
+            if not chosen:
+                yield {"id": cluster["id"], "rejected": f"no pair of its {len(clips)} clips has a "
+                       f"cosine of the pictures in {low:.3f} to {high:.3f}"}
+            for i, j in chosen:
+                yield {"id": f"icvg-{short_hash(clips[i]['id'], clips[j]['id'])}",
+                       "source": clips[i], "target": clips[j], "score": float(score[i, j]),
+                       "captions": float(captions[i, j]), "pictures": float(pictures[i, j])}
+
+    write_stage(out / "pairs.jsonl", pairs())
+
+
+def best_disjoint(score: np.ndarray, allowed: np.ndarray, most: int) -> list[tuple[int, int]]:
+    """The `most` best allowed pairs i < j, greedily; no index occurs twice.
+
+    score: (N, N) floats, allowed: (N, N) booleans.
+    """
+    rows, columns = np.nonzero(np.triu(allowed, 1))
+    ranked = sorted((-score[i, j], i, j) for i, j in zip(rows.tolist(), columns.tolist()))
+    chosen, used = [], set()
+    for _, i, j in ranked:
+        if len(chosen) < most and not {i, j} & used:
+            chosen.append((i, j))
+            used |= {i, j}
+    return chosen

@@ -3,22 +3,157 @@
     python -m rvedata.demo --out demo/
 
 Makes films and Ditto-like edits, runs rave, icvg and split on them, and trains a few steps on what
-comes out. VLM and SigLIP are stand-ins (tiny_films.TinyWorldVLM, embed.embed_pixels): the demo
-shows what the stages do, not how well a VLM does it.
+comes out. VLM and SigLIP are stand-ins (TinyWorldVLM below, embed.embed_pixels): the demo shows
+what the stages do, not how well a VLM does it.
+
+Axis letters: F frames, H W pixels. A clip is (F, 3, H, W), float32 in [-1, 1].
 """
 
+import json
 import subprocess
 import sys
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
-from common.files import BadInput, Parser, check_writable, positive, run_script
-from rvedata import icvg, rave, split
-from rvedata.tiny_films import TinyWorldVLM, make_ditto, make_movies
+import numpy as np
+import torch
+from PIL import Image
 
+from common.files import BadInput, Parser, atomic_write, check_writable, positive, run_script
+from common.video import to_bytes, write_video
+from rvedata import icvg, rave, split
+from tiny import draw, scene, world
+from tiny.scene import Scene
+
+FPS, SCALE = 24, 4                                       # of the films
 TRAIN = Path(__file__).parents[1] / "train.py"
 TRIPLETS_A_MOVIE = 8
 
+
+# --------------------------------------------------------------------------- its films, its VLM
+
+def film_shot(start: Scene, segments: int = 3) -> torch.Tensor:
+    """A scene that goes on for some segments of nine frames. (F, 3, H, W)
+
+    What is done in the first segment is over in the others.
+    """
+    clips = []
+    for _ in range(segments):
+        clips.append(draw.render(start))
+        after = start.later()
+        _, _, x, zoom = start.camera
+        still = tuple(_at_rest(thing) for thing in after.things)
+        start = replace(after, camera=(x, zoom, x, zoom), things=still)
+    return torch.cat(clips)
+
+
+def _at_rest(thing):
+    if thing.act == "fall":
+        return replace(thing, act="", y=thing.floor)
+    return replace(thing, act="")
+
+
+def colour_signature(frames: list[np.ndarray]) -> np.ndarray:
+    """What a shot is recognised by: the mean of its frames (H, W, 3) at 8 x 8 pixels. (192,)"""
+    small = [Image.fromarray(frame).resize((8, 8), Image.Resampling.BOX) for frame in frames]
+    return np.mean([np.asarray(picture, float).ravel() for picture in small], 0)
+
+
+class TinyWorldVLM:
+    """A stand-in for a VLM: ask(system, parts, schema) -> dict. No model.
+
+    It recognises the shots that it was shown by their colours, and answers with what the tiny world
+    knows of their scene. One in four instructions it first states literally, so that the check has
+    something to send back.
+    """
+
+    def __init__(self):
+        self.signatures, self.known = [], []
+
+    def learn(self, clip: torch.Tensor, triplet: world.Triplet, side: str) -> None:
+        """Remember a clip (F, 3, H, W) as the "source" or the "target" of a triplet."""
+        frames = to_bytes(clip).permute(0, 2, 3, 1).numpy()
+        self.signatures.append(colour_signature(list(frames)))
+        self.known.append((triplet, side))
+
+    def recognise(self, frames: list[np.ndarray]) -> tuple[world.Triplet, str]:
+        """The triplet and side of the known clip whose colours are nearest."""
+        distance = np.square(np.array(self.signatures) - colour_signature(frames)).sum(1)
+        return self.known[distance.argmin()]
+
+    def __call__(self, system: str, parts: list, schema: dict) -> dict:
+        frames = [part for part in parts if isinstance(part, np.ndarray)]
+        if "caption" in schema["properties"]:
+            triplet, side = self.recognise(frames)
+            shown = triplet.before if side == "source" else triplet.after
+            return {"caption": scene.caption(shown)}
+        texts = [part for part in parts if isinstance(part, str)]
+        half = len(frames) // 2
+        (triplet, first), (other, second) = map(self.recognise, (frames[:half], frames[half:]))
+        if (first, second) != ("source", "target") or other is not triplet:
+            nothing = "no rule leads from the one to the other"
+            return {"type": "", "rationale": "", "instruction": nothing}
+        if "fits" in schema["properties"]:
+            says = texts[-1].partition(": ")[2]
+            return {"states_operation": "yes" if says == triplet.literal else "no",
+                    "fits": "yes" if says in (triplet.literal, triplet.instruction) else "no",
+                    "reason": "the tiny world says so"}
+        sent_back = any(text.startswith("Your answer was") for text in texts)
+        literally = len(triplet.literal) % 4 == 0 and not sent_back
+        return {"type": triplet.type, "rationale": triplet.thought,
+                "instruction": triplet.literal if literally else triplet.instruction}
+
+
+def make_movies(folder: Path, movies: int, triplets: int, vlm: TinyWorldVLM) -> None:
+    """Write films of ICVG triplets, the source one shot and the target another.
+
+    A film cuts between two places and back, then goes on to two others.
+    """
+    first = 0
+    for number in range(movies):
+        chosen, first = _distinct_triplets(first, triplets)
+        order = []
+        for k in range(0, triplets, 2):
+            order += [(triplet, "source") for triplet in chosen[k:k + 2]]
+            order += [(triplet, "target") for triplet in chosen[k:k + 2]]
+        shots = []
+        for triplet, side in order:
+            shots.append(film_shot(triplet.before if side == "source" else triplet.after))
+            vlm.learn(shots[-1], triplet, side)
+        write_video(folder / f"movie{number}.mp4", torch.cat(shots), FPS, SCALE)
+
+
+def _distinct_triplets(first: int, n: int) -> tuple[list[world.Triplet], int]:
+    """`n` ICVG triplets from index `first` on that do not look alike, and the next index."""
+    chosen, places = [], set()
+    while len(chosen) < n:
+        triplet = world.make_triplet(first, "icvg", "train")
+        first += 1
+        place = triplet.before.place, triplet.before.time
+        if place not in places:
+            places.add(place)
+            chosen.append(triplet)
+    return chosen, first
+
+
+def make_ditto(folder: Path, n: int, vlm: TinyWorldVLM) -> Path:
+    """Write `n` RAVE triplets as Ditto-1M has them; returns the metadata file."""
+    records = []
+    for k in range(n):
+        triplet = world.make_triplet(k, "rave", "train")
+        for side in ("source", "target"):
+            clip = getattr(triplet, side)
+            write_video(folder / f"{side}/{k}.mp4", clip, FPS, SCALE)
+            vlm.learn(clip, triplet, side)
+        records.append({"source_path": f"source/{k}.mp4", "instruction": triplet.literal,
+                        "edited_path": f"target/{k}.mp4"})
+    metadata = folder / "training_metadata" / "tiny.json"
+    atomic_write(metadata, json.dumps(records, indent=1))
+    return metadata
+
+
+# -------------------------------------------------------------------------------------- the command
 
 def parse(argv: list[str] | None = None) -> Namespace:
     parser = Parser(description=__doc__.split("\n\n")[0])

@@ -4,6 +4,7 @@ Axis letters: N frames, clips or texts, K frames of a clip, D width of an embedd
 square picture. A frame is (H, W, 3) uint8; the rows of embeddings have length 1.
 """
 
+import argparse
 import zlib
 from typing import Callable
 
@@ -11,7 +12,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from common.files import BadInput
 from common.video import to_video
 from rvedata.text import content_words
 
@@ -24,6 +24,11 @@ def unit(x: np.ndarray) -> np.ndarray:
     return x / np.linalg.norm(x, axis=1, keepdims=True).clip(1e-12)
 
 
+def add_siglip_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--siglip", default=DEFAULT,
+                        help="id or folder of the embedder; pixels: a stand-in without weights")
+
+
 def load_embedder(name: str) -> tuple[Callable, Callable]:
     """(embed_images, embed_texts): frames -> (N, D) and texts -> (N, D'), float32, unit rows.
 
@@ -32,47 +37,33 @@ def load_embedder(name: str) -> tuple[Callable, Callable]:
     """
     if name == "pixels":
         return embed_pixels, embed_word_counts
-    siglip = SigLIP(name)
-    return siglip.embed_images, siglip.embed_texts
+    from transformers import AutoTokenizer
 
-
-class SigLIP:
-    """A SigLIP or SigLIP 2 of fixed picture size, from the hub or a folder."""
-
-    def __init__(self, name: str):
-        from transformers import AutoModel, AutoTokenizer
-        try:
-            self.model = AutoModel.from_pretrained(name, dtype=torch.float32)
-            self.tokenizer = AutoTokenizer.from_pretrained(name)
-            self.side = self.model.config.vision_config.image_size
-            self.length = self.model.config.text_config.max_position_embeddings
-        except Exception as error:               # the hub and safetensors raise what they like
-            reason = " ".join(str(error).split())[:120]
-            raise BadInput(f"--siglip {name}: cannot be loaded ({reason}); give the id or the "
-                           f"folder of a SigLIP of fixed size, such as {DEFAULT}") from error
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.model.eval().to(self.device)
+    from rvebench.quality import load_extractor
+    model = load_extractor("--siglip", name, DEFAULT, "config.vision_config.image_size",
+                           "config.text_config.max_position_embeddings")
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    side = model.config.vision_config.image_size
+    length = model.config.text_config.max_position_embeddings
 
     @torch.no_grad()
-    def embed_images(self, frames: list[np.ndarray]) -> np.ndarray:
-        """Each frame is squeezed into a square in [-1, 1], as SigLIP's own processor does."""
-        size = (self.side, self.side)
-        squares = [Image.fromarray(frame).resize(size, Image.Resampling.BILINEAR)
+    def embed_images(frames: list[np.ndarray]) -> np.ndarray:
+        # each frame is squeezed into a square in [-1, 1], as SigLIP's own processor does
+        squares = [Image.fromarray(frame).resize((side, side), Image.Resampling.BILINEAR)
                    for frame in frames]
         x = to_video([np.asarray(square) for square in squares])                      # (N, 3, S, S)
-        rows = []
-        for batch in x.split(BATCH):
-            features = self.model.get_image_features(pixel_values=batch.to(self.device))
-            rows.append(features.pooler_output.cpu())
+        rows = [model.get_image_features(pixel_values=batch.to(model.device)).pooler_output.cpu()
+                for batch in x.split(BATCH)]
         return unit(torch.cat(rows).numpy())                                           # (N, D)
 
     @torch.no_grad()
-    def embed_texts(self, texts: list[str]) -> np.ndarray:
-        """Lower case, padded to the full length: SigLIP pools the last position."""
-        ids = self.tokenizer([text.lower() for text in texts], padding="max_length",
-                             max_length=self.length, truncation=True, return_tensors="pt").input_ids
-        features = self.model.get_text_features(input_ids=ids.to(self.device))
+    def embed_texts(texts: list[str]) -> np.ndarray:
+        # lower case, padded to the full length: SigLIP pools the last position
+        ids = tokenizer([text.lower() for text in texts], padding="max_length",
+                        max_length=length, truncation=True, return_tensors="pt").input_ids
+        features = model.get_text_features(input_ids=ids.to(model.device))
         return unit(features.pooler_output.cpu().numpy())                              # (N, D')
+    return embed_images, embed_texts
 
 
 def embed_clips(embed_images: Callable, clips: list[list[np.ndarray]]) -> np.ndarray:

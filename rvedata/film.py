@@ -1,4 +1,4 @@
-"""What is in a film? Its shots, frames of its clips for a VLM, and the clips as files (Sec. 3.1.2).
+"""What is in a film? Shots and clips, frames of these for a VLM, and these as files (Sec. 3.1.2).
 
 A frame is named by its number among all that ffmpeg decodes, so that shots, the frames that a VLM
 sees and the clips that are written agree. The price is that a film is decoded from its start once
@@ -18,15 +18,29 @@ import numpy as np
 from scenedetect import ContentDetector, FrameTimecode, ThresholdDetector
 
 from common import video
-from common.files import replacing
+from common.files import BadInput, replacing
 
 logging.getLogger("pyscenedetect").setLevel(logging.CRITICAL)
 
+MOVIES = (".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v", ".mpg", ".mpeg", ".ts")
 SHORTEST = 15                                            # frames of a shot: PySceneDetect's own
 DETECTION_SIDE = 256                                     # pixels of what the detectors see
 
 
 # -------------------------------------------------------------------------------------------- shots
+
+def movie_names(folder: Path) -> list[str]:
+    """Films of a folder and its subfolders, as paths relative to it. Raises BadInput if none."""
+    names = []
+    for path in folder.rglob("*"):
+        is_film = path.suffix.lower() in MOVIES and path.is_file()
+        if is_film and not video.is_hidden(path.name):
+            names.append(path.relative_to(folder).as_posix())
+    if not names:
+        raise BadInput(f"--movies {folder}: holds no film ({', '.join(MOVIES)}); "
+                       f"give the folder of your films")
+    return sorted(names)
+
 
 def find_shots(path: Path) -> tuple[list[tuple[int, int]], int, float]:
     """(shots, frames, frames per second) of a film. A shot is a clip; each begins where one ends.
@@ -49,20 +63,31 @@ def find_shots(path: Path) -> tuple[list[tuple[int, int]], int, float]:
     return list(zip(cuts, [*cuts[1:], frames])), frames, fps
 
 
+def clips_of(movie: dict, seconds: float, least: int) -> Iterator[dict]:
+    """Of each shot the middle 80 %, so that no fade shows, and at most `seconds` of them.
+
+    Yields {id, movie, index, clip: [first, past the last], fps}; shots with fewer than `least`
+    usable frames have no clip.
+    """
+    for index, (first, past) in enumerate(movie["shots"]):
+        margin = (past - first) // 10
+        frames = min(past - first - 2 * margin, round(seconds * movie["fps"]))
+        begin = first + (past - first - frames) // 2
+        if frames >= least:
+            yield {"id": f"{movie['id']}#{index:05d}", "movie": movie["id"], "index": index,
+                   "clip": [begin, begin + frames], "fps": movie["fps"]}
+
+
 # ------------------------------------------------------------------------------------------- frames
-
-def middles(a: int, b: int, k: int) -> list[int]:
-    """The frames in the middles of k equal parts of a clip; a short clip has some of them twice."""
-    return [a + (2 * i + 1) * (b - a) // (2 * k) for i in range(k)]
-
 
 def read_clips(path: Path, clips: list[tuple[int, int]], k: int = 4,
                side: int = 512) -> Iterator[list[np.ndarray]]:
-    """k frames of each clip (see middles), at most `side` pixels wide and high, in one pass.
+    """k frames of each clip, at most `side` pixels wide and high, in one pass.
 
-    The clips must be in temporal order and must not overlap. Raises BadInput if a frame is missing.
+    They are in the middles of k equal parts; a short clip has some of them twice. The clips must be
+    in temporal order and must not overlap. Raises BadInput if a frame is missing.
     """
-    numbers = (number for a, b in clips for number in middles(a, b, k))
+    numbers = (a + (2 * i + 1) * (b - a) // (2 * k) for a, b in clips for i in range(k))
     frames = video.frames_at(path, numbers, side)
     for _ in clips:
         yield list(islice(frames, k))

@@ -7,12 +7,12 @@ Axis letters: N triplets of the test, D width of an embedding.
 """
 
 from collections import Counter
+from typing import Callable
 
 import numpy as np
 
-from rvedata.manifest import paths_of
-from rvedata.stages import short_hash
-from rvedata.text import Texts
+from rvedata.stages import paths_of, short_hash
+from rvedata.text import content_words
 
 NEAR = .8                                                # texts that share so much are the same
 
@@ -61,17 +61,36 @@ def take_groups(triplets: list[dict], quota: dict[str, int]
     return test, surplus, train
 
 
+def finder_of_alike(test: list[dict]) -> Callable[[str], str | None]:
+    """text -> the id of the first triplet of the test whose instruction says nearly the same.
+
+    Of their content words, of both together, they share at least NEAR. Only those of the test that
+    share a word are looked at: there may be a million texts to ask for.
+    """
+    words_of = [content_words(triplet["instruction"]) for triplet in test]
+    places = {}                                          # content word -> places of texts with it
+    for place, words in enumerate(words_of):
+        for word in words:
+            places.setdefault(word, []).append(place)
+
+    def find(text: str) -> str | None:
+        words = content_words(text)
+        shared = Counter(place for word in words for place in places.get(word, []))
+        alike = [place for place, n in shared.items() if n >= NEAR * len(words | words_of[place])]
+        return test[min(alike)]["id"] if alike else None
+    return find
+
+
 def find_leaks(test: list[dict], train: list[dict], videos: dict[str, dict],
                same: float) -> dict[str, str]:
     """Which triplets of `train` are too near to the test, and why: {id: reason}.
 
     A video is the same file, or its embedding has a cosine of at least `same`; or the instructions
-    say nearly the same (see text.Texts). Those of `train` may lack a target.
+    say nearly the same. Those of `train` may lack a target.
     videos: {path: {"sha": hash of its file, "vector": (D,), of length 1}}.
     """
-    texts, paths, id_of_file = Texts(NEAR), [], {}
+    find_alike, paths, id_of_file = finder_of_alike(test), [], {}
     for triplet in test:
-        texts.add(triplet["id"], triplet["instruction"])
         for path in paths_of(triplet):
             paths.append(path)
             id_of_file[videos[path]["sha"]] = triplet["id"]
@@ -84,7 +103,7 @@ def find_leaks(test: list[dict], train: list[dict], videos: dict[str, dict],
             cosines = vectors @ videos[path]["vector"]                                 # (2 N,)
             if cosines.max() >= same:
                 return f"{path} looks like {paths[cosines.argmax()]} ({cosines.max():.3f})"
-        other = texts.first_like(triplet["instruction"])
+        other = find_alike(triplet["instruction"])
         return "" if other is None else f"reads like {other}: {triplet['instruction']!r}"
 
     reasons = {triplet["id"]: why(triplet) for triplet in train}

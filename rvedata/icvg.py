@@ -16,99 +16,106 @@ the work nor the number of machines matters.
 
 import math
 from argparse import Namespace
-from contextlib import closing
-from itertools import groupby, islice
+from contextlib import ExitStack, closing
+from itertools import islice
 from pathlib import Path
 from typing import Callable, Iterator
 
+import numpy as np
 from safetensors.numpy import save
 
 from common.files import (BadInput, Parser, atomic_write, between, check_writable, positive,
                           remove_leftovers, run_script)
+from rvebench.ask import Client
 from rvedata import pages
-from rvedata.clusters import find_clusters
-from rvedata.embed import embed_clips, load_embedder
-from rvedata.film import read_frames, write_clips
-from rvedata.flags import add_siglip_flag, add_vlm_flags, add_work_flags, ratio
-from rvedata.instructions import CAPTION, read_examples, text_schema, write_instruction
-from rvedata.manifest import VIDEO_FIELDS, write_triplets
-from rvedata.pairs import select_pairs
-from rvedata.shots import (clips_of, find_all_shots, movie_names, raise_if_error, read_movies,
-                           with_frames)
-from rvedata.stages import (Rejected, finished_ids, my_shard, read_accepted, read_grouped,
-                            run_stage, short_hash)
-from rvedata.vlm import EndpointVLM
+from rvedata.clusters import find_clusters, select_pairs
+from rvedata.embed import add_siglip_flag, embed_clips, load_embedder
+from rvedata.film import clips_of, find_shots, movie_names, read_clips, read_frames, write_clips
+from rvedata.instructions import (CAPTION, add_vlm_flags, asking, read_examples, text_schema,
+                                  write_instruction)
+from rvedata.stages import (VIDEO_FIELDS, Rejected, add_work_flags, finished_ids, my_shard,
+                            read_accepted, read_grouped, run_stage, short_hash, write_triplets)
 
-CHUNK = 64                                               # shots whose embeddings share a file
+CHUNK = 64                                               # clips that are embedded at a time
 
 
-# ------------------------------------------------------------------------- captions and embeddings
+# ----------------------------------------------------------------- shots, captions and embeddings
+
+def find_all_shots(args: Namespace) -> None:
+    """shots.jsonl: a line a movie, {id, fps, frames, shots: [[first, past the last], ...]}."""
+    def work(item: dict) -> dict:
+        shots, frames, fps = find_shots(args.movies / item["id"])
+        if len(shots) < 2:
+            raise BadInput(f"{item['id']}: is a movie without cuts, of which no pair can be made; "
+                           f"take it away")
+        return {"fps": fps, "frames": frames, "shots": shots}
+
+    items = [{"id": name} for name in movie_names(args.movies) if my_shard(name, args.shard)]
+    run_stage(args.out / "shots.jsonl", items, work, args.skip_bad, total=len(items))
+
 
 def caption_shots(args: Namespace, ask: Callable) -> None:
     """captions.jsonl: a line a shot, {id, movie, index, clip, fps, caption}."""
     path = args.out / "captions.jsonl"
 
     def work(item: dict) -> dict:
-        frames = raise_if_error(item["frames"])
-        answer = ask(" ".join(CAPTION.split()), frames, text_schema(caption={}))
+        answer = ask(" ".join(CAPTION.split()), item["frames"], text_schema(caption={}))
         caption = answer.get("caption")
         if not isinstance(caption, str) or not caption.strip():
             raise Rejected("no caption came back")
         return {**item["clip"], "caption": caption.strip()}
 
+    movies = [movie for movie in read_accepted(args.out / "shots.jsonl")
+              if my_shard(movie["id"], args.shard)]
+    clips = [list(clips_of(movie, args.seconds, args.least)) for movie in movies]
+
     def items() -> Iterator[dict]:
         finished = finished_ids(path)
-        for movie in read_movies(args):
-            clips = clips_of(movie, args.seconds, args.least)
-            wanted = [clip for clip in clips if clip["id"] not in finished]
-            for clip, frames in with_frames(args, wanted):
-                yield {"id": clip["id"], "clip": clip, "frames": frames}
+        for some in clips:
+            yield from with_frames(args, [clip for clip in some if clip["id"] not in finished])
 
-    total = sum(1 for movie in read_movies(args) for _ in clips_of(movie, args.seconds, args.least))
-    run_stage(path, items(), work, args.skip_bad, args.workers, total)
+    run_stage(path, items(), work, args.skip_bad, args.workers, sum(map(len, clips)))
+
+
+def with_frames(args: Namespace, clips: list[dict]) -> Iterator[dict]:
+    """An item of each clip of a movie, {id, clip, frames}, in one pass through the movie.
+
+    Where the movie cannot be read, what is left of them has the error instead of frames.
+    """
+    left = list(clips)
+    try:
+        if left:
+            movie = args.movies / left[0]["movie"]
+            for frames in read_clips(movie, [clip["clip"] for clip in clips]):
+                clip = left.pop(0)
+                yield {"id": clip["id"], "clip": clip, "frames": frames}
+    except (BadInput, OSError) as error:
+        for clip in left:
+            yield {"id": clip["id"], "error": error}
 
 
 def embed_shots(args: Namespace, embed: tuple[Callable, Callable]) -> None:
-    """embeddings.jsonl: a line a chunk of at most CHUNK shots, {id, movie, chunk, members}.
+    """embeddings.jsonl: a line a movie, {id, movie, members: its clips that have a caption}.
 
-    embeddings/<id>.safetensors: its image (N, D) and text (N, D').
+    embeddings/<id>.safetensors: their image (N, D) and text (N, D').
     """
     embed_images, embed_texts = embed
-    path = args.out / "embeddings.jsonl"
 
     def work(item: dict) -> dict:
-        chunk = item["content"]
-        frames = [raise_if_error(some) for some in item["frames"]]
-        vectors = {"image": embed_clips(embed_images, frames),
-                   "text": embed_texts([clip["caption"] for clip in chunk["members"]])}
+        clips, image, text = item["members"], [], []
+        frames = read_clips(args.movies / item["movie"], [clip["clip"] for clip in clips])
+        for first in range(0, len(clips), CHUNK):
+            some = clips[first:first + CHUNK]
+            image.append(embed_clips(embed_images, list(islice(frames, len(some)))))
+            text.append(embed_texts([clip["caption"] for clip in some]))
+        vectors = {"image": np.concatenate(image), "text": np.concatenate(text)}
         atomic_write(args.out / "embeddings" / f"{item['id']}.safetensors", save(vectors))
-        return chunk
+        return {"movie": item["movie"], "members": clips}
 
-    def items() -> Iterator[dict]:
-        finished = finished_ids(path)
-        for chunks in chunks_of_movies(args):
-            wanted = [chunk for chunk in chunks if chunk["id"] not in finished]
-            clips = [clip for chunk in wanted for clip in chunk["members"]]
-            reader = with_frames(args, clips)
-            for chunk in wanted:
-                frames = [some for _, some in islice(reader, len(chunk["members"]))]
-                yield {"id": chunk["id"], "content": chunk, "frames": frames}
-
-    total = sum(len(chunks) for chunks in chunks_of_movies(args))
-    run_stage(path, items(), work, args.skip_bad, total=total)
-
-
-def chunks_of_movies(args: Namespace) -> Iterator[list[dict]]:
-    """Of each movie of this shard its captioned shots in chunks {id, movie, chunk, members}."""
-    for movie, clips in read_grouped(args.out / "captions.jsonl", lambda clip: clip["movie"]):
-        if not my_shard(movie, args.shard):
-            continue
-        chunks = []
-        for number, members in groupby(clips, key=lambda clip: clip["index"] // CHUNK):
-            members = list(members)
-            chunks.append({"id": short_hash(members), "movie": movie, "chunk": number,
-                           "members": members})
-        yield chunks
+    by_movie = read_grouped(args.out / "captions.jsonl", lambda clip: clip["movie"])
+    items = [{"id": short_hash(clips), "movie": movie, "members": clips}
+             for movie, clips in by_movie if my_shard(movie, args.shard)]
+    run_stage(args.out / "embeddings.jsonl", items, work, args.skip_bad, total=len(items))
 
 
 # ------------------------------------------------------------------------ instructions and triplets
@@ -122,8 +129,6 @@ def instruct_pairs(args: Namespace, ask: Callable) -> None:
 
     def work(item: dict) -> dict:
         source, target = item["source"], item["target"]
-        if item["error"]:
-            raise item["error"]
         earlier, later = [read_frames(args.out / clip_path(clip)) for clip in (source, target)]
         parts = ["Earlier:", *earlier, source["caption"], "Later:", *later, target["caption"]]
         answer = write_instruction(ask, parts, target["caption"], "icvg", args.examples)
@@ -131,23 +136,19 @@ def instruct_pairs(args: Namespace, ask: Callable) -> None:
                 "movie": source["movie"], "shots": [source["index"], target["index"]],
                 "score": item["score"]}
 
+    by_movie = read_grouped(args.out / "pairs.jsonl", lambda pair: pair["source"]["movie"])
+    movies = [pairs for _, pairs in by_movie]
+
     def items() -> Iterator[dict]:
         finished = finished_ids(path)
-        for pairs in pairs_of_movies(args):
+        for pairs in movies:
             wanted = [pair for pair in pairs if pair["id"] not in finished]
             error = cut_out(args, wanted)
             for pair in wanted:
                 paths = [clip_path(pair[name]) for name in ("source", "target")]
                 yield {**pair, "error": error, "shown": dict(zip(VIDEO_FIELDS, paths))}
 
-    total = sum(len(pairs) for pairs in pairs_of_movies(args))
-    run_stage(path, items(), work, args.skip_bad, args.workers, total)
-
-
-def pairs_of_movies(args: Namespace) -> Iterator[list[dict]]:
-    """Of each movie its pairs that belong to this shard."""
-    for _, some in read_grouped(args.out / "pairs.jsonl", lambda pair: pair["source"]["movie"]):
-        yield [pair for pair in some if my_shard(pair["id"], args.shard)]
+    run_stage(path, items(), work, args.skip_bad, args.workers, sum(map(len, movies)))
 
 
 def clip_path(clip: dict) -> str:
@@ -190,16 +191,11 @@ def curate(args: Namespace, ask: Callable, caption: Callable,
         similarity, diversity = args.score
         select_pairs(args.out, similarity, diversity, args.per_cluster, low, high)
         instruct_pairs(args, ask)
-        write_triplets(args.out, wanted_instructions(args.out))
+        wanted = {pair["id"] for pair in read_accepted(args.out / "pairs.jsonl")}
+        write_triplets(args.out, (record for record in read_accepted(
+            args.out / "instructions.jsonl") if record["id"] in wanted))       # of this run's pairs
     finally:                                             # what went wrong can be seen there, too
         pages.report(args.out, args.movies)
-
-
-def wanted_instructions(out: Path) -> list[dict]:
-    """The instructions of the pairs that there are now; others may remain of earlier runs."""
-    wanted = {pair["id"] for pair in read_accepted(out / "pairs.jsonl")}
-    return [record for record in read_accepted(out / "instructions.jsonl")
-            if record["id"] in wanted]
 
 
 def parse(argv: list[str] | None = None) -> Namespace:
@@ -211,13 +207,13 @@ def parse(argv: list[str] | None = None) -> Namespace:
     add("--least", type=positive, default=17, help="fewest frames of a clip")
     add("--window", type=positive, default=16,
         help="consecutive shots among which clusters are sought")
-    add("--threshold", type=ratio,
+    add("--threshold", type=between(0, 1),
         help="cosine that links two clips; the valley of those within windows if not given")
     add("--score", type=between(0, math.inf), nargs=2, default=(1., 1.),
         metavar=("SIMILARITY", "DIVERSITY"),
         help="weights of the captions' cosine and of 1 - the pictures'")
     add("--per-cluster", type=positive, default=3, help="most pairs of a cluster")
-    add("--bounds", type=ratio, nargs=2, metavar=("LOW", "HIGH"),
+    add("--bounds", type=between(0, 1), nargs=2, metavar=("LOW", "HIGH"),
         help="of the cosine of a pair's pictures; the threshold and .995 if not given")
     add_work_flags(parser)
     add_siglip_flag(parser)
@@ -240,12 +236,16 @@ def main(argv: list[str] | None = None, ask: Callable | None = None) -> None:
     if ask:
         curate(args, ask, ask, embed)
         return
-    vlm = captioner = EndpointVLM(args.out / "replies.jsonl", args.model, args.base_url)
-    if args.caption_model:
-        captioner = EndpointVLM(args.out / "replies-captions.jsonl", args.caption_model,
-                                args.caption_base_url or args.base_url)
-    with closing(vlm), closing(captioner):
-        curate(args, vlm, captioner, embed)
+    with ExitStack() as clients:
+
+        def connect(file, model, base_url):
+            client = Client(args.out / file, model, base_url)
+            return asking(clients.enter_context(closing(client)))
+        ask = caption = connect("replies.jsonl", args.model, args.base_url)
+        if args.caption_model:
+            caption = connect("replies-captions.jsonl", args.caption_model,
+                              args.caption_base_url or args.base_url)
+        curate(args, ask, caption, embed)
 
 
 if __name__ == "__main__":

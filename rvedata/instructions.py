@@ -1,9 +1,11 @@
 """What is the VLM asked, and when can its answer be used? (Sec. 3.1.1, 3.1.2)
 
-A VLM is here a function ask(system, parts, schema) -> dict: `parts` are texts and frames (H, W, 3),
-`schema` is the JSON schema of the answer. See vlm.py for the two that there are.
+A VLM is here a function ask(system, parts, schema) -> dict: `parts` are texts and frames (H, W, 3)
+uint8, in the order in which it sees them, `schema` is the JSON schema of the answer. It is a model
+behind an OpenAI-compatible endpoint, asked by rvebench/ask.py, or the stand-in of demo.py.
 """
 
+import argparse
 import json
 from itertools import groupby
 from pathlib import Path
@@ -12,10 +14,12 @@ from typing import Callable
 import numpy as np
 
 from common.files import BadInput
-from rvedata.stages import Rejected
+from rvebench.ask import Client, Missing, Question, parse_json
+from rvedata.stages import Rejected, StopRun, shard
 from rvedata.text import content_words
 from tiny import world
 
+VERSION = 2                                              # of the prompts: part of a reply's key
 EXAMPLES = Path(__file__).parent / "examples.json"       # few-shot examples and forbidden verbs
 
 CAPTION = """You see frames of one shot of a film, in order. Describe in one or two plain
@@ -40,6 +44,31 @@ reason it out? fits: can one reason from the first video and the instruction to 
 does nothing in them contradict it? Answer as JSON, with a reason of one sentence."""
 
 UNFIT = "the second question: it does not fit both videos"
+
+
+def add_vlm_flags(parser: argparse.ArgumentParser) -> None:
+    """Of the commands that ask a VLM."""
+    add = parser.add_argument
+    add("--shard", type=shard, default=(0, 1), metavar="i/n", help="do only this part")
+    add("--examples", type=Path, default=EXAMPLES, help="few-shot examples and forbidden verbs")
+    add("--model", default="gpt-4o", help="its name")
+    add("--base-url", help="the endpoint; OPENAI_BASE_URL or OpenAI's if not given")
+
+
+def asking(client: Client) -> Callable:
+    """ask(system, parts, schema), by the model of an endpoint; each reply is paid for once."""
+
+    def ask(system: str, parts: list, schema: dict) -> dict:
+        """Raises StopRun if nothing can be asked, BadInput without a reply, Rejected if in vain."""
+        try:
+            value = client.ask(Question(f"curate-{VERSION}", system, parts, schema, parse_json))
+        except BadInput as error:
+            raise StopRun(str(error)) from error
+        if not isinstance(value, Missing):
+            return value
+        kind = BadInput if value.unanswered else Rejected  # a reply is final
+        raise kind(f"the VLM gave no answer: {value.reason}")
+    return ask
 
 
 def text_schema(**fields: dict) -> dict:

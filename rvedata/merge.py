@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import Iterator
 
 from common.files import BadInput, Parser, check_writable, run_script
-from rvedata.flags import folder
-from rvedata.manifest import rebase_paths
-from rvedata.stages import read_records, write_stage
+from rvedata.stages import folder, read_records, rebase_paths, write_stage
 
 REPLIES = {"replies.jsonl", "replies-captions.jsonl"}
 

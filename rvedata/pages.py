@@ -4,21 +4,18 @@ Each is one file that works from the file system, without network (rvebench/page
 scripts and style lie beside this file. Both play the videos where they are, by relative paths.
 """
 
-import base64
 import json
 import sys
 from collections import Counter
 from itertools import islice
 from pathlib import Path
 
-import cv2
-
 from common.files import BadInput
+from rvebench.ask import data_url
 from rvebench.page import HERE as RVEBENCH
 from rvebench.page import write_page
 from rvedata.film import read_clips
-from rvedata.manifest import VIDEO_FIELDS
-from rvedata.stages import read_accepted, read_records
+from rvedata.stages import VIDEO_FIELDS, read_accepted, read_records
 
 HERE, FORM = Path(__file__).parent, RVEBENCH / "form.html"
 STAGES = ("shots", "captions", "embeddings", "clusters", "pairs", "instructions", "rewrites",
@@ -35,11 +32,13 @@ def report(folder: Path, movies: Path | None = None) -> None:
     stages, bad = count_stages(folder)
     manifests = {name: list(read_accepted(folder / f"{name}.jsonl"))
                  for name in ("triplets", "train", "test")}
+    found = folder / "clusters.json"                     # histogram of cosines, threshold, counts
+    types = lambda some: dict(sorted(Counter(triplet["type"] for triplet in some).items()))
     data = {
         "stages": stages,
-        "manifests": [{"name": name, "n": len(some), "types": count_types(some)}
+        "manifests": [{"name": name, "n": len(some), "types": types(some)}
                       for name, some in manifests.items() if some],
-        "threshold": threshold(folder),
+        "threshold": json.loads(found.read_text("utf-8")) if found.exists() else None,
         "clusters": clusters(folder, movies) if movies else [],
         "shown": [{"name": name, "items": list(map(card, some[:SHOWN]))}
                   for name, some in manifests.items() if name != "train"],
@@ -69,17 +68,6 @@ def count_stages(folder: Path) -> tuple[list[list], list[list]]:
     return rows, bad[:SHOWN_BAD]
 
 
-def count_types(triplets: list[dict]) -> dict[str, int]:
-    """How many there are of each type."""
-    return dict(sorted(Counter(triplet["type"] for triplet in triplets).items()))
-
-
-def threshold(folder: Path) -> dict | None:
-    """The histogram of cosines within windows, the threshold, and what it came to."""
-    path = folder / "clusters.json"
-    return json.loads(path.read_text("utf-8")) if path.exists() else None
-
-
 # ------------------------------------------------------------------------------------- pictures
 
 def clusters(folder: Path, movies: Path) -> list:
@@ -103,8 +91,7 @@ def read_pictures(path: Path, clips: list[tuple[int, int]]) -> list[str]:
     found = []
     try:
         for frames in read_clips(path, clips, 1, SIDE):
-            jpeg = cv2.imencode(".jpg", frames[0][..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 80])[1]
-            found.append(f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}")
+            found.append(data_url(frames[0]))
     except BadInput as error:                            # it was there for its stage; go on without
         print(f"report.html lacks pictures: {error}", file=sys.stderr)
     return found

@@ -17,14 +17,12 @@ from pathlib import Path
 from typing import Callable, Iterator
 
 from common.files import BadInput, Parser, check_writable, run_script
+from rvebench.ask import Client
 from rvedata import pages
 from rvedata.film import read_frames
-from rvedata.flags import add_vlm_flags, add_work_flags, folder
-from rvedata.instructions import read_examples, write_instruction
-from rvedata.manifest import VIDEO_FIELDS, write_triplets
-from rvedata.stages import (my_shard, read_accepted, read_records, run_stage, short_hash,
-                            write_stage)
-from rvedata.vlm import EndpointVLM
+from rvedata.instructions import add_vlm_flags, asking, read_examples, write_instruction
+from rvedata.stages import (VIDEO_FIELDS, add_work_flags, folder, my_shard, read_accepted,
+                            read_records, run_stage, short_hash, write_stage, write_triplets)
 
 
 def read_ditto(files: list[Path], shard: tuple[int, int]) -> Iterator[dict]:
@@ -32,32 +30,25 @@ def read_ditto(files: list[Path], shard: tuple[int, int]) -> Iterator[dict]:
 
     Raises BadInput if a file is no such list.
     """
+    keys = ("source_path", "edited_path", "instruction")
     for file in files:
-        for source, target, text in _read_metadata(file):
+        try:
+            records = json.loads(file.read_text("utf-8"))
+            found = [tuple(record[key].strip() for key in keys) for record in records]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise BadInput(f"{file}: no list of {', '.join(keys)} ({reason}); "
+                           f"give files of Ditto-1M's training_metadata") from error
+        for source, target, text in found:
             if my_shard(source, shard):
                 yield {"id": f"rave-{short_hash(source, target, text)}", "source": source,
                        "target": target, "literal": text}
-
-
-def _read_metadata(file: Path) -> list[tuple[str, str, str]]:
-    keys = ("source_path", "edited_path", "instruction")
-    try:
-        records = json.loads(file.read_text("utf-8"))
-        return [tuple(record[key].strip() for key in keys) for record in records]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise BadInput(f"{file}: no list of source_path, instruction and edited_path ({reason}); "
-                       f"give files of Ditto-1M's training_metadata") from error
 
 
 def rewrite(args: Namespace, ask: Callable) -> None:
     """Write rewrites.jsonl, triplets.jsonl and report.html in args.out."""
     def work(item: dict) -> dict:
         source, target = args.videos / item["source"], args.videos / item["target"]
-        for video in (source, target):
-            if not video.is_file():
-                raise BadInput(f"{video}: the metadata names it, and it is missing; "
-                               f"correct --videos")
         parts = ["Source:", *read_frames(source), "Edited:", *read_frames(target),
                  f"Literal: {item['literal']}"]
         answer = write_instruction(ask, parts, item["literal"], "rave", args.examples)
@@ -102,8 +93,8 @@ def main(argv: list[str] | None = None, ask: Callable | None = None) -> None:
     if ask:
         rewrite(args, ask)
         return
-    with closing(EndpointVLM(args.out / "replies.jsonl", args.model, args.base_url)) as vlm:
-        rewrite(args, vlm)
+    with closing(Client(args.out / "replies.jsonl", args.model, args.base_url)) as client:
+        rewrite(args, asking(client))
 
 
 if __name__ == "__main__":

@@ -23,15 +23,14 @@ from typing import Callable
 
 import numpy as np
 
-from common.files import BadInput, Parser, check_writable, positive, run_script
+from common.files import BadInput, Parser, between, check_writable, positive, run_script
 from common.video import hash_video
 from rvedata import pages
-from rvedata.embed import embed_clips, load_embedder
+from rvedata.embed import add_siglip_flag, embed_clips, load_embedder
 from rvedata.film import read_frames
-from rvedata.flags import add_siglip_flag, add_work_flags, folder, ratio
 from rvedata.holdout import find_leaks, quota_of_types, take_groups
-from rvedata.manifest import VIDEO_FIELDS, paths_of, rebase_paths
-from rvedata.stages import read_accepted, run_stage, short_hash, write_stage
+from rvedata.stages import (VIDEO_FIELDS, add_work_flags, folder, paths_of, read_accepted,
+                            rebase_paths, run_stage, short_hash, write_stage)
 
 
 def read_manifests(folders: list[Path], name: str, out: Path) -> dict[str, dict]:
@@ -49,22 +48,16 @@ def index_videos(args: Namespace, paths: list[str], embed_images: Callable) -> d
     def work(item: dict) -> dict:
         path = args.out / item["id"]
         vector, = embed_clips(embed_images, [read_frames(path)])                       # (1, D)
-        return {"sha": " ".join(hash_video(path)), "vector": encode(vector)}
+        half = vector.astype(np.float16).tobytes()
+        return {"sha": " ".join(hash_video(path)), "vector": base64.b64encode(half).decode()}
 
     items = ({"id": path} for path in paths)
     run_stage(args.out / "videos.jsonl", items, work, args.skip_bad, args.workers, len(paths))
-    return {line["id"]: {"sha": line["sha"], "vector": decode(line["vector"])}
-            for line in read_accepted(args.out / "videos.jsonl")}
-
-
-def encode(vector: np.ndarray) -> str:
-    """A vector (D,) as text, in half precision."""
-    return base64.b64encode(vector.astype(np.float16).tobytes()).decode()
-
-
-def decode(text: str) -> np.ndarray:
-    """What encode was given, (D,), float32."""
-    return np.frombuffer(base64.b64decode(text), np.float16).astype(np.float32)
+    videos = {}
+    for line in read_accepted(args.out / "videos.jsonl"):
+        vector = np.frombuffer(base64.b64decode(line["vector"]), np.float16)
+        videos[line["id"]] = {"sha": line["sha"], "vector": vector.astype(np.float32)}
+    return videos
 
 
 def read_decisions(files: list[Path], triplets: dict[str, dict]) -> dict[str, dict]:
@@ -145,9 +138,9 @@ def parse(argv: list[str] | None = None) -> Namespace:
         help="folders of rave and icvg")
     add("--out", type=Path, default=Path("out/bench"), help="folder of the results")
     add("--n", type=positive, default=1000, help="test triplets")
-    add("--share", type=ratio, default=.2,
+    add("--share", type=between(0, 1), default=.2,
         help="share of a type's triplets that may go to the test, at most")
-    add("--same", type=ratio, default=.98, help="videos of such a cosine are the same")
+    add("--same", type=between(0, 1), default=.98, help="videos of such a cosine are the same")
     add("--decisions", type=Path, nargs="+", default=[], metavar="FILE",
         help="what verify.html saved, a file a person")
     add_work_flags(parser)

@@ -10,8 +10,10 @@ A line is added as soon as its item is done. So a rerun does what has no line ye
 Nothing depends on the order of the lines: two shards are joined by writing one after the other.
 """
 
+import argparse
 import hashlib
 import json
+import os
 import sys
 from collections import Counter
 from pathlib import Path
@@ -19,9 +21,12 @@ from typing import Callable, Iterable, Iterator
 
 from tqdm import tqdm
 
-from common.files import BadInput, replacing
+from common.files import BadInput, positive, replacing
 from common.jsonl import Store, read_rows, to_json
+from common.manifest import FIELDS
 from common.pool import in_threads
+
+VIDEO_FIELDS = FIELDS[:2]                                # of a triplet: those that hold paths
 
 
 class Rejected(ValueError):
@@ -37,6 +42,31 @@ class Rejected(ValueError):
 
 class StopRun(BadInput):
     """What would go wrong for every item, such as a missing key: skipping one does not help."""
+
+
+# --------------------------------------------------------------------------------- flags, shards
+
+def folder(text: str) -> Path:
+    """An argparse type: a folder that is there."""
+    if not Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"{text}: there is no such folder; correct the path")
+    return Path(text)
+
+
+def shard(text: str) -> tuple[int, int]:
+    """An argparse type: "i/n" with 0 <= i < n."""
+    i, _, n = text.partition("/")
+    if not (i.isdecimal() and n.isdecimal() and int(i) < int(n)):
+        raise argparse.ArgumentTypeError(f"must be i/n with 0 <= i < n, such as 0/4, not {text}")
+    return int(i), int(n)
+
+
+def add_work_flags(parser: argparse.ArgumentParser) -> None:
+    """Of every command that reads videos."""
+    add = parser.add_argument
+    add("--skip-bad", action="store_true",
+        help="go on without what cannot be read or asked, and count it")
+    add("--workers", type=positive, default=8, help="items that are worked on at a time")
 
 
 def short_hash(*parts) -> str:
@@ -57,11 +87,6 @@ def read_records(path: Path) -> Iterator[dict]:
     return read_rows(path, "record", ("id",))
 
 
-def is_accepted(record: dict) -> bool:
-    """Whether an item was done: neither rejected nor failed."""
-    return "rejected" not in record and "failed" not in record
-
-
 def is_final(record: dict) -> bool:
     """Whether an item is done or rejected; what failed is tried again."""
     return "failed" not in record
@@ -73,8 +98,9 @@ def finished_ids(path: Path) -> set[str]:
 
 
 def read_accepted(path: Path) -> Iterator[dict]:
-    """The records of what was done."""
-    return filter(is_accepted, read_records(path))
+    """The records of what was done: neither rejected nor failed."""
+    return (record for record in read_records(path)
+            if "rejected" not in record and "failed" not in record)
 
 
 def read_grouped(path: Path, key: Callable[[dict], str]) -> Iterator[tuple[str, list[dict]]]:
@@ -88,21 +114,24 @@ def read_grouped(path: Path, key: Callable[[dict], str]) -> Iterator[tuple[str, 
 
 # ---------------------------------------------------------------------------------- writing a stage
 
-def print_counts(path: Path, counts: Counter) -> None:
-    """One line: what a stage did."""
-    parts = [f"{n} {what}" for what, n in sorted(counts.items())]
-    print(f"{path.stem}: {', '.join(parts) or 'nothing to do'}")
-
-
-def write_stage(path: Path, records: Iterable[dict]) -> Counter:
-    """Write the file of a cheap stage anew. Returns how many records are done and rejected."""
+def write_stage(path: Path, records: Iterable[dict]) -> None:
+    """Write the file of a cheap stage anew."""
     counts = Counter()
     with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         for record in records:
             counts["rejected" if "rejected" in record else "done"] += 1
             file.write(to_json(record) + "\n")
-    print_counts(path, counts)
-    return counts
+    _print_counts(path, counts)
+
+
+def _print_counts(path: Path, counts: Counter) -> None:
+    parts = [f"{n} {what}" for what, n in sorted(counts.items())]
+    print(f"{path.stem}: {', '.join(parts) or 'nothing to do'}")
+
+
+def write_triplets(out: Path, records: Iterable[dict]) -> None:
+    """Write triplets.jsonl, the manifest that train.py reads, sorted by id."""
+    write_stage(out / "triplets.jsonl", sorted(records, key=lambda record: record["id"]))
 
 
 def run_stage(path: Path, items: Iterable[dict], work: Callable[[dict], dict],
@@ -112,7 +141,8 @@ def run_stage(path: Path, items: Iterable[dict], work: Callable[[dict], dict],
     `work` raises Rejected, which becomes a line with the reason, or BadInput or OSError: with
     skip_bad that becomes a line, too, otherwise the run ends, and the same command goes on from
     what is there.
-    An item's "shown" goes into its line where it is rejected, for the report: its videos.
+    An item's "shown" goes into its line where it is rejected, for the report: its videos. Its
+    "error", if it has one, is raised instead of the work: its video could not be read.
     total: number of items, for the progress bar.
     """
     counts = Counter()
@@ -135,7 +165,7 @@ def run_stage(path: Path, items: Iterable[dict], work: Callable[[dict], dict],
             for _, what in in_threads(finish, new_items(), workers):
                 counts[what] += 1
                 bar.update()
-    print_counts(path, counts)
+    _print_counts(path, counts)
     return counts
 
 
@@ -143,6 +173,8 @@ def _outcome(stage: str, item: dict, work: Callable, skip_bad: bool) -> tuple[st
     """(done, rejected or failed; the item's line). Raises BadInput where the run has to end."""
     name = {"id": item["id"]}
     try:
+        if item.get("error"):
+            raise item["error"]
         return "done", {**name, **work(item)}
     except Rejected as error:
         return "rejected", {**name, "rejected": str(error), **item.get("shown", {}),
@@ -154,3 +186,24 @@ def _outcome(stage: str, item: dict, work: Callable, skip_bad: bool) -> tuple[st
             raise BadInput(f"{stage}: {error} (or pass --skip-bad)") from error
         print(f"{stage}: skipped: {error}", file=sys.stderr)
         return "failed", {**name, "failed": str(error)}
+
+
+# ---------------------------------------------------------------------------- the paths of videos
+
+def rebase_paths(record: dict, old: Path, new: Path, keep: str | None = None) -> dict:
+    """A record whose video paths are relative to `old`, made relative to `new`.
+
+    Paths that start with `keep` stay: that folder moves along with the manifest.
+    """
+    rebased = dict(record)
+    for field in VIDEO_FIELDS:
+        path = record.get(field)
+        if path is None or (keep and path.startswith(keep)):
+            continue
+        rebased[field] = os.path.relpath(old / path, new)
+    return rebased
+
+
+def paths_of(record: dict) -> list[str]:
+    """The paths of its videos: source and target, or the source alone."""
+    return [record[field] for field in VIDEO_FIELDS if field in record]

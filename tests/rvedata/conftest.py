@@ -6,10 +6,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from common.video import write_video
 from curation import PLACES, PLAN, go
-from rvedata import tiny_films
+from rvedata import demo
 from tiny import world
 
 
@@ -23,9 +24,9 @@ def movies(tmp_path_factory):
             place, time, ground = PLACES[letter]
             scene = dataclasses.replace(world.random_scene(rng, place), time=time, ground=ground,
                                         light=1, ridge=1.)
-            shots.append(tiny_films.film_shot(scene))
-        clip, cuts = tiny_films.join_shots(shots)
-        write_video(folder / f"m{number}.mp4", clip, 24, 4)
+            shots.append(demo.film_shot(scene))
+        write_video(folder / f"m{number}.mp4", torch.cat(shots), 24, 4)
+        cuts = np.cumsum([len(shot) for shot in shots])[:-1].tolist()
         truth[f"m{number}.mp4"] = SimpleNamespace(cuts=cuts, places=plan)
     return SimpleNamespace(folder=folder, truth=truth, flags=["--movies", folder, "--least", 9])
 
@@ -46,7 +47,7 @@ def begun(icvg, tmp_path):
 
 @pytest.fixture(scope="session")
 def rave(tmp_path_factory):
-    folder, vlm = tmp_path_factory.mktemp("rave"), tiny_films.TinyWorldVLM()
-    metadata = tiny_films.make_ditto(folder / "ditto", 24, vlm)
+    folder, vlm = tmp_path_factory.mktemp("rave"), demo.TinyWorldVLM()
+    metadata = demo.make_ditto(folder / "ditto", 24, vlm)
     go("rave", folder / "rave", "--ditto", metadata, "--videos", folder / "ditto", ask=vlm)
     return SimpleNamespace(out=folder / "rave", folder=folder / "ditto", metadata=metadata, vlm=vlm)

@@ -9,10 +9,9 @@ from safetensors.numpy import save
 from scipy.stats import norm
 
 from curation import read, turn, write
-from rvedata.clusters import BIN_EDGES, clusters_of, find_clusters, minimum_error_threshold
+from rvedata.clusters import (BIN_EDGES, clusters_of, find_clusters, minimum_error_threshold,
+                              select_pairs)
 from rvedata.embed import unit
-from rvedata.icvg import CHUNK
-from rvedata.pairs import select_pairs
 
 
 @pytest.mark.parametrize("share, low, high", [
@@ -45,14 +44,12 @@ def fake(out, places, dim=64):
     centres = unit(rng.normal(size=(max(places) + 1, dim)))
     image = unit(centres[places] + .05 * rng.normal(size=(len(places), dim))).astype(np.float32)
     (out / "embeddings").mkdir(parents=True)
-    lines = []
-    for first in range(0, len(places), CHUNK):
-        part, name = image[first:first + CHUNK], f"m-{first}"
-        (out / f"embeddings/{name}.safetensors").write_bytes(save({"image": part, "text": part}))
-        members = [{"id": f"m#{k:05d}", "movie": "m", "index": k, "clip": [9 * k, 9 * k + 9]}
-                   for k in range(first, first + len(part))]
-        lines.append({"id": name, "movie": "m", "chunk": first // CHUNK, "members": members})
-    write(out / "embeddings.jsonl", lines)
+    (out / "embeddings/all.safetensors").write_bytes(save({"image": image, "text": image}))
+    members = [{"id": f"m#{k:05d}", "movie": "m", "index": k, "clip": [9 * k, 9 * k + 9]}
+               for k in range(len(places))]
+    write(out / "embeddings.jsonl", [                    # before a caption came, there were fewer
+        {"id": name, "movie": "m", "members": members[:n]}
+        for name, n in (("all", len(places)), ("some", 7))])
     return image
 
 

@@ -36,5 +36,5 @@ def test_siglip(tmp_path):
     with torch.no_grad():
         y = model.text_model(ids).pooler_output[0]
     np.testing.assert_allclose(text(["A red Ball", "a ball " * 50])[0], y / y.norm(), atol=1e-5)
-    with pytest.raises(BadInput, match="--siglip .*none: cannot be loaded"):
+    with pytest.raises(BadInput, match="--siglip .*none: cannot be used"):
         load_embedder(str(tmp_path / "none"))

@@ -1,6 +1,5 @@
 """Films with known cuts and places through all stages, recomputed in another way."""
 
-import shutil
 from collections import Counter
 
 import pytest
@@ -10,7 +9,7 @@ from curation import PLAN, go, knows, read
 from data import manifest_items
 from presets import PRESETS
 from rvedata import merge
-from rvedata.shots import clips_of
+from rvedata.film import clips_of
 from rvedata.stages import Rejected, my_shard
 
 
@@ -42,13 +41,6 @@ def test_the_pairs_and_their_manifest(icvg, movies):
     assert len(items) == 6 and not skipped
     source, target = items[0].load()
     assert source.shape == (9, 3, 32, 32) and (source - target).abs().mean() > .01
-
-
-def test_nothing_is_done_twice(icvg, movies, tmp_path):
-    out = shutil.copytree(icvg, tmp_path / "out")
-    before = {path.name: path.read_bytes() for path in out.glob("*.jsonl")}
-    go("icvg", out, *movies.flags, ask=asked)
-    assert {path.name: path.read_bytes() for path in out.glob("*.jsonl")} == before
 
 
 def test_a_service_that_dies(icvg, movies, begun):

@@ -4,9 +4,6 @@ import json
 import re
 from pathlib import Path
 
-import pytest
-
-from common.files import BadInput
 from curation import go, knows, read
 from data import manifest_items
 from presets import PRESETS
@@ -27,16 +24,11 @@ def test_rave(rave):
     assert [item.instruction for item in items] == [r["instruction"] for r in rows]
 
 
-def some_of(rave, path, n):
-    """A metadata file of the first n records; the flags that name it, and the records."""
-    records = json.loads(rave.metadata.read_text())[:n]
-    path.write_text(json.dumps(records))
-    return ["--ditto", path, "--videos", rave.folder], records
-
-
 def test_a_rejected_target_leaves_its_source_and_instruction(rave, tmp_path):
     """The VLM's second question finds that every second target does not fit."""
-    flags, records = some_of(rave, tmp_path / "meta.json", 5)
+    records = json.loads(rave.metadata.read_text())[:5]
+    (tmp_path / "meta.json").write_text(json.dumps(records))
+    flags = ["--ditto", tmp_path / "meta.json", "--videos", rave.folder]
     unfit = [f"The plain description: {record['instruction']}" for record in records[1::2]]
 
     def ask(system, parts, schema):
@@ -67,20 +59,3 @@ def test_rave_in_shards(rave, tmp_path):
         source = rave.out / once[name]["source_video_path"]
         assert (out / r["source_video_path"]).samefile(source)
         assert r["instruction"] == once[name]["instruction"]
-
-
-def test_videos_that_cannot_be_had(rave, tmp_path):
-    flags, records = some_of(rave, tmp_path / "meta.json", 3)
-    records[2]["edited_path"] = "target/none.mp4"
-    (tmp_path / "meta.json").write_text(json.dumps(records))
-    with pytest.raises(BadInput, match="the metadata names it, and it is missing"):
-        go("rave", tmp_path / "out", *flags)
-    go("rave", tmp_path / "out", *flags, "--skip-bad")
-    assert len(read(tmp_path / "out/triplets.jsonl")) == 2
-
-
-@pytest.mark.parametrize("text", ["{", '[{"source_path": "a"}]'])
-def test_what_is_no_metadata(text, tmp_path):
-    (tmp_path / "meta.json").write_text(text)
-    with pytest.raises(BadInput, match="meta.json: no list of source_path"):
-        go("rave", tmp_path / "out", "--ditto", tmp_path / "meta.json", "--videos", tmp_path)

@@ -57,8 +57,8 @@ def test_the_split_holds_out_without_leaks(rave, icvg, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("said", [
-    {"decisions": {"another": {"decision": "accept"}}}, {"decisions": {"a": "accept"}},
-    {"decisions": {"a": {"decision": "perhaps"}}}, [[]]])
+    {"decisions": {"another": {"decision": "accept"}}},
+    {"decisions": {"a": {"decision": "perhaps"}}}])
 def test_what_is_no_file_of_decisions(tmp_path, said):
     write(tmp_path / "triplets.jsonl", [
         {"id": "a", "source_video_path": "a.mp4", "target_video_path": "b.mp4",
