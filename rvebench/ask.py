@@ -41,6 +41,7 @@ from PIL import Image
 from common.files import BadInput
 from common.jsonl import Store
 
+TIMEOUT = 120                             # seconds a call
 HANDFUL = 5                               # so many questions fail, and none is answered: stop
 
 # How a request names the limit of tokens, and how it asks for JSON: the plainest is the last.
@@ -200,17 +201,17 @@ def _on_a_line(text: str) -> str:
 class Client:
     """Asks `model` at `base_url` (None: OPENAI_BASE_URL, or else OpenAI's), from any thread.
 
-    file: of the replies, held by one run at a time. tries: see above. timeout: seconds a call.
-    pause: seconds before the second try, doubled for each other. calls: how many replies it got.
-    Raises BadInput where it cannot ask, and has no replies.
+    file: of the replies, held by one run at a time. tries: see above. pause: seconds before the
+    second try, doubled for each other. calls: how many replies it got. Raises BadInput where it
+    cannot ask, and has no replies.
     """
 
     def __init__(self, file: str | Path, model: str = "gpt-4o", base_url: str | None = None,
-                 tries: int = 4, timeout: float = 120., pause: float = 0.5):
+                 tries: int = 4, pause: float = 0.5):
         self.model = model
         self.base_url = base_url or os.environ.get("OPENAI_BASE_URL")
         self.endpoint = (self.base_url or "https://api.openai.com/v1").rstrip("/")
-        self.tries, self.timeout, self.pause = tries, timeout, pause
+        self.tries, self.pause = tries, pause
         self.calls, self._failures = 0, 0
         self._understood: int | None = None              # which of DIALECTS
         self._lock, self._asking = Lock(), {}            # of all, and {key: of one question}
@@ -228,7 +229,7 @@ class Client:
                            "endpoint with --base-url")
         try:
             return openai.OpenAI(api_key=key or "none", base_url=self.base_url,
-                                 timeout=self.timeout, max_retries=self.tries - 1)
+                                 timeout=TIMEOUT, max_retries=self.tries - 1)
         except (ImportError, ValueError) as error:       # also where NO_PROXY names the endpoint
             raise BadInput(f"{self.endpoint}: cannot be used ({error}); give an http:// proxy in "
                            f"https_proxy, or unset it") from error
@@ -247,11 +248,9 @@ class Client:
             while (value := self.recall(question, key)) is None:
                 try:
                     self._call(question, key)
-                except openai.APITimeoutError:
-                    return self._fail(f"no answer within {self.timeout:g} s, {self.tries} times")
-                except openai.APIConnectionError as error:
+                except openai.APIConnectionError as error:               # or it took too long
                     reason = str(error.__cause__ or error)[:200]
-                    return self._fail(f"the connection broke, {self.tries} times: {reason}")
+                    return self._fail(f"no answer came, {self.tries} times: {reason}")
                 except openai.APIStatusError as error:
                     return self._fail_with_status(error)
                 except NoCompletion as error:

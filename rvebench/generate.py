@@ -4,6 +4,7 @@ Axis letters: B batch, F frames, H W pixels.
 """
 
 from pathlib import Path
+from typing import Iterator
 
 import torch
 from tqdm import tqdm
@@ -31,23 +32,19 @@ def generate(model, samples: list[Sample], folder: Path, steps: int | None,
     if not is_of(folder, settings):
         start_afresh(folder, settings, "*.mp4")
     remove_leftovers(folder)
-    missing = {sample.index: sample for sample in samples
-               if not (folder / f"{sample.id}.mp4").exists()}
-    failed, there = {}, len(samples) - len(missing)
-    with tqdm(total=len(samples), initial=there, desc="generate", unit="sample") as bar:
-        for indices in consecutive(list(missing), batch):             # row k has the noise seed + k
-            now = [missing[index] for index in indices]
-            sources, views, unreadable = _read_sources(now, model)
-            failed |= unreadable
-            try:
-                words = [sample.instruction for sample in now]
-                edits = model.sample(sources, words, steps, guidance, seed + indices[0],
-                                     view=views)
+    missing = [sample for sample in samples if not (folder / f"{sample.id}.mp4").exists()]
+    failed = {}
+    with tqdm(total=len(missing), desc="generate", unit="sample") as bar:
+        for run in runs_of(missing, model, batch, failed):
+            now, sources, views = zip(*run)
+            sources = torch.stack(sources).to(model.device)              # (B, F, 3, H, W)
+            views = torch.stack(views).to(model.device) if model.preset.whole_view else None
+            try:                                         # row k has the noise of its index
+                edits = model.sample(sources, [sample.instruction for sample in now], steps,
+                                     guidance, seed + now[0].index, view=views)
             except ValueError as error:
                 raise BadInput(f"the manifest: {error}") from error
             for sample, video in zip(now, edits.float().cpu()):
-                if sample.id in unreadable:
-                    continue
                 if video.isfinite().all():
                     write_video(folder / f"{sample.id}.mp4", video)
                 else:
@@ -56,31 +53,24 @@ def generate(model, samples: list[Sample], folder: Path, steps: int | None,
     return failed
 
 
-def consecutive(numbers: list[int], most: int) -> list[list[int]]:
-    """Increasing numbers in runs of neighbours, each of at most `most`."""
-    runs = []
-    for i in numbers:
-        if runs and len(runs[-1]) < most and runs[-1][-1] == i - 1:
-            runs[-1].append(i)
-        else:
-            runs.append([i])
-    return runs
+def runs_of(samples: list[Sample], model, most: int, failed: dict) -> Iterator[list[tuple]]:
+    """Neighbours in the manifest, at most so many at a time: (sample, source (F, 3, H, W), view).
 
-
-def _read_sources(samples: list[Sample], model) -> tuple:
-    """(B, F, 3, H, W) on the model's device; the same frames uncropped, in the VLM's size, or None
-    where the preset has no `whole_view`; {id: why} of those that cannot be read: they are 0."""
-    p, side = model.preset, model.vlm.size
-    sources, failed = torch.zeros(len(samples), p.frames, 3, p.height, p.width), {}
-    views = torch.zeros(len(samples), p.frames, 3, side, side) if p.whole_view else None
-    for k, sample in enumerate(samples):
+    view: the same frames uncropped, in the VLM's size, where the preset has `whole_view`. A source
+    that cannot be read goes into `failed`.
+    """
+    p, run = model.preset, []
+    for sample in samples:
         try:
             numbers, _ = clip_numbers(sample.source, p.frames, p.frame_stride)
             frames = pick_frames(sample.source, numbers)
         except BadInput as error:
             failed[sample.id] = f"no source: {error}"
             continue
-        sources[k] = crop(frames, p.height, p.width)
-        if p.whole_view:
-            views[k] = model.vlm.resize(to_video(frames))
-    return sources.to(model.device), None if views is None else views.to(model.device), failed
+        if run and (len(run) == most or run[-1][0].index != sample.index - 1):
+            yield run
+            run = []
+        view = model.vlm.resize(to_video(frames)) if p.whole_view else None
+        run.append((sample, crop(frames, p.height, p.width), view))
+    if run:
+        yield run

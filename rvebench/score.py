@@ -178,12 +178,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def make_videos(args: argparse.Namespace, samples: list[Sample],
-                methods: dict[str, Path]) -> dict:
-    """Make the videos of --checkpoint, one more of `methods`; {(id, method): why} of what failed.
-    """
-    if not args.checkpoint:
-        return {}
+def make_videos(args: argparse.Namespace, samples: list[Sample], methods: dict) -> dict:
+    """The videos of --checkpoint, one more of `methods`; {(id, method): why} of what failed."""
     name = run_name(args.checkpoint)
     if name in methods:
         raise BadInput(f"--videos {name}=...: the checkpoint is called so, too; rename the one")
@@ -208,7 +204,7 @@ def main(argv: list[str] | None = None) -> None:
     client = None
     if args.judge == "openai":
         client = Client(out / "replies.jsonl", args.judge_model, args.base_url)
-    failed = make_videos(args, samples, methods)
+    failed = make_videos(args, samples, methods) if args.checkpoint else {}
     edits = all_edits(samples, methods, args.references)
     names = list(dict.fromkeys(edit.method for edit in edits))
     about = describe(args, client, names)

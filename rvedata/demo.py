@@ -161,7 +161,6 @@ def parse(argv: list[str] | None = None) -> Namespace:
     add("--out", type=Path, default=Path("out/demo"), help="folder of the results")
     add("--movies", type=positive, default=8, help="how many films")
     add("--steps", type=positive, default=4, help="of training at the end")
-    add("--weights", help="model folder to train from; weights/tiny if not given")
     return parser.parse_args(argv)
 
 
@@ -181,8 +180,6 @@ def main(argv: list[str] | None = None) -> None:
     command = [sys.executable, str(TRAIN), "--data", f"{out}/bench/train.jsonl",
                "--steps", str(args.steps), "--batch", "4", "--eval-items", "0",
                "--out", f"{out}/train", "--cache", f"{out}/cache"]
-    if args.weights:
-        command += ["--weights", args.weights]
     code = subprocess.run(command).returncode
     if code:
         raise BadInput(f"the data are made, but train.py ended with code {code} on {out}/bench")

@@ -7,7 +7,6 @@ behind an OpenAI-compatible endpoint, asked by rvebench/ask.py, or the stand-in 
 
 import argparse
 import json
-from itertools import groupby
 from pathlib import Path
 from typing import Callable
 
@@ -148,12 +147,14 @@ def write_instruction(ask: Callable, parts: list, literal: str, subset: str,
 def second_question(ask: Callable, parts: list, instruction: str, literal: str) -> str:
     """What the VLM has against an instruction, or "": it states the operation, or does not fit.
 
-    It is cheap: of each video only the middle frame is shown.
+    It is cheap: of each video, which has half of the frames, only the middle one is shown.
     """
+    frames = [part for part in parts if isinstance(part, np.ndarray)]
+    middles = [frames[len(frames) // 4], frames[3 * len(frames) // 4]]
     schema = text_schema(states_operation={"enum": ["yes", "no"]}, fits={"enum": ["yes", "no"]},
                          reason={})
     texts = [f"The plain description: {literal}", f"The instruction: {instruction}"]
-    answer = ask(" ".join(CHECK.split()), [*middle_frames(parts), *texts], schema)
+    answer = ask(" ".join(CHECK.split()), [*middles, *texts], schema)
     reason = str(answer.get("reason"))[:200]
     if answer.get("states_operation") == "yes":
         return f"the second question: it states the operation: {reason}"
@@ -162,12 +163,3 @@ def second_question(ask: Callable, parts: list, instruction: str, literal: str) 
     if answer.get("states_operation") != "no" or answer.get("fits") != "yes":
         return "the second question: no verdict came back"
     return ""
-
-
-def middle_frames(parts: list) -> list[np.ndarray]:
-    """Of each row of frames the middle one."""
-    rows = [list(row) for is_frame, row in groupby(parts, lambda part: isinstance(part, np.ndarray))
-            if is_frame]
-    return [row[len(row) // 2] for row in rows]
-
-

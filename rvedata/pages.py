@@ -7,7 +7,7 @@ scripts and style lie beside this file. Both play the videos where they are, by 
 import json
 import sys
 from collections import Counter
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 
 from common.files import BadInput
@@ -40,7 +40,7 @@ def report(folder: Path, movies: Path | None = None) -> None:
                       for name, some in manifests.items() if some],
         "threshold": json.loads(found.read_text("utf-8")) if found.exists() else None,
         "clusters": clusters(folder, movies) if movies else [],
-        "shown": [{"name": name, "items": list(map(card, some[:SHOWN]))}
+        "shown": [{"name": name, "items": list(map(with_videos, some[:SHOWN]))}
                   for name, some in manifests.items() if name != "train"],
         "bad": bad,
     }
@@ -68,47 +68,32 @@ def count_stages(folder: Path) -> tuple[list[list], list[list]]:
     return rows, bad[:SHOWN_BAD]
 
 
-# ------------------------------------------------------------------------------------- pictures
-
 def clusters(folder: Path, movies: Path) -> list:
-    """[id, [(picture, caption), ...]]: the middle frames of the clips of the first clusters."""
+    """[id, [(picture, caption), ...]]: the middle frames of the clips of the first clusters.
+
+    A picture is a data URL; there is none where the film is gone.
+    """
     some = list(islice(read_accepted(folder / "clusters.jsonl"), SHOWN))
-    by_movie = {}
-    for clip in [clip for cluster in some for clip in cluster["members"]]:
-        by_movie.setdefault(clip["movie"], []).append(clip)
+    clips = [clip for cluster in some for clip in cluster["members"]]
+    clips.sort(key=lambda clip: (clip["movie"], clip["index"]))
     pictures = {}
-    for movie, clips in by_movie.items():                # one pass through each
-        clips.sort(key=lambda clip: clip["index"])
-        found = read_pictures(movies / movie, [clip["clip"] for clip in clips])
-        pictures |= {clip["id"]: picture for clip, picture in zip(clips, found)}
+    for movie, own in groupby(clips, lambda clip: clip["movie"]):       # one pass through each
+        own = list(own)
+        try:
+            frames = read_clips(movies / movie, [clip["clip"] for clip in own], 1, SIDE)
+            for clip, (frame,) in zip(own, frames):
+                pictures[clip["id"]] = data_url(frame)
+        except BadInput as error:                        # it was there for its stage
+            print(f"report.html lacks pictures: {error}", file=sys.stderr)
     return [[cluster["id"], [(pictures.get(clip["id"], ""),
                               f"#{clip['index']} {clip['caption'][:120]}")
                              for clip in cluster["members"]]] for cluster in some]
 
 
-def read_pictures(path: Path, clips: list[tuple[int, int]]) -> list[str]:
-    """The middle frame of each clip of a film as a data URL; none where the film is gone."""
-    found = []
-    try:
-        for frames in read_clips(path, clips, 1, SIDE):
-            found.append(data_url(frames[0]))
-    except BadInput as error:                            # it was there for its stage; go on without
-        print(f"report.html lacks pictures: {error}", file=sys.stderr)
-    return found
-
-
-# --------------------------------------------------------------------------------------- videos
-
-def card(triplet: dict) -> dict:
-    """Both videos of a triplet, and its texts with their style."""
-    return {"videos": videos_of(triplet),
-            "texts": [(triplet["instruction"], "best"), (triplet["type"], ""),
-                      (triplet["rationale"], "dim"), (triplet.get("literal", ""), "dim")]}
-
-
-def videos_of(record: dict) -> dict[str, str]:
-    """{"source": path, "target": path}"""
-    return dict(zip(("source", "target"), [record[field] for field in VIDEO_FIELDS]))
+def with_videos(triplet: dict) -> dict:
+    """A triplet with {"source": path, "target": path}, for both pages."""
+    paths = [triplet[field] for field in VIDEO_FIELDS]
+    return triplet | {"videos": dict(zip(("source", "target"), paths))}
 
 
 # ---------------------------------------------------------------------------------- verify.html
@@ -126,7 +111,7 @@ HELP = (
 
 def verify(folder: Path, triplets: list[dict], key: str) -> None:
     """Write verify.html for these triplets. key: their name, so that decisions stay apart."""
-    items = [triplet | {"videos": videos_of(triplet)} for triplet in triplets]
+    items = list(map(with_videos, triplets))
     data = {"key": f"verify {key}", "help": HELP, "items": items}
     write_page(folder / "verify.html", FORM, "Verify RVE-Bench", data=data,
                style=HERE / "pages.css", fields=HERE / "verify.html", script=HERE / "verify.js")

@@ -62,16 +62,11 @@ def rewrite(args: Namespace, ask: Callable) -> None:
         item["shown"] = {"subset": "rave", **dict(zip(VIDEO_FIELDS, paths))}
     run_stage(path, items, work, args.skip_bad, args.workers, len(items))
     write_triplets(args.out, read_accepted(path))
-    write_pairs(args.out, path)
-    pages.report(args.out)
-
-
-def write_pairs(out: Path, rewrites: Path) -> None:
-    """Write pairs.jsonl: the sources and good instructions whose target does not fit them."""
     fields = ("id", "subset", "source_video_path", "instruction", "type", "rationale")
-    pairs = [{field: record[field] for field in fields} for record in read_records(rewrites)
-             if "rejected" in record and "instruction" in record]
-    write_stage(out / "pairs.jsonl", sorted(pairs, key=lambda pair: pair["id"]))
+    pairs = [{field: record[field] for field in fields} for record in read_records(path)
+             if "rejected" in record and "instruction" in record]        # but the target was unfit
+    write_stage(args.out / "pairs.jsonl", sorted(pairs, key=lambda pair: pair["id"]))
+    pages.report(args.out)
 
 
 def parse(argv: list[str] | None = None) -> Namespace:

@@ -2,7 +2,7 @@
 
 const parts = byId('parts');
 const cards = lazily(
-  card => { card.player = addVideos(card.item.videos, card.item.texts[0][0], card.firstChild); },
+  card => { card.player = addVideos(card.item.videos, card.item.instruction, card.firstChild); },
   card => { card.player.end(); card.firstChild.replaceChildren(); });
 const count = n => n.toLocaleString('en');
 
@@ -70,6 +70,7 @@ function addClusters(clusters) {
 
 // Both videos of each play when they are near the screen.
 function addTriplets(title, items) {
+  const styles = { instruction: 'best', type: '', rationale: 'dim', literal: 'dim' };
   if (!items.length) return;
   make('h2', title, parts);
   const list = make('div', null, parts, 'triplets');
@@ -77,7 +78,7 @@ function addTriplets(title, items) {
     const card = make('article', null, list);
     card.item = item;
     make('div', null, card, 'pair');
-    for (const [text, className] of item.texts) make('p', text, card, className);
+    for (const [field, className] of Object.entries(styles)) make('p', item[field], card, className);
     cards.watch(card);
   }
 }

@@ -21,8 +21,8 @@ from typing import Callable, Iterable, Iterator
 
 from tqdm import tqdm
 
-from common.files import BadInput, positive, replacing
-from common.jsonl import Store, read_rows, to_json
+from common.files import BadInput, positive
+from common.jsonl import Store, read_rows, write_rows
 from common.manifest import FIELDS
 from common.pool import in_threads
 
@@ -87,14 +87,9 @@ def read_records(path: Path) -> Iterator[dict]:
     return read_rows(path, "record", ("id",))
 
 
-def is_final(record: dict) -> bool:
-    """Whether an item is done or rejected; what failed is tried again."""
-    return "failed" not in record
-
-
 def finished_ids(path: Path) -> set[str]:
-    """The ids of the items that are done or rejected."""
-    return {record["id"] for record in read_records(path) if is_final(record)}
+    """The ids of the items that are done or rejected; what failed is tried again."""
+    return {record["id"] for record in read_records(path) if "failed" not in record}
 
 
 def read_accepted(path: Path) -> Iterator[dict]:
@@ -116,11 +111,9 @@ def read_grouped(path: Path, key: Callable[[dict], str]) -> Iterator[tuple[str, 
 
 def write_stage(path: Path, records: Iterable[dict]) -> None:
     """Write the file of a cheap stage anew."""
-    counts = Counter()
-    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        for record in records:
-            counts["rejected" if "rejected" in record else "done"] += 1
-            file.write(to_json(record) + "\n")
+    records = list(records)
+    write_rows(path, records)
+    counts = Counter("rejected" if "rejected" in record else "done" for record in records)
     _print_counts(path, counts)
 
 
@@ -146,7 +139,7 @@ def run_stage(path: Path, items: Iterable[dict], work: Callable[[dict], dict],
     total: number of items, for the progress bar.
     """
     counts = Counter()
-    with Store(path, "id", "record", counts=is_final) as store:
+    with Store(path, "id", "record", counts=lambda record: "failed" not in record) as store:
 
         def new_items() -> Iterator[dict]:
             begun = set()

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,7 +13,9 @@ from common.files import BadInput
 from common.video import write_video
 from endpoint import Endpoint
 from rvebench import judge, score
+from rvebench.benchmark import read_manifest
 from rvebench.export_world import export_world
+from rvebench.generate import generate
 from rvebench.scores import as_markdown, correlation, summarise, win_rates
 from rvebench.tables import judged_columns, read_human, study_table, tables
 from scored import ABOUT, row
@@ -148,18 +151,19 @@ def test_where_nothing_is_scored_one_line_says_why(bench, tmp_path):
         run(bench, tmp_path / "out", *videos(tmp_path, "empty"))
 
 
-def test_a_checkpoint_makes_its_videos(bench, tiny_dir, tmp_path):
-    flags = "--checkpoint", tiny_dir, "--subset", "icvg", "--steps", 1, "--guidance", 0
-    rows, text = run(bench, tmp_path, *flags)
+def test_a_checkpoint_makes_its_videos(bench, tiny, tiny_dir, tmp_path):
+    rows, _ = run(bench, tmp_path, "--checkpoint", tiny_dir, "--subset", "icvg", "--steps", 1,
+                  "--guidance", 0)
     assert [(r["id"], r["method"], r["failed"], set(r["quality"])) for r in rows] == [
         (name, "tiny", None, {"TF"}) for name in ("icvg-test-0", "icvg-test-1")]
     kept, gone = [tmp_path / r["video"] for r in rows]
-    before, content = kept.stat().st_mtime_ns, kept.read_bytes()
+    before, contents = kept.stat().st_mtime_ns, [kept.read_bytes(), gone.read_bytes()]
     gone.unlink()
-    assert run(bench, tmp_path, *flags)[0] == rows
+    again = partial(generate, tiny, read_manifest(bench / "bench.jsonl", "icvg"), kept.parent, 1, 0)
+    assert again(seed=0, batch=2) == {} and gone.read_bytes() == contents[1]
     assert kept.stat().st_mtime_ns == before             # only what was gone is made
-    run(bench, tmp_path, *flags, "--seed", 5)
-    assert kept.read_bytes() != content                  # other settings: afresh
+    again(seed=5, batch=2)
+    assert kept.read_bytes() != contents[0]              # other settings: afresh
 
 
 def test_a_service_that_answers_as_they_do(bench, tmp_path, monkeypatch):

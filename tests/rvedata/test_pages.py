@@ -5,12 +5,11 @@ import os
 import re
 
 from browser import check_readable, downloaded, errors, press, screen, until
-from curation import read, write
+from curation import read
 from rvedata import pages
 from rvedata.split import read_decisions
 from rvedata.stages import VIDEO_FIELDS
 
-BAD = "</script><script>window.hacked=1</script><img src=x onerror=window.hacked=1>"
 PLAYING = "[...document.querySelectorAll('{} video')].filter(v => v.currentTime > 0).length == {}"
 
 
@@ -25,20 +24,6 @@ def moved(rave, folder):
     """The first triplets of rave, as a manifest in `folder` has them."""
     return [{**r, **{k: os.path.relpath(rave.out / r[k], folder) for k in VIDEO_FIELDS}}
             for r in read(rave.out / "triplets.jsonl")[:4]]
-
-
-def test_pages_are_escaped(browser, tmp_path):
-    row = {"id": "x", "type": "Causal Reasoning", "rationale": BAD, "instruction": f"run {BAD}",
-           "literal": BAD, "source_video_path": "a #1?.mp4", "target_video_path": "b.mp4"}
-    write(tmp_path / "triplets.jsonl", [row])
-    write(tmp_path / "rewrites.jsonl", [{"id": BAD, "rejected": BAD}])
-    pages.report(tmp_path)
-    pages.verify(tmp_path, [row], "key")
-    assert data_of(tmp_path / "report.html")["bad"] == [["rewrites", BAD, "rejected", BAD]]
-    for name in "report", "verify":
-        browser.get((tmp_path / f"{name}.html").as_uri())
-        until(browser, "document.body.innerText.includes('onerror=window.hacked')")
-        assert browser.execute_script("return window.hacked") is None
 
 
 def test_the_report_shows_what_came_out(browser, icvg):

@@ -7,7 +7,6 @@ from pathlib import Path
 from curation import go, knows, read
 from data import manifest_items
 from presets import PRESETS
-from rvedata import merge
 from tiny import world
 
 
@@ -43,19 +42,3 @@ def test_a_rejected_target_leaves_its_source_and_instruction(rave, tmp_path):
         assert r.keys() == {"id", "subset", "source_video_path", "instruction", "type", "rationale"}
         assert r["instruction"].startswith("hours go by") and r["type"] in world.TYPES["rave"]
     assert not {r["id"] for r in pairs} & {r["id"] for r in read(out / "triplets.jsonl")}
-
-
-def test_rave_in_shards(rave, tmp_path):
-    flags, parts = ["--ditto", rave.metadata, "--videos", rave.folder], []
-    for i in range(2):
-        parts.append(tmp_path / f"part{i}")
-        go("rave", parts[i], *flags, "--shard", f"{i}/2", ask=rave.vlm)
-    out = tmp_path / "sub/whole"
-    merge.main(["--from", *map(str, parts), "--out", str(out)])
-    whole = {r["id"]: r for r in read(out / "triplets.jsonl")}
-    once = {r["id"]: r for r in read(rave.out / "triplets.jsonl")}
-    assert whole.keys() == once.keys()
-    for name, r in whole.items():                        # the paths hold from where it is now
-        source = rave.out / once[name]["source_video_path"]
-        assert (out / r["source_video_path"]).samefile(source)
-        assert r["instruction"] == once[name]["instruction"]
