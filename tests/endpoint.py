@@ -34,16 +34,11 @@ class Endpoint(ThreadingHTTPServer):
             return status, json.dumps(error).encode()
         if isinstance(said, bytes):
             return 200, said
-        choice = {"index": 0, "finish_reason": "stop",
-                  "message": {"role": "assistant", "content": None}}
         if isinstance(said, str):
-            choice["message"]["content"] = said
-        else:
-            choice |= said
-        usage = {"prompt_tokens": 1000, "completion_tokens": 100, "total_tokens": 1100}
-        completion = {"id": "x", "object": "chat.completion", "created": 0,
-                      "model": body["model"], "choices": [choice], "usage": usage}
-        return 200, json.dumps(completion).encode()
+            said = {"message": {"role": "assistant", "content": said}}
+        usage = {"prompt_tokens": 1000, "completion_tokens": 100}
+        choice = {"finish_reason": "stop", "message": {"content": None}, **said}
+        return 200, json.dumps({"choices": [choice], "usage": usage}).encode()
 
     def __enter__(self):
         threading.Thread(target=self.serve_forever, daemon=True).start()
