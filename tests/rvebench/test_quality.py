@@ -160,14 +160,6 @@ def test_the_columns_of_a_clip(models):
         "BC": feature_consistency(background)}
 
 
-def test_a_wrong_extractor(models, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(BadInput, match="--dino .*none: cannot be used .*facebook/dino-vitb16"):
-        quality.dino(f"{models}/none")
-    with pytest.raises(BadInput, match="--clip .*dino: cannot be used .*get_image_features"):
-        quality.clip(f"{models}/dino")
-
-
 # ------------------------------------------------------------------------------ the vbench package
 
 def test_what_vbench_says(tmp_path, monkeypatch):

@@ -5,7 +5,6 @@ import math
 import re
 from functools import partial
 
-import numpy as np
 import pytest
 import torch
 
@@ -16,7 +15,7 @@ from rvebench import judge, score
 from rvebench.benchmark import read_manifest
 from rvebench.export_world import export_world
 from rvebench.generate import generate
-from rvebench.scores import as_markdown, correlation, summarise, win_rates
+from rvebench.scores import as_markdown, summarise, win_rates
 from rvebench.tables import judged_columns, read_human, study_table, tables
 from scored import ABOUT, row
 
@@ -28,14 +27,6 @@ def cells(text, first):
 
 
 # ---------------------------------------------------------------------------------- the arithmetic
-
-def test_correlation_by_hand():
-    a = np.arange(30.)
-    assert correlation(a, a ** 3) == pytest.approx((1, 1, 1))
-    rho, low, high = correlation([1, 2, 3, 4], [1, 3, 2, 4])
-    assert rho == pytest.approx(1 - 6 * 2 / 60)          # 1 - 6 sum d^2 / (n (n^2 - 1))
-    assert low <= rho <= high and math.isnan(correlation([1, 1, 1], [1, 2, 3])[0])
-
 
 def test_ratings_of_people(tmp_path):
     file = tmp_path / "r.csv"

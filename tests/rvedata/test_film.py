@@ -7,17 +7,10 @@ import pytest
 from clips import N, ffmpeg, read_paint
 from common import video
 from common.files import BadInput
-from curation import go, read
 from rvedata import film
 
 RNG = np.random.default_rng(0)
 PICTURE, OTHER = [cv2.resize(RNG.integers(0, 256, (6, 8, 3), np.uint8), (96, 72)) for _ in range(2)]
-
-
-def write_film(path, *parts):
-    """A film of pictures that stand still: (picture, for how many frames), ..."""
-    video.write_pixels(path, np.stack([picture for picture, n in parts for _ in range(n)]), 24)
-    return path
 
 
 def test_cuts_are_found_within_a_frame(movies):
@@ -35,24 +28,6 @@ def test_a_fade_is_cut_in_its_black(tmp_path):
     video.write_pixels(tmp_path / "fade.mp4", fade.astype(np.uint8), 24)
     (_, cut), (first, end) = film.find_shots(tmp_path / "fade.mp4")[0]
     assert cut == first and 48 <= cut <= 52 and end == 100
-
-
-def test_films_that_are_skipped(tmp_path, capsys):
-    """None at all, and one without cuts; the run goes on with the good one."""
-    shots = [(PICTURE, 20), (OTHER, 20)]
-    write_film(tmp_path / "good.mp4", *shots, *shots)
-    write_film(tmp_path / "stands.mp4", (PICTURE, 40))
-    (tmp_path / "empty.mp4").write_bytes(b"")
-    flags = ["--movies", tmp_path, "--least", 9, "--threshold", .8]
-    with pytest.raises(BadInput, match=r"empty.mp4: cannot be read .* \(or pass --skip-bad\)"):
-        go("icvg", tmp_path / "out", *flags)
-    go("icvg", tmp_path / "out", *flags, "--skip-bad")
-    out, err = capsys.readouterr()
-    page = (tmp_path / "out/report.html").read_text()
-    for words in ("cannot be read to its end", "stands.mp4: is a movie without cuts"):
-        assert words in err and words in page
-    assert "shots: 2 failed" in out
-    assert {r["movie"] for r in read(tmp_path / "out/captions.jsonl")} == {"good.mp4"}
 
 
 def test_the_vlm_and_the_clip_show_the_same_frames(painted, tmp_path):

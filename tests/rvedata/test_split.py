@@ -4,9 +4,6 @@ import json
 import os
 from collections import Counter
 
-import pytest
-
-from common.files import BadInput
 from curation import go, no_leak, read, write
 from data import manifest_items
 from presets import PRESETS
@@ -54,15 +51,3 @@ def test_the_split_holds_out_without_leaks(rave, icvg, tmp_path, capsys):
     assert kept and set(kept) <= {f"of {name}" for name in ids(train)}
     leak, = [r for r in read(out / "removed.jsonl") if r["id"] == f"of {test[1]['id']}"]
     assert "is a file of" in leak["rejected"] and "target_video_path" not in leak
-
-
-@pytest.mark.parametrize("said", [
-    {"decisions": {"another": {"decision": "accept"}}},
-    {"decisions": {"a": {"decision": "perhaps"}}}])
-def test_what_is_no_file_of_decisions(tmp_path, said):
-    write(tmp_path / "triplets.jsonl", [
-        {"id": "a", "source_video_path": "a.mp4", "target_video_path": "b.mp4",
-         "instruction": "dusk", "type": "Temporal Reasoning"}])
-    (tmp_path / "x.json").write_text(json.dumps(said))
-    with pytest.raises(BadInput, match="x.json: (cannot be read|decides about no triplet)"):
-        go("split", tmp_path / "out", "--from", tmp_path, "--decisions", tmp_path / "x.json")
