@@ -31,6 +31,7 @@ from experiments.runs import BASE, HALF, NEEDED_SCORES, TARGETS, Study
 from model import load_model
 from tiny import world
 
+
 def parse(argv=None):
     parser = Parser(description="Reproduce the paper's tables in the tiny world, and more.")
     add = parser.add_argument

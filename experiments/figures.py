@@ -321,6 +321,6 @@ def figure_triplets(study: Study) -> str:
     rising = np.maximum.accumulate(overall["sft"])
     worth = np.exp(np.interp(overall[OWN_EDITS], rising, np.log(TRIPLETS)))
     return (f"RAVE. own edits: beside the triplets, pairs without a target "
-            f"(`{LEARNERS[OWN_EDITS]}`). On {', '.join(map(str, TRIPLETS))} triplets its Overall is "
-            f"SFT's on {', '.join(f'{n:.0f}' for n in worth)}, read off SFT's own line, which ends "
-            f"there.\n\n{markdown(table)}")
+            f"(`{LEARNERS[OWN_EDITS]}`). On {', '.join(map(str, TRIPLETS))} triplets its Overall "
+            f"is SFT's on {', '.join(f'{n:.0f}' for n in worth)}, read off SFT's own line, which "
+            f"ends there.\n\n{markdown(table)}")
