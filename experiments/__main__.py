@@ -82,8 +82,8 @@ def check_flags(study: Study, items: list[str]) -> None:
     also where --more would change what tells the runs apart."""
     more = f"--more {shlex.join(study.flags)}"
     names = {word.partition("=")[0] for word in study.flags if word.startswith("--")}
-    for run in {score.run for item in items for score in NEEDED_SCORES[item]} - {BASE}:
-        if run.endswith(HALF):                   # it is mixed, not trained
+    for run in dict.fromkeys(score.run for item in items for score in NEEDED_SCORES[item]):
+        if run == BASE or run.endswith(HALF):    # they are not trained
             continue
         own = jobs.train_job(study, run, seed=0).command
         for name in names.intersection(own[:len(own) - len(study.flags)]):
