@@ -351,13 +351,13 @@ class UnifiedModel(nn.Module):
     @torch.no_grad()
     def sample(self, source: torch.Tensor, instructions: list[str], steps: int | None = None,
                guidance: float | None = None, seed: int = 0, progress=list,
-               view: torch.Tensor | None = None) -> torch.Tensor:
+               view: torch.Tensor | None = None, decode: bool = True) -> torch.Tensor:
         """Edit clips, from noise: (B, F, 3, H, W) in [-1, 1] -> the same shape.
 
         steps, guidance: None is the preset's. guidance g: v + g (v - v_uncond), so 0 is none and
         the authors' 3 is the usual 4. Row i is drawn from seed + i, whatever the batch. view: what
-        the VLM is shown for the condition, (B, F', 3, H', W'), where it is not the source. Raises
-        ValueError where an instruction is too long.
+        the VLM is shown for the condition, (B, F', 3, H', W'), where it is not the source. decode:
+        False returns latents (B, C, f, h, w). Raises ValueError where an instruction is too long.
         """
         p, n = self.preset, len(source)
         g = p.guidance if guidance is None else guidance
@@ -381,7 +381,7 @@ class UnifiedModel(nn.Module):
                 return cond + g * (cond - uncond)
             x = solve(velocity, sampling_noise(latents, seed), steps or p.sample_steps, p.shift,
                       progress)
-            return self.decode_video(x)
+            return self.decode_video(x) if decode else x
 
     # ---- precision
 

@@ -212,16 +212,19 @@ def make_batches(model, critic, latents: Latents, args, with_m_0: bool = False) 
 def make_pairs(model, critic, args, with_m_0: bool = False) -> Batches:
     """The batches of --pairs. Their m_0 is 0, unless `with_m_0`: the critic's No to an unedited
     source is so clear that any edit is far ahead of it, and hardly a gradient is left."""
-    if isinstance(args.pairs, int):
-        items = world_pairs(args.pairs)
-    else:
-        items = read_items(model, args.pairs, args.skip_bad, targets=False)
-    latents = Latents(items, model, args.cache, progress=is_first_rank())
+    latents = Latents(pair_items(model, args), model, args.cache, progress=is_first_rank())
     reflections = ask_about_sources(model, critic, latents, args)
     if not with_m_0:
         reflections = [(thought, 0.) for thought, _ in reflections]
     return Batches(latents, model, reflections, batch=args.batch, tau=args.tau, drop=0.,
                    seed=args.seed + SEED_OF_PAIRS, accumulate=args.accumulate)
+
+
+def pair_items(model, args) -> list[Item]:
+    """The sources and instructions of --pairs, of the tiny world or of a manifest."""
+    if isinstance(args.pairs, int):
+        return world_pairs(args.pairs)
+    return read_items(model, args.pairs, args.skip_bad, targets=False)
 
 
 def ask_about_sources(model, critic, latents: Latents, args) -> list[tuple[str | None, float]]:

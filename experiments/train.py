@@ -4,6 +4,7 @@
     python -m experiments.train --objective refl --steps 500     # all flags of train.py
     python -m experiments.train --m0 none --lambda 3             # also above-0
     python -m experiments.train --items 100 --pairs 4000 --m0 source        # own edits, with m_0
+    python -m experiments.train --objective sft --items 100 --chosen out/chosen
     python -m experiments.train --resume out/rwr                 # go on, bit for bit
 
 The loop is train.py's, and so are its flags and what it leaves in the run's folder. A step gets
@@ -24,6 +25,7 @@ from common.files import BadInput, Parser, run_script
 from common.run import claim_folder, read_run
 from critic import critic_loss
 from data import Batch
+from experiments.choose import chosen_batches, hash_of_chosen
 from model import add_noise, flow_loss, velocity_target
 
 # ----------------------------------------------------------------------------------- the objectives
@@ -74,6 +76,15 @@ def with_m_0(step: Callable, change: Callable) -> Callable:
     return changed
 
 
+def with_chosen(step: Callable) -> Callable:
+    """The same step, and L_FM on as many own edits that `experiments.choose` has chosen."""
+    def both(model, critic, batch, lam):
+        loss, log = step(model, critic, batch, lam)
+        more, _ = train.uso_step(model, critic, batch.pairs, lam=0)
+        return loss + more, {**log, "chosen_loss": more.item()}
+    return both
+
+
 # ------------------------------------------------------------------------------------- the command
 
 def parse(argv=None):
@@ -84,6 +95,7 @@ def parse(argv=None):
         help="what a step does (without it: uso; with --pairs: own edits)")
     add("--m0", choices=M_0, help="the margin that an edit is judged against: its source's (USO's "
         "default), where that is above 0, or none (own edits')")
+    add("--chosen", type=Path, metavar="FOLDER", help="own edits to learn, too, from choose.py")
     add("--out", help="run folder (without it: out/<objective>[-<data>])")
     add("--resume", type=Path, metavar="RUN", help="run folder to go on with")
     args, rest = parser.parse_known_args(argv)
@@ -97,6 +109,8 @@ def parse(argv=None):
         args.objective = how.objective           # with --pairs it is own-edits
     args.m0 = args.m0 or ("none" if args.objective == "own-edits" else "source")
     how.out = how.out if args.out else train.default_folder(args.objective, how.data)
+    if args.chosen and args.objective not in ("uso", "sft"):
+        raise BadInput(f"--chosen {args.chosen}: goes with --objective uso or sft; drop one")
     if args.objective == "rwr" and how.lam == 0:
         raise BadInput("--lambda 0: would leave rwr without its critic; drop it")
     if how.pairs and args.objective != "own-edits":
@@ -105,12 +119,13 @@ def parse(argv=None):
 
 
 def read_objective(args) -> None:
-    """Take objective and m_0 from the run that is to go on. Raises BadInput."""
-    if args.objective or args.m0 or args.out:
-        raise BadInput(f"--resume {args.resume}: goes on with the run's own --objective, --m0 and "
-                       f"--out; drop them")
+    """Take this script's flags from the run that is to go on. Raises BadInput."""
+    if args.objective or args.m0 or args.chosen or args.out:
+        raise BadInput(f"--resume {args.resume}: goes on with the run's own --objective, --m0, "
+                       f"--chosen and --out; drop them")
     settings = read_run(args.resume)["settings"]
     args.objective, args.m0 = settings.get("objective"), settings.get("m0")
+    args.chosen = Path(settings["chosen"]) if settings.get("chosen") else None
     if args.objective not in STEPS or args.m0 not in M_0:
         raise BadInput(f"{args.resume}/run.json: is of no run of experiments.train; "
                        f"delete the folder, or choose another")
@@ -119,13 +134,18 @@ def read_objective(args) -> None:
 def main(argv=None) -> None:
     args, how = parse(argv)
     settings = train.settings_of(how) | {"objective": args.objective, "m0": args.m0}
+    if args.chosen:
+        settings |= {"chosen": str(args.chosen), "chosen edits": hash_of_chosen(args.chosen)}
     train.begin(how, settings)
     model = train.load(how)
     latents = train.encode(model, how)
     critic = train.make_critic(model, how)
+    chosen = chosen_batches(model, args.chosen, how) if args.chosen else None
     batches = train.make_batches(model, critic, latents, how, with_m_0=True)
     claim_folder(how.out, how.argv, settings, train.may_grow(how))
     step = with_m_0(STEPS[args.objective], M_0[args.m0])
+    if chosen:
+        batches.pairs, step = chosen, with_chosen(step)
     run = train.train(model, critic, batches, how, step, args.objective)
     train.end(run, model, latents, how, settings)
 
