@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 
 from common.files import BadInput, Parser, at_least_0, between, check_writable, run_script
-from common.reflection import draw_reflection
+from common.plots import draw_reflection
 from data import Batch, gate  # noqa: F401               critic.gate is data.gate
 from model import UnifiedModel, add_noise, load_model
 from presets import SHORT_CHAT
@@ -140,7 +140,7 @@ class Critic:
     """Asks the model's own frozen VLM: does this edit satisfy the instruction?
 
     think: see `prompt`. decode: see `decode_frames`; None is the preset's. vlm: another VLM that
-    judges, from `common.checkpoint.read_vlm`. A float16 VLM is made bfloat16, in place.
+    judges, from `common.weights.read_vlm`. A float16 VLM is made bfloat16, in place.
     """
 
     def __init__(self, model: UnifiedModel, think: str = "expect", decode: str | None = None,

@@ -27,17 +27,16 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from safetensors import SafetensorError
 from torch.nn.utils.rnn import pad_sequence
 from transformers import UMT5Config, UMT5EncoderModel
 
 import common.precision
-from common.checkpoint import read_parts, read_preset, write_parts
-from common.fast_vae import fold_first_frame
 from common.files import BadInput, Parser, run_script
-from common.precision import autocast, keep_ends_in_float32
-from common.text import clean_text
+from common.precision import autocast, fold_first_frame, keep_ends_in_float32
 from common.unipc import unipc
+from common.weights import read_parts, read_preset, write_parts
 from presets import PARTS, PRESETS, TRAINED, Preset
 from vlm import VILA, chat
 
@@ -287,7 +286,8 @@ class UnifiedModel(nn.Module):
 
         Raises ValueError where a text is too long, or holds half of a character (a surrogate).
         """
-        instructions = [clean_text(text) for text in instructions]
+        "".join(instructions).encode()                   # half of a character is a ValueError
+        instructions = [prompt_clean(text) for text in instructions]
         for text in instructions:
             n = len(self.text_tokenizer(text).input_ids)
             if n > self.preset.text_length:

@@ -20,12 +20,11 @@ from pathlib import Path
 import torch
 from torch.nn.utils import clip_grad_norm_
 
-from common.checkpoint import read_vlm
 from common.distributed import (WORLD_SIZE, average_gradients, device, is_first_rank, start, stop)
 from common.files import (BadInput, Parser, at_least_0, between, check_writable, hash_of_file,
                           positive, run_script)
 from common.run import Run, argv_of, check_run, claim_folder, learning_rate, plain_settings
-from common.weights import frozen_folder, hash_of_weights
+from common.weights import frozen_folder, hash_of_weights, read_vlm
 from critic import DECODE, THINK, Critic, critic_loss
 from data import Batch, Batches, Item, Latents, manifest_items, reflect, world_items, world_pairs
 from evaluate import report

@@ -12,8 +12,6 @@ import torch.distributed as dist
 import torch.nn as nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-
-
 RANK = int(os.environ.get("RANK", 0))
 WORLD_SIZE = int(os.environ.get("WORLD_SIZE", 1))
 
@@ -86,13 +84,13 @@ def average_gradients(params: Iterable[nn.Parameter]) -> None:
         p.grad = mean.view_as(p)
 
 
-def all_true(*flags: bool) -> list[bool]:
-    """For each flag, whether it is true on every rank."""
+def all_true(flag: bool) -> bool:
+    """Whether it is true on every rank."""
     if WORLD_SIZE == 1:
-        return list(flags)
-    agreed = torch.tensor(flags, dtype=torch.float)
+        return flag
+    agreed = torch.tensor(float(flag))
     dist.all_reduce(agreed, dist.ReduceOp.MIN)
-    return agreed.bool().tolist()
+    return bool(agreed)
 
 
 def mean_log(logs: list[dict[str, float]]) -> dict[str, float]:

@@ -29,7 +29,7 @@ def run_script(main: Callable,
                stopped: str = "stopped; the same command goes on from here") -> None:
     """Run a script's `main`: bad input becomes one line and exit code 2, Ctrl-C exit code 130."""
     script = Path(sys.argv[0])
-    name = f"{script.parent.name}" if script.stem == "__main__" else script.name
+    name = script.parent.name if script.stem == "__main__" else script.name
     try:
         main()
     except (BadInput, OSError, SafetensorError) as error:
@@ -65,44 +65,33 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args=None, namespace=None):
         args = sys.argv[1:] if args is None else list(args)
         for before, text in zip(["an argument", *args], args):
-            flag, _, value = text.partition("=")
-            if text == "" or (flag.startswith("--") and "=" in text and value == ""):
-                raise BadInput(f"{flag or before} is empty (an unset variable?): "
-                               f"give a value, or leave it out")
+            if text == "":
+                raise BadInput(f"{before} is empty (an unset variable?): give a value, or leave "
+                               f"it out")
         return super().parse_known_args(args, namespace)
 
     def error(self, message):
         raise BadInput(message)
 
 
-def positive(text: str) -> int:
-    """A whole number from 1 on, as a flag's `type`."""
-    return _whole_number(text, 1)
+def positive(text: str, least: int = 1) -> int:
+    """A whole number from 1 on, as a flag's `type`; argparse tells the ValueError of a text."""
+    value = int(text)
+    if not least <= value < 2 ** 32:                     # a seed is multiplied by a million
+        raise argparse.ArgumentTypeError(f"must be at least {least} and below 2^32, not {value}")
+    return value
 
 
 def at_least_0(text: str) -> int:
     """A whole number from 0 on, as a flag's `type`: counts, and seeds."""
-    return _whole_number(text, 0)
-
-
-def _whole_number(text: str, least: int) -> int:
-    try:
-        value = int(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"must be a whole number, not {text}") from error
-    if not least <= value < 2 ** 32:                     # a seed is multiplied by a million
-        raise argparse.ArgumentTypeError(f"must be at least {least} and below 2^32, not {value}")
-    return value
+    return positive(text, least=0)
 
 
 def between(low: float, high: float, open_low: bool = False) -> Callable[[str], float]:
     """A number in [low, high], or (low, high] where `open_low`, as a flag's `type`."""
 
     def number(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(f"must be a number, not {text}") from error
+        value = float(text)
         enough = value > low if open_low else value >= low
         if not (enough and value <= high):
             bracket = "(" if open_low else "["

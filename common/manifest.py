@@ -47,15 +47,11 @@ def manifest_record(line: str, fields: tuple[str, ...] = FIELDS) -> dict:
     if record["type"] not in SUBSET_OF:
         raise BadInput(f"unknown type {record['type'][:80]!r}; "
                        f"choose one of {', '.join(SUBSET_OF)}")
-    if not is_count(record.get("start", 0), 0):
-        raise BadInput(f"the field 'start' is {json.dumps(record['start'])[:40]}; "
+    start, stride = record.get("start", 0), record.get("stride", "spread")
+    if not (type(start) is int and start >= 0):
+        raise BadInput(f"the field 'start' is {json.dumps(start)[:40]}; "
                        f"give the number of a frame, 0 for the first")
-    if record.get("stride", "spread") != "spread" and not is_count(record["stride"], 1):
-        raise BadInput(f"the field 'stride' is {json.dumps(record['stride'])[:40]}; "
+    if stride != "spread" and not (type(stride) is int and stride >= 1):
+        raise BadInput(f"the field 'stride' is {json.dumps(stride)[:40]}; "
                        f"give a whole number from 1 on, or \"spread\"")
     return record
-
-
-def is_count(value, least: int) -> bool:
-    """Whether a value out of JSON is a whole number from `least` on."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least

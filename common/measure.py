@@ -81,17 +81,13 @@ def count_flops():
 
 def about() -> dict:
     """What a measurement is of: command, date, device, versions, and who else was at work."""
-    busy = os.getloadavg()[0]
     names = re.findall(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text("utf-8"))
     name = names[0] if names else platform.machine()
     if torch.cuda.is_available():
         name = torch.cuda.get_device_name()
-    load = f"{busy:.1f} when it began"
-    if busy > .5:
-        load += " (BUSY: others took part of the time)"
     return {"command": " ".join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
             "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
             "device": f"{name}, {torch.get_num_threads()} CPU threads",
             "python": platform.python_version(), "torch": version("torch"),
             "transformers": version("transformers"), "diffusers": version("diffusers"),
-            "load": load}
+            "load": f"{os.getloadavg()[0]:.1f} when it began"}

@@ -35,7 +35,7 @@ from tqdm import tqdm
 
 from common.distributed import (all_true, average_gradients, is_first_rank, mean_log, shard_like,
                                 whole, whole_on_first_rank)
-from common.files import BadInput, atomic_write, remove_leftovers
+from common.files import BadInput, Parser, atomic_write, remove_leftovers
 from common.plots import optional_picture, pyplot, save_figure
 
 
@@ -81,7 +81,7 @@ class Run:
             for step in self.bar:
                 yield step
                 self._log_step()
-                going_on, = all_true(not stop)           # all ranks stop together
+                going_on = all_true(not stop)            # all ranks stop together
                 if not going_on or (step + 1) % self.save_every == 0 or step + 1 == n:
                     self._save()
                 if not going_on:
@@ -97,7 +97,7 @@ class Run:
         the step is counted as skipped."""
         self._norm = whole(norm).item()
         losses = [part["loss"] for part in self._parts]
-        finite, = all_true(all(map(math.isfinite, [*losses, self._norm])))
+        finite = all_true(all(map(math.isfinite, [*losses, self._norm])))
         self.skipped += not finite
         return finite
 
@@ -128,18 +128,10 @@ class Run:
         self._parts = []
         row = {"step": len(self.log), "loss": log.pop("loss"), "grad_norm": self._norm, **log}
         self.log.append(row)
-        self._show()
-
-    def _show(self) -> None:
-        recent = self.log[-50:]
-        means = {}
-        for name in self.log[-1]:
-            values = [row.get(name, math.nan) for row in recent]
-            if name not in ("step", "grad_norm") and not all(map(math.isnan, values)):
-                means[name] = f"{np.nanmean(values):.3g}"
-        if self.skipped:
-            means["skipped"] = self.skipped
-        self.bar.set_postfix(means)
+        recent = {name: logged(self.log[-50:], name)[1] for name in row}
+        means = {name: f"{np.mean(values):.3g}" for name, values in recent.items()
+                 if values and name not in ("step", "grad_norm")}
+        self.bar.set_postfix(means, skipped=self.skipped)
 
     def _finish(self) -> None:
         if self.log and self.skipped == len(self.log):
@@ -228,26 +220,20 @@ def stop_requests():
 def read_run(folder: Path) -> dict:
     """run.json of a run's folder: its argv and settings. Raises BadInput where it is missing or
     broken."""
-    file = folder / "run.json"
-    if not file.is_file():
-        raise BadInput(f"--resume {folder}: no run.json there; pass the folder of a run")
     try:
-        record = json.loads(file.read_text("utf-8"))
+        record = json.loads((folder / "run.json").read_text("utf-8"))
         return {"argv": record["argv"], "settings": record["settings"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BadInput(f"{file}: is broken ({error}); "
-                       f"delete the folder, or choose another") from error
+        raise BadInput(f"{folder}/run.json: is missing or broken ({error}); name the folder of a "
+                       f"run, or delete this one") from error
 
 
 def argv_of(folder: Path, argv: list[str]) -> list[str]:
     """The flags with which a run goes on: its own, then those beside --resume, which count more."""
-    own = read_run(folder)["argv"]
-    for i, flag in enumerate(argv):
-        if flag == "--resume":
-            return [*own, *argv[:i], *argv[i + 2:]]
-        if flag.startswith("--resume="):
-            return [*own, *argv[:i], *argv[i + 1:]]
-    return own
+    only_resume = Parser(add_help=False)
+    only_resume.add_argument("--resume")
+    _, beside = only_resume.parse_known_args(argv)
+    return read_run(folder)["argv"] + beside
 
 
 def plain_settings(args, free: tuple[str, ...]) -> dict:
@@ -321,17 +307,20 @@ def write_log(log: list[dict], path: Path) -> None:
     atomic_write(path, text.getvalue())
 
 
+def logged(log: list[dict], name: str) -> tuple[list, list]:
+    """The steps that logged this value, as a number, and the values."""
+    rows = [row for row in log if not math.isnan(row.get(name, math.nan))]
+    return [row["step"] for row in rows], [row[name] for row in rows]
+
+
 def draw_curves(log: list[dict], path: Path, window: int = 25) -> None:
     """Plot every logged value over the steps, as running means."""
     plt = pyplot()
     names = list(dict.fromkeys(name for row in log for name in row if name != "step"))
     figure, axes = plt.subplots(1, len(names), figsize=(3.2 * len(names), 2.6), squeeze=False)
     for ax, name in zip(axes[0], names):
-        points = [(row["step"], row[name]) for row in log
-                  if not math.isnan(row.get(name, math.nan))]
-        if points:
-            x, y = np.array(points).T
-            ax.plot(x, [y[max(0, i - window + 1):i + 1].mean() for i in range(len(y))])
+        x, y = logged(log, name)
+        ax.plot(x, [np.mean(y[max(0, i - window + 1):i + 1]) for i in range(len(y))])
         ax.set_title(name.replace("_", " "))
         ax.set_xlabel("step")
     figure.tight_layout()

@@ -131,26 +131,17 @@ def count_frames(path: str | Path, least: int = 1) -> int:
 
 
 def frame_rate(path: str | Path) -> float:
-    """Frames per second, as a video's header says, for who plays it; 8 where nothing says so."""
+    """Frames per second, as a video's header says, for who plays it; 8 of a folder of pictures."""
     if Path(path).is_dir():
         return 8.
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-i", os.path.abspath(path)]
-    description = subprocess.run(command, capture_output=True).stderr.decode(errors="replace")
-    found = re.search(r"Video: .* ([0-9.]+) fps", description)
-    return float(found[1]) if found else 8.
+    with closing(imageio_ffmpeg.read_frames(os.path.abspath(path))) as reader:
+        return next(reader)["fps"]                       # the header comes before the frames
 
 
 def _check_length(path: Path, n: int, least: int) -> int:
     if n < least:
-        raise BadInput(f"{path}: has {n} frames and {least} are needed; {_longer(path)}")
+        raise BadInput(f"{path}: has {n} frames and {least} are needed; give a longer clip")
     return n
-
-
-def _longer(path: Path) -> str:
-    """The mend of a clip that is too short."""
-    if path.suffix.lower() == ".gif":                    # one that stands still has one frame
-        return "give a longer clip, or an mp4: what writes a gif makes equal frames into one"
-    return "give a longer clip"
 
 
 # ---------------------------------------------------------------------------------- clips of a size
@@ -163,10 +154,8 @@ def frame_numbers(n: int, frames: int, stride: int | None = None, start: int = 0
     """
     needed = start + (stride or 1) * (frames - 1) + 1
     if n < needed:
-        why = ""
-        if needed > frames:
-            why = f" for {frames} frames with start {start} and stride {stride or 1}"
-        raise ValueError(f"has {n} frames and {needed} are needed{why}")
+        raise ValueError(f"has {n} frames and {needed} are needed "
+                         f"(start {start}, stride {stride or 1})")
     if stride is None:
         return torch.linspace(start, n - 1, frames, dtype=torch.float64).round().long().tolist()
     return list(range(start, needed, stride))
@@ -193,10 +182,8 @@ def clip_numbers(path: str | Path, frames: int, stride: int | None = None,
     try:
         return frame_numbers(n, frames, stride, start), n
     except ValueError as error:
-        mend = _longer(Path(path))
-        if start or (stride or 1) > 1:
-            mend += ", or a smaller start or stride"
-        raise BadInput(f"{path}: {error}; {mend}") from error
+        raise BadInput(f"{path}: {error}; give a longer clip, or a smaller start or "
+                       f"stride") from error
 
 
 def crop(frames: list[np.ndarray], height: int, width: int) -> torch.Tensor:
@@ -290,13 +277,8 @@ def _decoding(path: Path, *output: str) -> Iterator[BinaryIO]:
 def list_pictures(folder: Path) -> list[Path]:
     """The pictures of a folder in the order of the numbers in their names: 2.png before 10.png."""
     pictures = [file for file in folder.iterdir()
-                if file.suffix.lower() in PICTURES and not is_hidden(file.name)]
+                if file.suffix.lower() in PICTURES and not file.name.startswith(".")]  # a Mac's
     return sorted(pictures, key=_numbers_in_name)
-
-
-def is_hidden(name: str) -> bool:
-    """Whether a file is the system's own, such as a Mac's "._film.mp4"."""
-    return name.startswith(".")
 
 
 def _numbers_in_name(file: Path) -> list:

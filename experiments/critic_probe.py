@@ -26,10 +26,10 @@ import torch
 from scipy.stats import spearmanr
 from tqdm import tqdm
 
-from common.checkpoint import read_vlm
 from common.files import (Parser, at_least_0, atomic_write, check_writable, positive,
                           run_script)
 from common.intervals import overall
+from common.weights import read_vlm
 from critic import THINK, Critic, decode_frames
 from evaluate import run_name
 from model import UnifiedModel, load_model

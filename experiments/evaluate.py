@@ -13,10 +13,9 @@ import math
 import torch
 
 import evaluate
-from common.checkpoint import read_vlm
 from common.distributed import device
 from common.files import Parser, run_script
-from common.weights import hash_of_weights
+from common.weights import hash_of_weights, read_vlm
 from critic import Critic
 from experiments.runs import HARDENED
 from model import load_model

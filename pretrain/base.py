@@ -81,25 +81,23 @@ def generator_params(model: UnifiedModel) -> dict[str, nn.Parameter]:
 def encode_edits(model: UnifiedModel, sources: list[torch.Tensor], targets: list[torch.Tensor],
                  texts: list[str]) -> Edits:
     """All lessons through the frozen VLM and VAE, shared among the ranks."""
-    def read(videos, texts):                             # Eq. 1: h = U(V_src, I)
-        return model.encode_vlm(torch.stack(videos), texts)
-    h = encode_all(read, sources, texts, title="reading")
+    h = encode_all(model.encode_vlm, sources, texts, title="reading")        # Eq. 1
     nothing, _ = model.unconditional()
     return Edits(encode_videos(model, sources), encode_videos(model, targets), h, texts, nothing)
 
 
 def encode_videos(model: UnifiedModel, videos: list[torch.Tensor]) -> torch.Tensor:
     """The latents of all clips, (N, C, f, h, w)."""
-    def encode(some):
-        return model.encode_video(torch.stack(some))
-    return torch.stack(encode_all(encode, videos, title="encoding"))
+    return torch.stack(encode_all(model.encode_video, videos, title="encoding"))
 
 
-def encode_all(encode: Callable, *columns: list, title: str) -> list[torch.Tensor]:
-    """encode(rows of the columns), eight rows at a time, shared among the ranks: one a row."""
-    columns, encoded = [my_shard(column) for column in columns], []
-    for i in tqdm(range(0, len(columns[0]), 8), desc=title, disable=not is_first_rank()):
-        encoded += encode(*[column[i:i + 8] for column in columns])
+def encode_all(encode: Callable, videos: list[torch.Tensor], *texts: list[str],
+               title: str) -> list[torch.Tensor]:
+    """encode(videos, texts), eight rows at a time, shared among the ranks: one a row."""
+    videos, *texts = map(my_shard, (videos, *texts))
+    encoded = []
+    for i in tqdm(range(0, len(videos), 8), desc=title, disable=not is_first_rank()):
+        encoded += encode(torch.stack(videos[i:i + 8]), *[column[i:i + 8] for column in texts])
     return gather_rows(encoded)
 
 

@@ -1,39 +1,23 @@
 """What the critic will have to judge: estimates and edits of a half-trained generator, graded.
 
 A VLM that has only seen the world's own clips is fooled by decoder blur and by half-made edits. So
-vlm.py first trains a draft of the base generator for some minutes, keeps what it makes,
-and throws it away.
+vlm.py first trains a draft of the base generator for some minutes, keeps what it makes, and throws
+it away.
 
 Axis letters: B batch, N lessons, K frames that the VLM sees, F frames, H W pixels, C f h w latents.
 """
 
-from pathlib import Path
-
 import torch
-from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-from common.distributed import is_first_rank, wait_for_all
-from common.files import replacing
+from common.distributed import is_first_rank
 from common.run import Run
-from common.video import to_bytes
 from critic import clean_estimate
 from model import UnifiedModel, add_noise
 from pretrain import stage
 from pretrain.base import (Edits, base_step, encode_edits, encode_videos, generator_params,
                            new_generator)
-from pretrain.lessons import VLM_STRIDE, Answer, as_video, grade, training_triplet
-
-
-def draft_answers(lessons: list[dict], args) -> list[tuple[dict, list[Answer]]]:
-    """What the draft made of each of the first --draft-items lessons; kept in the run's folder."""
-    file, lessons_of_draft = args.out / "estimates.safetensors", lessons[:args.draft_items]
-    if not file.exists():
-        with_wrong = train_draft(lessons_of_draft, args)
-        if is_first_rank():
-            write_answers(file, lessons_of_draft, *with_wrong, args.seed)
-        wait_for_all()
-    return read_answers(file, lessons_of_draft)
+from pretrain.lessons import VLM_STRIDE, Answer, as_bytes, as_video, grade, training_triplet
 
 
 def train_draft(lessons: list[dict], args) -> tuple[UnifiedModel, Edits, torch.Tensor]:
@@ -52,15 +36,14 @@ def train_draft(lessons: list[dict], args) -> tuple[UnifiedModel, Edits, torch.T
     for step in run.steps(args.draft_steps):
         loss = base_step(model, edits, step, args.batch, args.seed, drop=0.)
         run.update(loss, {})
-    run.write_log()
     return model, edits, wrong
 
 
 @torch.no_grad()
-def write_answers(file: Path, lessons: list[dict], model: UnifiedModel, edits: Edits,
-                  wrong: torch.Tensor, seed: int) -> None:
-    """Let the draft answer the lessons; keep its frames, their grades, whose answers they are."""
-    which, frames, grades = [], [], []
+def draft_answers(lessons: list[dict], model: UnifiedModel, edits: Edits, wrong: torch.Tensor,
+                  seed: int) -> list[tuple[dict, list[Answer]]]:
+    """What the draft makes of each lesson, graded. Each rank does all of it, and gets the same."""
+    answers = [(lesson, []) for lesson in lessons]
     generator = torch.Generator().manual_seed(seed)
     for start in tqdm(range(0, len(lessons), 8), desc="estimates", disable=not is_first_rank()):
         rows = list(range(start, min(start + 8, len(lessons))))
@@ -70,14 +53,10 @@ def write_answers(file: Path, lessons: list[dict], model: UnifiedModel, edits: E
             texts = [edits.texts[i] for i in rows]
             videos.append(model.sample(sources, texts, steps=8, guidance=0, seed=start))
         for batch in videos:
-            which += rows
-            frames += to_bytes(batch[:, ::VLM_STRIDE])
-            grades += [grade(training_triplet(lessons[i]["index"]), video)
-                       for i, video in zip(rows, batch)]
-    kept = {"which": torch.tensor(which), "frames": torch.stack(frames),
-            "grades": torch.tensor(grades)}
-    with replacing(file) as temporary:
-        save_file(kept, temporary)
+            for i, video in zip(rows, batch):
+                value = grade(training_triplet(lessons[i]["index"]), video)
+                answers[i][1].append(Answer(as_bytes(video[::VLM_STRIDE]), "", value))
+    return answers
 
 
 def one_step_estimates(model: UnifiedModel, edits: Edits, wrong: torch.Tensor, rows: list[int],
@@ -100,26 +79,8 @@ def one_step_estimates(model: UnifiedModel, edits: Edits, wrong: torch.Tensor, r
     return videos
 
 
-def condition(model: UnifiedModel, lessons: list[dict]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Eq. 1 for lessons: latents of their sources (B, C, f, h, w), and c (B, T, D)."""
-    videos = torch.stack([as_video(lesson["source"]) for lesson in lessons])
-    texts = [lesson["instruction"] for lesson in lessons]
-    source = model.encode_video(videos)
-    bridged = model.bridge(model.encode_vlm(videos, texts))
-    return source, model.context(source, bridged, model.encode_text(texts))
-
-
 def one_step(model: UnifiedModel, c: torch.Tensor, source: torch.Tensor, x0: torch.Tensor,
              t: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     """Eq. 3: the clean estimate of x0 noised to levels t (B,). Latents are (B, C, f, h, w)."""
     x_t = add_noise(x0, noise, t)
     return clean_estimate(x_t, model.velocity(x_t, t, c, source), t)
-
-
-def read_answers(file: Path, lessons: list[dict]) -> list[tuple[dict, list[Answer]]]:
-    """What `write_answers` wrote, by lesson."""
-    kept, answers = load_file(file), {}
-    rows = zip(kept["which"].tolist(), kept["frames"].numpy(), kept["grades"].tolist())
-    for which, frames, value in rows:
-        answers.setdefault(which, []).append(Answer(frames, "", value))
-    return [(lessons[which], made) for which, made in answers.items()]

@@ -18,10 +18,11 @@ import torch
 
 from common.distributed import RANK, WORLD_SIZE
 from common.files import run_script
+from common.run import Run
 from critic import Critic, follow
 from model import UnifiedModel, load_model
 from pretrain import stage
-from pretrain.draft import condition, one_step
+from pretrain.draft import one_step
 from pretrain.heads import Heads
 from pretrain.lessons import (as_video, grade, render_lessons, training_triplet, vlm_frames,
                               vlm_lesson)
@@ -81,7 +82,11 @@ def estimates_of(generator: UnifiedModel, lessons: list[dict], latents: torch.Te
     """What `generator` makes of noised answers (B, C, f, h, w) in one step, at random t."""
     t = torch.from_numpy(rng.random(len(lessons)) * .85 + .02).float()
     noise = torch.from_numpy(rng.normal(size=tuple(latents.shape))).float()
-    source, c = condition(generator, lessons)
+    videos = torch.stack([as_video(lesson["source"]) for lesson in lessons])
+    texts = [lesson["instruction"] for lesson in lessons]
+    source = generator.encode_video(videos)
+    bridged = generator.bridge(generator.encode_vlm(videos, texts))
+    c = generator.context(source, bridged, generator.encode_text(texts))     # Eq. 1
     return one_step(generator, c, source, latents, t, noise)
 
 
@@ -112,10 +117,10 @@ def main(argv=None) -> None:
     lessons = render_lessons(vlm_lesson, args.items)
     stage.claim(args)
 
-    run = stage.run_of_heads(heads, args)
+    params = dict(heads.named_parameters())
+    run = Run(args.out / "heads", params, stage.optimizers(params, 1e-2, 0.), name="heads")
     for step in run.steps(HEAD_STEPS):
         run.update(*harden_step(model, None, heads, lessons, step, args))
-    run.write_log()
 
     model.vlm.requires_grad_(True)
     run = stage.run_of_vlm(model.vlm, heads, args, "harden", ema=.99)

@@ -36,10 +36,6 @@ class Heads(nn.Module):
         self.eye = nn.Linear(vlm.vision_tower.config.hidden_size, POINTS * len(LABELS))
         self.mind = nn.Linear(vlm.llm.config.hidden_size, POINTS * len(LABELS) + POINTS)
 
-    def patch_labels(self, patches: torch.Tensor) -> torch.Tensor:
-        """Logits over LABELS of patches (N, 64, D): (N, 64, P, labels)."""
-        return self.eye(patches).view(*patches.shape[:2], POINTS, len(LABELS))
-
     def token_labels(self, states: torch.Tensor) -> torch.Tensor:
         """Logits over LABELS of Llama's states (B, K*16, D): (B, K*16, P, labels)."""
         return self.mind(states)[..., POINTS:].unflatten(-1, (POINTS, len(LABELS)))
@@ -52,7 +48,8 @@ class Heads(nn.Module):
 def covers(vlm: VILA, heads: Heads, frames: torch.Tensor, labels: torch.Tensor) -> tuple:
     """Loss, share that is right, of frames (N, 3, H, W) and their points' labels (N, 16, 16)."""
     labels = by_cell(labels).long()                                          # (N, 64, P)
-    guess = heads.patch_labels(vlm.patches(frames))
+    logits = heads.eye(vlm.patches(frames))
+    guess = logits.unflatten(-1, (POINTS, len(LABELS)))                      # (N, 64, P, labels)
     loss = F.cross_entropy(guess.flatten(0, 2), labels.flatten())
     right = (guess.argmax(-1) == labels).float().mean()
     return loss, right

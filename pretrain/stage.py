@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 import torch.nn as nn
-from diffusers import AutoencoderKLWan
 
 from common.distributed import WORLD_SIZE, is_first_rank, start, stop
 from common.files import BadInput, Parser, at_least_0, between, check_writable, positive
 from common.run import Run, check_run, claim_folder, plain_settings
+from common.weights import read_part
 from model import UnifiedModel
 from presets import PRESETS
 from pretrain.chats import world_tokenizer
@@ -71,16 +71,11 @@ def end(model: UnifiedModel, args, run, parts: tuple[str, ...] | None = None) ->
 def model_with_vae(weights: Path, seed: int) -> UnifiedModel:
     """The tiny preset, frozen, random but for the VAE of `weights`, and with its tokenizers.
 
-    Raises BadInput where there is no VAE.
+    Raises FileNotFoundError or ValueError where the VAE is missing or does not fit.
     """
-    folder = weights / "vae"
-    if not (folder / "config.json").is_file():
-        raise BadInput(f"--weights {weights}: there is no VAE in {folder}; make one with "
-                       f"python -m pretrain.vae, or name the folder that has it")
     torch.manual_seed(seed)
     model = UnifiedModel(PRESETS["tiny"]).requires_grad_(False)
-    vae = AutoencoderKLWan.from_pretrained(folder, torch_dtype=torch.float32)
-    model.vae = vae.requires_grad_(False)
+    model.vae = read_part(weights / "vae", model.vae, torch.float32).requires_grad_(False)
     model.vlm.tokenizer = model.text_tokenizer = world_tokenizer()
     return model
 
@@ -103,12 +98,6 @@ def run_of_vlm(vlm: nn.Module, heads: nn.Module, args, name: str, ema: float = 0
     params |= dict(heads.named_parameters())
     both = optimizers(params, args.lr, .01, muon=hidden_matrices(params))
     return Run(args.out, params, both, ema=ema, save_every=args.save_every, name=name)
-
-
-def run_of_heads(heads: nn.Module, args) -> Run:
-    """The run that trains new heads alone, for a VLM that has been taught before."""
-    params = dict(heads.named_parameters())
-    return Run(args.out / "heads", params, optimizers(params, 1e-2, 0.), name="heads")
 
 
 def hidden_matrices(params: dict[str, nn.Parameter]) -> set[str]:

@@ -29,7 +29,7 @@ from common.files import positive, run_script
 from critic import THINK
 from pretrain import stage
 from pretrain.chats import caption_row, teach, thought_row, verdict_row
-from pretrain.draft import draft_answers
+from pretrain.draft import draft_answers, train_draft
 from pretrain.heads import Heads, compares, covers, expects
 from pretrain.lessons import VLM_STRIDE, Answer, as_video, render_lessons, vlm_frames, vlm_lesson
 from vlm import VILA
@@ -186,7 +186,8 @@ def main(argv=None) -> None:
     heads = Heads(vlm)
     lessons = render_lessons(vlm_lesson, args.items)
     stage.claim(args)
-    estimates = draft_answers(lessons, args)
+    some = lessons[:args.draft_items]
+    estimates = draft_answers(some, *train_draft(some, args), args.seed)
     run = stage.run_of_vlm(vlm, heads, args, "vlm")
     for step in run.steps(args.steps):
         # -------------------------------------------------------------------- one training step

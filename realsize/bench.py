@@ -25,7 +25,7 @@ from common.precision import keep_ends_in_float32
 from critic import SYSTEM
 from model import PARTS, UnifiedModel
 from presets import PRESETS
-from realsize.cost import PEAK, dit_flops, on_meta
+from realsize.cost import PEAK, on_meta, step_flops
 from realsize.train import recompute_activations
 from tiny.tokenizer import make_tokenizer
 
@@ -69,7 +69,7 @@ def measure(model: UnifiedModel, batch: int, repeats: int, peak: float | None) -
     """
     critics = [(model.preset.decode, "expect")]
     found = bench.measure(model, batch, repeats, critics, flops=False)
-    forward, backward, _ = dit_flops(on_meta(model.preset))
+    forward, backward, _ = step_flops(on_meta(model.preset), 1, 1)["DiT"]
     seconds = found["steps"]["SFT"]["tau"][bench.TAU]["ms"] / 1000
     found["mfu_of_sft"] = peak and batch * (forward + backward) / seconds / peak
     return found

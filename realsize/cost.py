@@ -68,65 +68,39 @@ def on_meta(p: Preset) -> UnifiedModel:
     return model
 
 
-def dit_flops(model: UnifiedModel) -> Flops:
-    """G and the visual context adapter on one clip."""
-    p = model.preset
-    with torch.device("meta"):
-        latents = torch.empty(1, *p.latent_shape)
-        bridged = torch.empty(1, p.ar_queries * p.adapter_queries, p.dit["text_dim"])
-        text = [torch.empty(1, p.dit["text_dim"])]       # the context is filled up
-
-        def velocity():
-            context = model.context(latents, bridged, text)
-            return model.velocity(latents, torch.empty(1), context, latents)
-        return count(velocity)
-
-
-def decode_flops(model: UnifiedModel) -> Flops:
-    """The frozen VAE's decoder on a clip, or on K latent frames alone."""
-    p = model.preset
-    channels, frames, h, w = p.latent_shape
-    shape = (1, channels, frames, h, w)
-    if p.decode == "alone":
-        shape = (p.vlm_frames, channels, 1, h, w)
-    latents = torch.empty(shape, device="meta", requires_grad=True)
-    return count(lambda: model.run_decoder(latents))
-
-
-def siglip_flops(model: UnifiedModel, gradient: bool) -> Flops:
-    """The frozen SigLIP and projector on K frames; the source is seen without gradient."""
-    p = model.preset
-    shape = (1, p.vlm_frames, 3, p.vlm_size, p.vlm_size)
-    frames = torch.empty(shape, device="meta", requires_grad=gradient)
-    return count(lambda: model.vlm.see(frames))
-
-
-def llama_flops(model: UnifiedModel, prefix: int, suffix: int) -> tuple[Flops, Flops]:
-    """The frozen Llama on the prefix, without gradient, and on the suffix after it."""
-    p, llm, cache = model.preset, model.vlm.llm, DynamicCache()
-
-    def read(tokens, gradient):
-        shape = (1, tokens, p.llama["hidden_size"])
-        embeddings = torch.empty(shape, device="meta", requires_grad=gradient)
-        return llm(inputs_embeds=embeddings, past_key_values=cache, logits_to_keep=1).logits
-    before = count(lambda: read(prefix, False))
-    after = count(lambda: read(suffix, True))
-    head = 2 * p.llama["hidden_size"] * p.llama["vocab_size"]            # is not run again
-    return before, after._replace(again=after.forward - head)
-
-
 def step_flops(model: UnifiedModel, prefix: int, suffix: int) -> dict[str, Flops]:
     """FLOPs of one sample by part, where the critic is asked; SFT is "DiT" alone.
 
     prefix, suffix: tokens that the VLM reads before the edited frames, and from them on.
     """
-    before, after = llama_flops(model, prefix, suffix)
-    return {"DiT": dit_flops(model),
-            "VAE decoder": decode_flops(model),
-            "SigLIP, source": siglip_flops(model, gradient=False),
-            "SigLIP, edit": siglip_flops(model, gradient=True),
-            "Llama, prefix": before,
-            "Llama, edit and verdict": after}
+    p, cache = model.preset, DynamicCache()
+    channels, f, h, w = p.latent_shape
+    with torch.device("meta"):
+        latents = torch.empty(1, channels, f, h, w)
+        bridged = torch.empty(1, p.ar_queries * p.adapter_queries, p.dit["text_dim"])
+        text = [torch.empty(1, p.dit["text_dim"])]       # the context is filled up
+        level = torch.empty(1)
+        alone = p.decode == "alone"                      # K latent frames, each a clip of its own
+        decoded = torch.empty(p.vlm_frames, channels, 1, h, w) if alone else latents.clone()
+        seen = torch.empty(1, p.vlm_frames, 3, p.vlm_size, p.vlm_size)
+
+    def velocity():
+        context = model.context(latents, bridged, text)
+        return model.velocity(latents, level, context, latents)
+
+    def read(tokens, gradient):
+        shape = (1, tokens, p.llama["hidden_size"])
+        embeddings = torch.empty(shape, device="meta", requires_grad=gradient)
+        llm = model.vlm.llm
+        return llm(inputs_embeds=embeddings, past_key_values=cache, logits_to_keep=1).logits
+    parts = {"DiT": count(velocity),
+             "VAE decoder": count(lambda: model.run_decoder(decoded.requires_grad_())),
+             "SigLIP, source": count(lambda: model.vlm.see(seen)),           # without gradient
+             "SigLIP, edit": count(lambda: model.vlm.see(seen.requires_grad_())),
+             "Llama, prefix": count(lambda: read(prefix, gradient=False))}
+    after = count(lambda: read(suffix, gradient=True))
+    head = 2 * p.llama["hidden_size"] * p.llama["vocab_size"]            # is not run again
+    return parts | {"Llama, edit and verdict": after._replace(again=after.forward - head)}
 
 
 def amortised(parts: dict[str, Flops], tau: float) -> dict[str, float]:

@@ -10,8 +10,7 @@
       special_tokens/tokens.pkl                  boundary tokens, one or several rows each
 
 `read_release` gives every tensor under our names, and `all_problems` says what does not fit a
-preset. Where nobody here knows what the real files hold, both ways are read, and `Release.notes`
-says which was found.
+preset. Where nobody here knows what the real files hold, both ways are read.
 """
 
 import json
@@ -32,8 +31,6 @@ from model import PARTS, UnifiedModel
 from presets import Preset
 from realsize.tensors import Tensors, read_checkpoint
 
-FOLDERS = {"wan", "transformer", "adapter", "vision_head", "ar_model", "unconditioned_context",
-           "special_tokens"}
 TRAINED_FILE = Path("transformer", "model.pt")
 WAN = Path("wan", "wanxiang1_3b")
 VILA = Path("ar_model", "checkpoint")
@@ -69,10 +66,6 @@ T5_NAMES = {                                             # Wan's names of UMT5's
 
 # -------------------------------------------------------------------------- their names become ours
 
-def same_names(tensors: Tensors) -> Tensors:
-    return tensors
-
-
 def renamed(tensors: Tensors, patterns: dict) -> Tensors:
     """Each name with these regular expressions replaced, one after the other."""
     def name(key):
@@ -80,11 +73,6 @@ def renamed(tensors: Tensors, patterns: dict) -> Tensors:
             key = re.sub(theirs, ours, key)
         return key
     return {name(key): value for key, value in tensors.items()}
-
-
-def without_wrappers(tensors: Tensors) -> Tensors:
-    """Without the prefixes that savers put around a model, and torch.compile around its parts."""
-    return renamed(tensors, {r"_orig_mod\.": "", r"^((model_state_dict|module)\.)+": ""})
 
 
 def t5_names(tensors: Tensors) -> Tensors:
@@ -131,19 +119,22 @@ def trained_parts(tensors: Tensors) -> dict[str, Tensors]:
 # -------------------------------------------------------------------------- what lies in which file
 
 def part_files(folder: Path) -> list[tuple[str, Path, Callable[[Tensors], Tensors]]]:
-    """(part, file or folder of shards, how its names become ours), all but transformer/model.pt."""
+    """(part, file or folder of shards, how its names become ours), all but transformer/model.pt.
+
+    dict: they are ours.
+    """
     wan, vila = folder / WAN, folder / VILA
     return [
         ("transformer", wan, convert_wan_transformer_to_diffusers),
         ("vae", wan / "Wan2.1_VAE.pth", convert_wan_vae_to_diffusers),
         ("text_encoder", wan / "models_t5_umt5-xxl-enc-bf16.pth", t5_names),
-        ("vlm.llm", vila / "llm", same_names),
+        ("vlm.llm", vila / "llm", dict),
         ("vlm.vision_tower", vila / "vision_tower", vision_tower_names),
         ("vlm.mm_projector", vila / "mm_projector", projector_names),
-        ("adapter", folder / "adapter" / "model.pt", same_names),
-        ("ar_head", folder / "vision_head" / "vision_head" / "pytorch_model.bin", same_names),
+        ("adapter", folder / "adapter" / "model.pt", dict),
+        ("ar_head", folder / "vision_head" / "vision_head" / "pytorch_model.bin", dict),
         ("boundary", folder / "special_tokens" / "tokens.pkl", boundary_names),
-        ("unconditional", folder / "unconditioned_context" / "context.pkl", same_names)]
+        ("unconditional", folder / "unconditioned_context" / "context.pkl", dict)]
 
 
 def tokenizer_folders(folder: Path) -> dict[str, Path]:
@@ -169,7 +160,8 @@ class Release:
             self.unreadable[part] = str(error)
             return {}
         self.notes += [f"{path.relative_to(self.folder)}: {note}" for note in notes]
-        return without_wrappers(tensors)
+        # the prefixes that savers put around a model, and torch.compile around its parts
+        return renamed(tensors, {r"_orig_mod\.": "", r"^((model_state_dict|module)\.)+": ""})
 
     def add(self, part: str, path: Path, tensors: Tensors) -> None:
         """Of one part, later files win over earlier ones, key by key."""
@@ -184,8 +176,7 @@ def read_release(folder: str | Path, device: str = "cpu") -> Release:
     """
     release = Release(Path(folder))
     if not (release.folder / VILA).is_dir():
-        raise BadInput(f"{folder}: is no released directory: it must hold "
-                       f"{', '.join(sorted(FOLDERS))}")
+        raise BadInput(f"{folder}: is no released directory: there is no {VILA} in it")
     for part, path, our_names in part_files(release.folder):
         release.add(part, path, our_names(release.read(part, path, device)))
     trained = release.folder / TRAINED_FILE
@@ -193,7 +184,6 @@ def read_release(folder: str | Path, device: str = "cpu") -> Release:
     for part, of_part in trained_parts(tensors).items():
         release.add(part, trained, of_part)
     read_tokenizers(release)
-    note_sizes(release)
     return release
 
 
@@ -215,16 +205,6 @@ def read_json(path: Path) -> dict:
         return json.loads(path.read_text("utf-8"))
     except ValueError as error:
         raise BadInput(f"{path}: is no JSON ({error}); download it again") from error
-
-
-def note_sizes(release: Release) -> None:
-    """What differs between releases, and is taken from the files."""
-    for part in WITH_ROWS:
-        shapes = [f"{key} {tuple(value.shape)}" for key, value in release.parts[part].items()]
-        if shapes:
-            release.notes.append(f"{part}: {', '.join(shapes)}")
-    if vocabulary(release):
-        release.notes.append(f"the VLM's vocabulary has {vocabulary(release):,d} rows")
 
 
 def vocabulary(release: Release) -> int | None:
@@ -264,11 +244,7 @@ def part_problems(release: Release, model: UnifiedModel, part: str) -> list[str]
         is_shape = tuple(found[key].shape)
         if (is_shape[-1:] if part in WITH_ROWS else is_shape) != shape:
             problems.append(f"{release.files[part, key]}: {key} is {is_shape}, not {shape}")
-    try:
-        problems += config_problems(release, model, part)
-    except BadInput as error:
-        problems.append(str(error))
-    return problems
+    return problems + list(config_problems(release, model, part))
 
 
 def is_left_out(release: Release, part: str, key: str) -> bool:

@@ -31,8 +31,8 @@ FIRST_IS_MEANT = {"text_emb", "text_emb_siglip2", "vlm_last_hidden_states"}
 TORCH_SUFFIXES = (".bin", ".pt", ".pth")
 # What lies beside the shards of a folder: hidden files, and the state of a training.
 NO_SHARD = re.compile(r"\.|training_args|optimizer|scheduler|scaler|rng_state")
-# What the readers raise for a file that is cut short, is something else, or names code.
-BROKEN = (pickle.UnpicklingError, EOFError, RuntimeError, ValueError, TypeError, KeyError,
+# What the readers raise for a file that is missing, cut short or something else, or names code.
+BROKEN = (pickle.UnpicklingError, EOFError, OSError, RuntimeError, ValueError, TypeError, KeyError,
           SafetensorError)
 
 
@@ -69,8 +69,8 @@ def leaves(value, name: str = "") -> Iterator[tuple[str, object]]:
         yield from leaves(part, f"{name}.{key}" if name else key)
 
 
-def sort_out(content, path: Path) -> tuple[Tensors, list[str]]:
-    """The tensors of a loaded file, and notes on the rest. Raises BadInput where it has none."""
+def sort_out(content) -> tuple[Tensors, list[str]]:
+    """The tensors of a loaded file, and notes on the rest. Raises ValueError where it has none."""
     tensors, left_out, notes = {}, [], []
     for name, value in leaves(content):
         # the VLM's states (T, D) of a single text are no list of several
@@ -84,8 +84,7 @@ def sort_out(content, path: Path) -> tuple[Tensors, list[str]]:
         else:
             left_out.append(name)
     if not tensors:
-        raise BadInput(f"{path}: holds no tensor, and only tensors and dicts of them are read; "
-                       f"is it the released file?")
+        raise ValueError("it holds no tensor, and only tensors and dicts of them are read")
     if left_out:
         notes.append(f"left out {', '.join(sorted(left_out))}")
     return tensors, notes
@@ -101,9 +100,9 @@ def read_file(path: Path, device: str) -> tuple[Tensors, list[str]]:
     is_zip = zipfile.is_zipfile(path)
     if path.suffix == ".pkl" and not is_zip:
         with path.open("rb") as file:
-            return sort_out(TensorUnpickler(file).load(), path)
+            return sort_out(TensorUnpickler(file).load())
     content = torch.load(path, map_location=device, weights_only=True, mmap=is_zip)
-    return sort_out(content, path)
+    return sort_out(content)
 
 
 def files_of(path: Path) -> list[Path]:
@@ -131,10 +130,6 @@ def read_checkpoint(path: Path, device: str = "cpu") -> tuple[Tensors, list[str]
     for file in files_of(path):
         try:
             of_file, more = read_file(file, device)
-        except BadInput:
-            raise
-        except FileNotFoundError as error:
-            raise BadInput(f"{file}: is missing; is the directory complete?") from error
         except BROKEN as error:
             raise BadInput(f"{file}: {why_broken(error)}") from error
         tensors |= of_file

@@ -15,7 +15,6 @@ between the GPUs of one machine.
 """
 
 import argparse
-import math
 from functools import partial
 
 import torch
@@ -27,8 +26,7 @@ import train
 from common.distributed import WORLD_SIZE, whole
 from common.files import BadInput, Parser, positive, run_script
 from common.run import claim_folder
-from critic import critic_loss
-from model import TRAINED, UnifiedModel, add_noise, flow_loss, shifted, velocity_target
+from model import TRAINED, UnifiedModel, shifted
 
 
 # ------------------------------------------------------------------------------------ less memory
@@ -132,36 +130,6 @@ def sample_timesteps_together(n: int, ranks: int, tau: float, shift: float = 3.0
     return torch.where(below, t.minimum(just_below), t.maximum(edge))
 
 
-# -------------------------------------------------------------------- Omni-Video's flow-loss weight
-
-def bell_weight(t: torch.Tensor, shift: float = 3.0) -> torch.Tensor:
-    """A bell over the noise level t, any shape: 1.80 at t = 0.5, 0.28 at 0.05, 0 at 1.
-
-    Of mean 1 over the noise levels of training. The paper has no weight (Eq. 2); Omni-Video, the
-    base, was trained with this one.
-    """
-    def bell(t):
-        return torch.exp(-2 * (t - .5) ** 2) - math.exp(-.5)
-    levels = shifted(torch.linspace(1, 0, 1001, device=t.device)[:-1], shift)
-    return bell(t) / bell(levels).mean()
-
-
-def bell_step(model, critic, batch, lam: float) -> tuple[torch.Tensor, dict]:
-    """`train.uso_step`, with the bell on each sample's flow loss."""
-    x_t = add_noise(batch.target, batch.noise, batch.t)                      # Eq. 2
-    c = model.context(batch.source, batch.bridged, batch.text)               # Eq. 1
-    v = model.velocity(x_t, batch.t, c, batch.source)                        # (B, C, f, h, w)
-    flow = flow_loss(v, velocity_target(batch.target, batch.noise))          # (B,)
-    loss = (bell_weight(batch.t) * flow).mean()
-    log = {"flow_loss": loss.item(), "trigger_rate": batch.near.float().mean().item()}
-    if lam > 0 and batch.near.any():
-        reason, margin = critic_loss(critic, x_t, v, batch)                  # (G,), (G,)
-        loss = loss + lam * reason.sum() / batch.n_near                      # Eq. 5
-        log["reason_loss"] = reason.sum().item() / batch.n_near
-        log["p_yes"] = margin.sigmoid().sum().item() / batch.n_near
-    return loss, log
-
-
 # ---------------------------------------------------------------------------------------- the flags
 
 def flags() -> Parser:
@@ -172,8 +140,6 @@ def flags() -> Parser:
     add("--gate-together", type=positive, metavar="N",
         help="N samples in a row are below tau together, or none is: with the number of ranks, all "
              "ask the critic in the same steps and none waits for it")
-    add("--flow-weight", choices=("none", "bell"), default="none",
-        help="on the flow loss: none as in the paper, or Omni-Video's bell over t")
     return parser
 
 
@@ -186,19 +152,16 @@ def parse(argv=None) -> tuple[argparse.Namespace, argparse.Namespace]:
         raise BadInput(f"--parallel fsdp: ranks that share the VLM must ask it together: pass "
                        f"--gate-together {WORLD_SIZE}, and not --think full, whose thoughts differ "
                        f"in length")
-    if theirs.pairs and (args.parallel == "fsdp" or args.flow_weight == "bell"):
-        raise BadInput(f"--pairs {theirs.pairs}: own edits go with neither --parallel fsdp nor "
-                       f"--flow-weight bell; drop one of them")
+    if theirs.pairs and args.parallel == "fsdp":
+        raise BadInput(f"--pairs {theirs.pairs}: own edits do not go with --parallel fsdp; "
+                       f"drop one of the two")
     return args, theirs
 
 
 def main(argv=None) -> None:
     ours, args = parse(argv)
     step = train.own_edit_step if args.pairs else train.uso_step
-    if ours.flow_weight == "bell":
-        step = bell_step
-    settings = {**train.settings_of(args), "gate_together": ours.gate_together,
-                "flow_weight": ours.flow_weight}
+    settings = {**train.settings_of(args), "gate_together": ours.gate_together}
     train.begin(args, settings)
     model = train.load(args)
     latents = train.encode(model, args)

@@ -34,7 +34,7 @@ def movie_names(folder: Path) -> list[str]:
     names = []
     for path in folder.rglob("*"):
         is_film = path.suffix.lower() in MOVIES and path.is_file()
-        if is_film and not video.is_hidden(path.name):
+        if is_film and not path.name.startswith("."):    # a Mac's "._film.mp4" is none
             names.append(path.relative_to(folder).as_posix())
     if not names:
         raise BadInput(f"--movies {folder}: holds no film ({', '.join(MOVIES)}); "

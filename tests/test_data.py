@@ -147,8 +147,8 @@ BAD_LINES = [
     ({"target_video_path": "short.gif"}, "short.gif: has 3 frames and 5 are needed"),
     ({"start": -1}, "the field 'start' is -1"),
     ({"stride": "fast"}, "'stride' is \"fast\"; give a whole number from 1 on, or \"spread\""),
-    ({"start": 3, "stride": 1}, "videos/a.mp4: has 7 frames and 8 are needed for 5 frames with "
-                                "start 3 and stride 1; give a longer clip, or a smaller start"),
+    ({"start": 3, "stride": 1}, "videos/a.mp4: has 7 frames and 8 are needed (start 3, stride 1); "
+                                "give a longer clip, or a smaller start"),
     ({"instruction": "far too long"}, "shorten 'far too long'")]
 
 

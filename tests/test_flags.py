@@ -22,8 +22,8 @@ BAD = {
         ("--ema 1", "--ema 1: would keep the weights of the start"),
         ("--wrong 0.7 --drift 0.7", "--wrong 0.7 --drift 0.7: are more than all targets"),
         ("--batch 6 --accumulate 4", "--batch 6 does not divide .*: pass a multiple of 4"),
-        ("--resume nowhere", "--resume nowhere: no run.json"),
-        ("--resume broken", "broken/run.json: is broken"),
+        ("--resume nowhere", "nowhere/run.json: is missing or broken"),
+        ("--resume broken", "broken/run.json: is missing or broken"),
         ("--resume broken --out other", "--resume broken --out other: .*; drop one"),
     ],
     "evaluate": [
@@ -59,9 +59,6 @@ BAD = {
         ("--batch 3", "--batch 3 does not divide among 1 ranks: pass a multiple of 2"),
         ("--out file", "cannot be written"),
     ],
-    "pretrain.vlm": [
-        ("--weights nowhere", "there is no VAE in nowhere/vae"),
-    ],
     "pretrain.base": [("--weights nowhere", "cannot load nowhere")],
     "rvedata.rave": [
         ("", "the following arguments are required: --ditto, --videos"),
@@ -81,14 +78,9 @@ BAD = {
         ("--from . --out .", "--out .: is one of --from"),
         ("--from nowhere --out x", "nowhere: there is no such folder"),
     ],
-    "realsize.check": [
-        ("--weights broken", "broken: is no released directory: it must hold adapter, ar_model"),
-    ],
     "realsize.convert": [
+        ("--from broken", "broken: is no released directory: there is no ar_model/checkpoint"),
         ("--from . --to broken", "--to broken: is there already, and no model folder"),
-    ],
-    "realsize.train": [
-        ("--flow-weight bell --pairs 4", "--pairs 4: own edits go with neither"),
     ],
 }
 

@@ -1,13 +1,12 @@
 """common/jsonl.py and common/pool.py: whole rows, whatever happens while they are written."""
 
-import json
 import math
 import threading
 
 import pytest
 
 from common.files import BadInput
-from common.jsonl import Store, from_json, read_rows, to_json, write_rows
+from common.jsonl import Store, read_rows, write_rows
 from common.pool import in_threads
 
 
@@ -61,18 +60,13 @@ def test_a_line_that_is_not_ours_is_named(tmp_path, line, words):
 
 
 def test_there_is_no_nan(tmp_path):
-    value = math.nan
-    with pytest.raises(ValueError):
-        to_json({"a": [value]})
-    with pytest.raises(ValueError):
-        from_json(json.dumps(value))
     with Store(tmp_path / "a.jsonl") as store:
         with pytest.raises(ValueError):
-            store.append({"key": "a", "a": value})
+            store.append({"key": "a", "a": math.nan})
     assert list(read_rows(tmp_path / "a.jsonl")) == []
     write_rows(tmp_path / "b.jsonl", [{"a": 1}])
     with pytest.raises(ValueError):
-        write_rows(tmp_path / "b.jsonl", [{"a": 2}, {"a": value}])
+        write_rows(tmp_path / "b.jsonl", [{"a": 2}, {"a": [math.nan]}])
     assert list(read_rows(tmp_path / "b.jsonl")) == [{"a": 1}]      # the whole file or nothing
 
 

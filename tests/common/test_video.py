@@ -11,9 +11,8 @@ from PIL import Image
 
 from clips import N, ffmpeg, numbered, paint, read_paint
 from common.files import BadInput, atomic_write
-from common.video import (count_frames, frame_numbers, frame_rate, frames, from_bytes, hash_video,
-                          pick_frames, read_pixels, read_video, shrink, to_bytes, write_pixels,
-                          write_video)
+from common.video import (count_frames, frame_numbers, frame_rate, frames, from_bytes, pick_frames,
+                          read_pixels, read_video, shrink, to_bytes, write_pixels, write_video)
 from tiny import scene, world
 
 X264 = ("-c:v", "libx264", "-pix_fmt", "yuv420p")
@@ -46,11 +45,9 @@ def test_what_is_written_is_read_again(tmp_path, clip, name, least):
 def test_all_pixels_enlarged_by_nearest_neighbour(tmp_path, clip):
     path = tmp_path / "a.mp4"
     write_video(path, clip, fps=5, scale=4)
-    pixels = read_pixels(path, 9)
-    assert pixels.shape == (9, 4 * scene.SIZE, 4 * scene.SIZE, 3) and pixels.dtype == np.uint8
-    video = from_bytes(torch.from_numpy(pixels).permute(0, 3, 1, 2))
+    video = from_bytes(torch.from_numpy(read_pixels(path, 9)).permute(0, 3, 1, 2))
     assert psnr(video, F.interpolate(clip, scale_factor=4.)) > 33      # default mode: nearest
-    assert torch.equal(video, read_video(path, 9, *video.shape[2:])) and frame_rate(path) == 5
+    assert torch.equal(video, read_video(path, 9, *video.shape[2:]))
     with pytest.raises(BadInput, match="a.mp4: has 9 frames and 10 are needed; give a longer"):
         read_pixels(path, 10)
 
@@ -61,19 +58,6 @@ def test_odd_sizes_and_rates(painted, tmp_path):
     assert read_paint(frames(tmp_path / "a.mp4")) == list(range(12))
     assert frame_rate(tmp_path / "a.mp4") == pytest.approx(24000 / 1001, abs=.01)
     assert frame_rate(painted) == 25 and frame_rate(tmp_path) == 8
-    assert len(hash_video(tmp_path / "a.mp4")) == 1
-
-
-def test_unwritable_places_leave_nothing(tmp_path, clip):
-    (tmp_path / "file").touch()
-    (tmp_path / "taken.mp4").mkdir()
-    for path in (tmp_path / "file" / "a.mp4", tmp_path / "taken.mp4", tmp_path / "file" / "a.gif"):
-        with pytest.raises(BadInput, match=f"^{path}: cannot be written [^\n]*$"):
-            write_video(path, clip)
-    with pytest.raises(BadInput, match="a.avi: videos are written as .mp4 or .gif"):
-        write_video(tmp_path / "a.avi", clip)
-    assert sorted(os.listdir(tmp_path)) == ["file", "taken.mp4"]
-    assert not os.listdir(tmp_path / "taken.mp4")
 
 
 def test_a_failed_write_keeps_the_old_file(tmp_path, clip, monkeypatch):
@@ -161,7 +145,6 @@ def no_videos(tmp_path_factory):
     for name in ("nothing", "frames", "mixed"):
         (folder / name).mkdir()
     write_video(folder / "short.mp4", numbered(8))
-    write_video(folder / "still.gif", torch.zeros(9, 3, 32, 32))
     (folder / "text.mp4").write_text("this is no video\n" * 50)
     for k in range(3):
         Image.new("RGB", (4 + k, 4)).save(folder / f"mixed/{k}.png")
@@ -170,8 +153,7 @@ def no_videos(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name, words", [
-    ("short.mp4", "has 8 frames and 9 are needed; give a longer"),
-    ("still.gif", "has 1 frames and 9 are needed.* mp4: .* equal frames"),
+    ("short.mp4", "has 8 frames and 9 are needed"),
     ("text.mp4", "cannot be read to its end as a video"),
     ("x" * 300, "there is no such video"),
     ("nothing", "has 0 frames and 9 are needed"), ("mixed", "its images differ in size"),
@@ -224,24 +206,6 @@ def test_pictures_as_they_are(tmp_path):
     assert (flat == [200, 30, 60]).all()
 
 
-@pytest.mark.parametrize("height, width", [(90, 160), (160, 90), (64, 64)])
-def test_resize_and_crop(tmp_path, height, width):
-    """Against torch's antialiased bilinear of the short side, and the centre of that."""
-    rng = np.random.default_rng(1)
-    rough = torch.from_numpy(rng.random((1, 3, 12, 16), np.float32))
-    picture = (F.interpolate(rough, (height, width), mode="bicubic").clamp(0, 1) * 255).round()
-    Image.fromarray(picture[0].byte().permute(1, 2, 0).numpy()).save(tmp_path / "0.png")
-    got = read_video(tmp_path, 1, 64, 64)
-    scale = 64 / min(height, width)
-    resized = F.interpolate(picture, (round(height * scale), round(width * scale)),
-                            mode="bilinear", antialias=True)
-    top, left = (resized.shape[2] - 64) // 2, (resized.shape[3] - 64) // 2
-    want = resized[..., top:top + 64, left:left + 64].clamp(0, 255) / 127.5 - 1
-    assert (got - want).abs().mean() < .01               # one pixel off would be .07 and more
-    if height == width:
-        assert torch.equal(got, picture / 127.5 - 1)
-
-
 def test_shrink():
     frame = np.full((90, 160, 3), 7, np.uint8)
     assert shrink(frame, 80).shape == (45, 80, 3) and shrink(frame, 160) is frame
@@ -255,10 +219,8 @@ def test_frame_numbers():
     assert frame_numbers(100, 5, start=60) == [60, 70, 80, 89, 99]
     assert frame_numbers(100, 5, stride=1) == [0, 1, 2, 3, 4]
     assert frame_numbers(100, 5, stride=3, start=87) == [87, 90, 93, 96, 99]
-    with pytest.raises(ValueError, match="101 are needed for 5 frames with start 88 and stride 3"):
+    with pytest.raises(ValueError, match="100 frames and 101 are needed .start 88, stride 3"):
         frame_numbers(100, 5, stride=3, start=88)
-    with pytest.raises(ValueError, match="has 4 frames and 5 are needed$"):
-        frame_numbers(4, 5)
 
 
 def test_stride_and_start(painted):

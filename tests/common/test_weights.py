@@ -1,7 +1,6 @@
 """Model folders: what is written is read again, and what does not fit is named."""
 
 import json
-import os
 import shutil
 import socket
 from pathlib import Path
@@ -37,17 +36,6 @@ def test_round_trip_in_float32_is_exact(tiny, tiny_dir):
     assert torch.equal(again.sample(clip, ["wait"], 1), tiny.sample(clip, ["wait"], 1))
     record = json.loads((tiny_dir / "model.json").read_text())
     assert record == {"preset": "tiny", "frozen": None, "vlm_frames": 3}
-
-
-def test_round_trip_in_float16_is_close_and_leaves_the_model_alone(tiny_dir, tmp_path):
-    model, before = (UnifiedModel.from_pretrained(tiny_dir) for _ in range(2))
-    model.save_pretrained(tmp_path / "half", dtype=torch.float16)
-    got = UnifiedModel.from_pretrained(tmp_path / "half").state_dict()
-    for k, v in model.state_dict().items():
-        assert got[k].dtype == torch.float32 and torch.allclose(got[k], v, rtol=1e-3, atol=1e-6), k
-    sizes = [sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
-             for folder in (tmp_path / "half", tiny_dir)]
-    assert sizes[0] < .51 * sizes[1] and same(model, before)
 
 
 def test_a_run_keeps_only_the_trained_parts(folder, tmp_path):
@@ -100,12 +88,11 @@ def test_load_model(tiny, tiny_dir, tmp_path):
         UnifiedModel.from_preset("huge")
 
 
-@pytest.mark.parametrize("text, words", [
-    ('{"preset": "huge", "frozen": null}', "names none of the presets tiny, wan1.3b"),
-    ("[]", "is no record of a model"), ('{"preset": "ti', "is no JSON")])
-def test_a_broken_record_is_named(tmp_path, text, words):
+@pytest.mark.parametrize("text", [
+    '{"preset": "huge", "frozen": null}', "[]", '{"preset": "ti'])
+def test_a_broken_record_is_named(tmp_path, text):
     (tmp_path / "model.json").write_text(text)
-    with pytest.raises(BadInput, match=f"cannot load .*/model.json {words}"):
+    with pytest.raises(BadInput, match="model.json is broken, or of none of the presets tiny, wan"):
         load_model(tmp_path)
 
 
@@ -136,13 +123,3 @@ def test_foreign_weights_are_refused(folder, part, change):
     save_file(tensors, file, {"format": "pt"})
     with pytest.raises(BadInput, match=f"{name.split('.')[-1]}|stranger"):
         load_model(folder)
-
-
-def test_files_have_the_permissions_of_the_umask(tiny, tmp_path):
-    before = os.umask(0o027)
-    try:
-        tiny.save_pretrained(tmp_path / "model", parts=("ar_head", "vlm.vision_tower"))
-    finally:
-        os.umask(before)
-    files = [file for file in (tmp_path / "model").rglob("*") if file.is_file()]
-    assert len(files) > 3 and {file.stat().st_mode & 0o777 for file in files} == {0o640}

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from common.checkpoint import read_vlm
+from common.weights import read_vlm
 from critic import Critic
 from experiments import evaluate
 from model import load_model

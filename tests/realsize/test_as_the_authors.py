@@ -15,7 +15,6 @@ import data
 import evaluate
 import sample
 from common import precision
-from common.text import clean_text
 from common.unipc import unipc
 from common.video import fit, from_bytes, to_bytes
 from critic import SYSTEM, Critic
@@ -173,13 +172,6 @@ def test_noise_levels_of_unipc(seeded):
 
 
 # --------------------------------------------------------------------------------------------- text
-
-@pytest.mark.parametrize("text", [
-    "  two  spaces\n and lines\t", "Tom &amp;amp; Jerry &lt;3", "a â€œquoteâ€\x9d and cafÃ©"])
-def test_prompts_are_cleaned_as_diffusers_cleans_them(text):
-    from diffusers.pipelines.wan.pipeline_wan import prompt_clean
-    assert clean_text(text) == prompt_clean(text)
-
 
 def test_t5_reads_clean_text_and_the_vlm_the_text_itself(original):
     same = original.encode_text(["frost &amp;  ice"])[0]

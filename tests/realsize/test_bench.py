@@ -25,6 +25,7 @@ def test_what_is_measured(model):
     result = real_bench.measure(model, 1, 1, peak=1e9)
     assert list(result["steps"]) == ["SFT", "exact/expect", "own edits"]
     sft = result["steps"]["SFT"]["tau"][bench.TAU]["ms"]
-    forward, backward, _ = real_bench.dit_flops(real_bench.on_meta(model.preset))
+    on_meta = real_bench.on_meta(model.preset)
+    forward, backward, _ = real_bench.step_flops(on_meta, 1, 1)["DiT"]
     assert result["mfu_of_sft"] == pytest.approx((forward + backward) / (sft / 1000) / 1e9)
     assert "exact/expect" in bench.report(result)

@@ -42,7 +42,8 @@ def test_flops_are_those_of_the_step(tiny_dir, monkeypatch):
 def test_flops_of_the_real_size_against_rules_of_thumb():
     """2 a parameter and token, and attention; backward as much if frozen, twice if trained."""
     model = cost.on_meta(WAN)
-    before, after = cost.llama_flops(model, 1748, 1584)
+    parts = cost.step_flops(model, 1748, 1584)
+    before, after = parts["Llama, prefix"], parts["Llama, edit and verdict"]
     blocks = sum(p.numel() for p in model.vlm.llm.model.layers.parameters())
     attention = 32 * 4 * 4096 * 1748 ** 2                # layers; scores and their sum of values
     head = 2 * 4096 * 128_256

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,12 +21,10 @@ from common.files import BadInput
 from common.measure import peak_memory
 from common.video import write_video
 from critic import Critic, decode_frames
-from data import draws
-from model import load_model, sample_timesteps
+from model import load_model
 from presets import PRESETS
 from realsize import train as size_train
-from realsize.train import (bell_step, bell_weight, recompute_activations,
-                            sample_timesteps_together)
+from realsize.train import recompute_activations, sample_timesteps_together
 from runs import read_log
 from small import SMALL
 from train import uso_step
@@ -83,13 +80,6 @@ def test_rounding_carries_no_rank_over(monkeypatch):
     assert (t < .7).tolist() == [True, True, False, False] and (t > 0).all() and (t <= 1).all()
 
 
-def test_rows_of_a_batch_share_a_coin():
-    together = partial(sample_timesteps_together, ranks=4, tau=.5)
-    below = (draws(3, 0, 16, (1,), together)[0] < .5).view(4, 4)
-    assert (below == below[:, :1]).all()
-    assert len(sample_timesteps_together(7, 4, .5)) == 7
-
-
 # -------------------------------------------------------------------------------------- less memory
 
 @pytest.fixture(scope="module")
@@ -136,22 +126,6 @@ def test_recomputing_saves_memory(plain_and_recomputed, part):
         peaks.append(peak.mib)
     plain, again = peaks
     assert again < .75 * plain
-
-
-def test_the_bell_weighs_each_sample(tiny, monkeypatch):
-    """1.8 at t = 0.5, 0.28 at 0.05, 0 at 1; of mean 1 over the levels of training. With a weight of
-    2 the flow loss is twice train.uso_step's, and self-reflection the same."""
-    t = torch.tensor([.5, .05, 1e-3, 1.])
-    assert bell_weight(t).tolist() == pytest.approx([1.798, .276, .004, 0.], abs=2e-3)
-    drawn = sample_timesteps(20_000, generator=seeded())
-    assert bell_weight(drawn).mean().item() == pytest.approx(1, abs=.02)
-    way = bench.make_ways(tiny, 2, [("alone", "expect")])["alone/expect"]
-    way.gate(1)
-    monkeypatch.setattr(size_train, "bell_weight", lambda t: 2 * torch.ones_like(t))
-    with torch.no_grad():
-        ours, theirs = (step(tiny, way.critic, way.batch, .25) for step in (bell_step, uso_step))
-    assert ours[0].item() == pytest.approx((theirs[0] + theirs[1]["flow_loss"]).item(), rel=1e-5)
-    assert ours[1] == theirs[1] | {"flow_loss": pytest.approx(2 * theirs[1]["flow_loss"])}
 
 
 # --------------------------------------------------------------------------------------- many ranks
