@@ -4,7 +4,8 @@
     python -m experiments --table 4                # 2: cross, 3: literal, 4: objectives, 5: lambda,
                                                    # 6: tau
     python -m experiments --figure gamed           # also 4, samples, gradient, one-step, map,
-                                                   # map-longer, headline, own-edits, triplets
+                                                   # map-longer, headline, own-edits, chosen,
+                                                   # triplets
     python -m experiments --figure headline --targets drift-60 --seeds 8 --n 400
     python -m experiments --all --list             # only what is left to do
     python -m experiments --all --out results      # how the files in results/ were made
@@ -27,7 +28,7 @@ import torch
 from common.files import BadInput, Parser, atomic_write, check_writable, positive, run_script
 from common.weights import hash_of_weights
 from experiments import figures, jobs, tables, train
-from experiments.runs import BASE, HALF, NEEDED_SCORES, TARGETS, Study
+from experiments.runs import BASE, NEEDED_SCORES, TARGETS, Study, parents_of
 from model import load_model
 from tiny import world
 
@@ -83,7 +84,7 @@ def check_flags(study: Study, items: list[str]) -> None:
     more = f"--more {shlex.join(study.flags)}"
     names = {word.partition("=")[0] for word in study.flags if word.startswith("--")}
     for run in dict.fromkeys(score.run for item in items for score in NEEDED_SCORES[item]):
-        if run == BASE or run.endswith(HALF):    # they are not trained
+        if run == BASE or parents_of(run):       # its flags are the base's, or its parents'
             continue
         own = jobs.train_job(study, run, seed=0).command
         for name in names.intersection(own[:len(own) - len(study.flags)]):
@@ -133,7 +134,7 @@ def main(argv=None) -> None:
             for job in chain:
                 print(job.name)
         return
-    while left:                                  # what is mixed comes after what it is mixed of
+    while left:                                  # what has parents comes after them
         jobs.do_all(study, left)
         left = jobs.plan(study, items)
     for item in items:

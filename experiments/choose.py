@@ -28,7 +28,7 @@ from common.distributed import device
 from common.files import (BadInput, Parser, at_least_0, atomic_write, check_writable, hash_of_file,
                           run_script)
 from common.plots import optional_picture
-from common.run import check_run, claim_folder, plain_settings, read_run
+from common.run import check_run, claim_folder, read_run
 from common.weights import hash_of_weights
 from critic import Critic
 from data import Batches, Item, Latents

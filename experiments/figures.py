@@ -19,10 +19,10 @@ from common.plots import pyplot, save_figure
 from critic import THINK, Critic
 from experiments.gradient_probe import gradient_at_levels
 from experiments.one_step_probe import NOISED, one_step_margins
-from experiments.runs import (BASE, BASELINES, CRITICS, GAMED, GAMED_RUNS, HALF, HEADLINE, LEARNERS,
-                              MAP, MAP_LONGER, OBJECTIVES, OWN_EDITS, OWN_EDITS_ON_FEW, RUNS,
-                              SFT_ON_FEW, TAUS, TRIPLETS, Cell, Score, Study, run_of_triplets,
-                              run_on)
+from experiments.runs import (BASE, BASELINES, CHOICE, CHOSEN_ON_FEW, CRITICS, GAMED, GAMED_RUNS,
+                              HALF, HEADLINE, LEARNERS, MAP, MAP_LONGER, OBJECTIVES, OWN_EDITS,
+                              OWN_EDITS_ON_FEW, RUNS, SFT_ON_FEW, TAUS, TRIPLETS, Cell, Score,
+                              Study, run_of_triplets, run_on)
 from experiments.scores import (GAINS, SHOWN, Interval, cell, compare, correlation_of, gains,
                                 measured_once, read_scores, seed_and_sample_interval,
                                 smallest_visible)
@@ -269,6 +269,18 @@ def figure_own_edits(study: Study) -> str:
     """What do own edits teach beside 100 triplets, and at which price?"""
     runs = {"own edits": OWN_EDITS_ON_FEW, "halfway to SFT": OWN_EDITS_ON_FEW + HALF}
     draw_gained_and_spoilt(study, {"SFT": SFT_ON_FEW, **runs})
+    return against_sft_on_few(study, runs, "own-edits.png")
+
+
+def figure_chosen(study: Study) -> str:
+    """And where they are chosen by the VLM, and learnt without its gradient?"""
+    runs = {"own edits": OWN_EDITS_ON_FEW, "halfway to SFT": OWN_EDITS_ON_FEW + HALF,
+            "chosen edits": CHOSEN_ON_FEW}
+    return against_sft_on_few(study, runs, "chosen.png")
+
+
+def against_sft_on_few(study: Study, runs: dict[str, str], picture: str) -> str:
+    """What these runs gain over SFT on 100 triplets: bars, and a table."""
     sft = Score(SFT_ON_FEW, "rave")
     gained = {name: gain_intervals(gains(study, Score(run, "rave"), sft))
               for name, run in runs.items()}
@@ -276,9 +288,10 @@ def figure_own_edits(study: Study) -> str:
     for column in GAINS:
         bars = {name: intervals[column] for name, intervals in gained.items()}
         panels.append(Panel(f"RAVE: {column} - SFT on 100 triplets", bars=bars))
-    draw_panels(study.out / "own-edits.png", panels, height=1.8)
+    draw_panels(study.out / picture, panels, height=1.8)
     text = compare(study, [BASE, SFT_ON_FEW, *runs.values()], "rave", SFT_ON_FEW)
-    return f"{OWN_EDITS_ON_FEW}: `{RUNS[OWN_EDITS_ON_FEW]}`; half: `experiments.mix`.\n\n{text}"
+    return (f"own edits: `{RUNS[OWN_EDITS_ON_FEW]}`; half: `experiments.mix`; chosen: "
+            f"`experiments.choose {CHOICE}`.\n\n{text}")
 
 
 def draw_gained_and_spoilt(study: Study, runs: dict[str, str], n: int = 5) -> None:

@@ -20,8 +20,8 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from common.files import BadInput, atomic_write
-from experiments.runs import (BASE, HALF, NEEDED_SCORES, RUNS, SFT_ON_FEW, TARGETS,
-                              Score, Study, name_and_targets, needs_both_margins, needs_margin)
+from experiments.runs import (BASE, CHOICE, CHOSEN, HALF, NEEDED_SCORES, RUNS, TARGETS, Score,
+                              Study, name_and_targets, needs_both_margins, needs_margin, parents_of)
 
 ROOT = Path(__file__).parents[1]
 STOPPED = 130                                    # the exit code of a command that Ctrl-C stopped
@@ -40,11 +40,14 @@ def train_job(study: Study, run: str, seed: int) -> Job:
     """The training of a run, or the mixing of two."""
     folder = study.run_folder(run, seed)
     if run.endswith(HALF):
-        parents = [str(parent) for parent in parents_of(study, run, seed)]
+        parents = [str(study.run_folder(parent, seed)) for parent in parents_of(run)]
         command = [sys.executable, "-m", "experiments.mix", *parents, "--out", str(folder)]
         return Job(training_name(study, run, seed), command, folder / "model" / "model.json")
     name, targets = name_and_targets(run)
-    command = [sys.executable, "-m", "experiments.train", *RUNS[name].split(),
+    chosen = []
+    if name.endswith(CHOSEN):
+        name, chosen = name.removesuffix(CHOSEN), ["--chosen", str(chosen_folder(study, run, seed))]
+    command = [sys.executable, "-m", "experiments.train", *RUNS[name].split(), *chosen,
                *TARGETS[targets or study.targets].split(),
                "--steps", str(study.steps_of(run)), "--seed", str(seed),
                "--out", str(folder), "--cache", str(study.folder / "cache"), "--eval-items", "0"]
@@ -54,9 +57,18 @@ def train_job(study: Study, run: str, seed: int) -> Job:
                folder / "model" / "model.json")
 
 
-def parents_of(study: Study, run: str, seed: int) -> list[Path]:
-    """The runs that are mixed: SFT on 100 triplets, and own edits beside them."""
-    return [study.run_folder(name, seed) for name in (SFT_ON_FEW, run.removesuffix(HALF))]
+def choose_job(study: Study, run: str, seed: int) -> Job:
+    """The choice of the edits that a run learns, too."""
+    parent, = parents_of(run)
+    folder = chosen_folder(study, run, seed)
+    command = [sys.executable, "-m", "experiments.choose", str(study.run_folder(parent, seed)),
+               *CHOICE.split(), "--out", str(folder)]
+    return Job(f"choose edits of {study.full_name(parent)}, seed {seed}", command,
+               folder / "chosen.safetensors")
+
+
+def chosen_folder(study: Study, run: str, seed: int) -> Path:
+    return study.run_folder(run, seed).with_name(f"edits-for-{study.run_folder(run, seed).name}")
 
 
 def training_name(study: Study, run: str, seed: int) -> str:
@@ -83,20 +95,21 @@ def score_job(study: Study, score: Score, seed: int) -> Job:
 def plan(study: Study, items: list[str], done: bool = False) -> list[list[Job]]:
     """The chains that the tables and figures `items` need, with or without the jobs that are done.
 
-    Mixed runs are not among them before their parents are trained: plan again when these are.
+    Runs with parents are not among them before these are trained: plan again when they are.
     """
     scores_of_run = {}
     for item in items:
         for score in NEEDED_SCORES[item]:
             for seed in study.seeds_of(score.run):
-                if score.run.endswith(HALF) and not parents_are_there(study, score.run, seed):
+                if not parents_are_there(study, score.run, seed):
                     continue
                 scores = scores_of_run.setdefault((score.run, seed), [])
                 if score not in scores:
                     scores.append(score)
     chains = []
     for (run, seed), scores in scores_of_run.items():
-        chain = [] if run == BASE else [train_job(study, run, seed)]
+        chain = [choose_job(study, run, seed)] if run.endswith(CHOSEN) else []
+        chain += [train_job(study, run, seed)] if run != BASE else []
         chain += [score_job(study, score, seed) for score in scores]
         chain = [job for job in chain if done or not job.makes.exists()]
         if chain:
@@ -105,8 +118,8 @@ def plan(study: Study, items: list[str], done: bool = False) -> list[list[Job]]:
 
 
 def parents_are_there(study: Study, run: str, seed: int) -> bool:
-    """Whether the two runs that are mixed have been trained."""
-    return all((parent / "model").is_dir() for parent in parents_of(study, run, seed))
+    """Whether the runs that this one is made of have been trained."""
+    return all((study.run_folder(parent, seed) / "model").is_dir() for parent in parents_of(run))
 
 
 # ------------------------------------------------------------------------ doing them

@@ -31,17 +31,18 @@ def test_what_is_done_is_not_done_again(study, pretend):
     assert names(plan(study, ["table 3"], done=True)) == everything
 
 
-def test_a_mixed_run_waits_for_its_parents(study):
+def test_a_run_with_parents_waits_for_them(study):
     study = study(seeds=range(1))
-    waiting = names(plan(study, ["figure own-edits"]))
-    assert not any("half" in name for name in waiting)
+    waiting = names(plan(study, ["figure chosen"]))
+    assert not any("half" in name or "chosen" in name for name in waiting)
     for run in (SFT_ON_FEW, OWN_EDITS_ON_FEW):
         (study.run_folder(run, 0) / "model").mkdir(parents=True)
-    mix, score = next(chain for chain in plan(study, ["figure own-edits"])
-                      if "half" in chain[0].name)
+    (mix, score), (choose, train, _) = plan(study, ["figure chosen"])[-2:]
     assert mix.command[2:5] == ["experiments.mix", str(study.run_folder(SFT_ON_FEW, 0)),
                                 str(study.run_folder(OWN_EDITS_ON_FEW, 0))]
     assert str(mix.makes.parents[1]) in score.command
+    assert choose.command[2:4] == ["experiments.choose", str(study.run_folder(SFT_ON_FEW, 0))]
+    assert train.command[train.command.index("--chosen") + 1] == str(choose.makes.parent)
 
 
 def test_all_runs_share_the_data_but_those_on_other_targets(study):
