@@ -88,9 +88,12 @@ def euler(velocity, x: torch.Tensor, steps: int, shift: float, progress=list) ->
     return x
 
 
+ROLLOUT_STEPS = 6
+
+
 @torch.no_grad()
 def rollout(model, noise: torch.Tensor, t: torch.Tensor, c: torch.Tensor, source: torch.Tensor,
-            steps: int = 6) -> torch.Tensor:
+            steps: int = ROLLOUT_STEPS) -> torch.Tensor:
     """The model's own x_t, where it comes to from pure noise: (B, C, f, h, w), without gradient.
 
     noise, source: (B, C, f, h, w); t: (B,), each row goes to its own, in `steps` equal Euler steps;

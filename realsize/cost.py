@@ -20,7 +20,7 @@ from transformers import DynamicCache
 import bench
 from common.files import Parser, between, markdown, run_script
 from common.measure import count_flops
-from model import TRAINED, UnifiedModel
+from model import ROLLOUT_STEPS, TRAINED, UnifiedModel
 from presets import PRESETS, Preset
 
 SAMPLES = 56_000 * 15                            # of the paper's run: triplets times epochs
@@ -166,7 +166,11 @@ def flops_table(parts: dict[str, Flops], tau: float) -> str:
 def hours_table(parts: dict[str, Flops], tau: float, speed: float) -> str:
     """speed: FLOPs a second that are reached."""
     rows = [[f"hours at {speed / 1e12:.0f} TFLOPs/s", "1 GPU", "8 GPUs"]]
-    for name, flops in (("SFT", sum(parts["DiT"])), ("USO", sum(amortised(parts, tau).values()))):
+    sft, uso = sum(parts["DiT"]), sum(amortised(parts, tau).values())
+    # a pair is rolled out to t < tau, and has the one-step estimate and the critic after that
+    pair = ROLLOUT_STEPS * parts["DiT"].forward + sum(map(sum, parts.values()))
+    own = sft + bench.trigger_rate(tau) * pair
+    for name, flops in (("SFT", sft), ("USO", uso), ("own edits", own)):
         hours = SAMPLES * flops / speed / 3600
         rows.append([name, f"{hours:.1f}", f"{hours / 8:.1f}"])
     return markdown(rows)

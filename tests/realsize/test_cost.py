@@ -67,5 +67,7 @@ def test_the_page(capsys, monkeypatch):
     assert [args[1:] for args in asked] == [(8 * 196 + 180, 8 * 196 + 16)]
     whole = 69e12 + .25 * (93e12 + 26e12)
     assert f"USO / SFT in FLOPs {whole / 69e12:.2f}" in printed
-    hours = 56_000 * 15 * whole / (.45 * 989e12) / 3600
-    assert f"{hours:.1f} | {hours / 8:6.1f} |" in printed
+    own = 69e12 + .25 * (6 * 17e12 + 69e12 + 93e12 + 26e12)
+    for flops in (whole, own):
+        hours = 56_000 * 15 * flops / (.45 * 989e12) / 3600
+        assert f"{hours:.1f} | {hours / 8:6.1f} |" in printed
