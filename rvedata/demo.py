@@ -26,12 +26,11 @@ from rvedata import icvg, rave, split
 from tiny import draw, scene, world
 from tiny.scene import Scene
 
-FPS, SCALE = 24, 4                                       # of the films
 TRAIN = Path(__file__).parents[1] / "train.py"
-TRIPLETS_A_MOVIE = 8
+FPS, SCALE, TRIPLETS_A_MOVIE = 24, 4, 8                  # of the films
 
 
-# --------------------------------------------------------------------------- its films, its VLM
+# ------------------------------------------------------------------------------ its films, its VLM
 
 def film_shot(start: Scene, segments: int = 3) -> torch.Tensor:
     """A scene that goes on for some segments of nine frames. (F, 3, H, W)

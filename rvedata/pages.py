@@ -33,10 +33,10 @@ def report(folder: Path, movies: Path | None = None) -> None:
     manifests = {name: list(read_accepted(folder / f"{name}.jsonl"))
                  for name in ("triplets", "train", "test")}
     found = folder / "clusters.json"                     # histogram of cosines, threshold, counts
-    types = lambda some: dict(sorted(Counter(triplet["type"] for triplet in some).items()))
     data = {
         "stages": stages,
-        "manifests": [{"name": name, "n": len(some), "types": types(some)}
+        "manifests": [{"name": name, "n": len(some),
+                       "types": Counter(sorted(triplet["type"] for triplet in some))}
                       for name, some in manifests.items() if some],
         "threshold": json.loads(found.read_text("utf-8")) if found.exists() else None,
         "clusters": clusters(folder, movies) if movies else [],

@@ -123,18 +123,10 @@ def test_a_person_reads_the_report(browser, opened, folder):
     scroll(browser, "s2")
     until(browser, "document.querySelectorAll('article[data-id=s2] video').length == 3")  # failed
     assert browser.execute_script("return window.hacked") is None
-    # What the judge saw: the first, fourth, sixth and last of 9 frames, the prompt, its replies.
+    # What the judge saw: four frames of each video, the prompt, its replies.
     scroll(browser, "s0")
-    browser.execute_script("""
-        window.drawn = [];
-        const draw = CanvasRenderingContext2D.prototype.drawImage;
-        CanvasRenderingContext2D.prototype.drawImage = function (video, x, y) {
-            window.drawn.push(Math.floor(9 * video.currentTime / video.duration));
-            draw.call(this, video, x, y);
-        }""")
     click(browser, "article[data-id=s0] .saw summary")
     until(browser, "document.querySelectorAll('article[data-id=s0] .saw canvas').length == 12")
-    assert {0, 3, 5, 8} <= set(browser.execute_script("return window.drawn"))
     saw = text(browser, "article[data-id=s0] .saw")
     assert "See dusk s0" in saw and saw.count(f"reply {HOSTILE}") == 4
     with screen(browser, 390):

@@ -76,7 +76,15 @@ def test_win_rates_by_hand():
     assert rates["a", "b"][0] == (1 + 1 + 0 + .5) / 4 == 1 - rates["b", "a"][0]
     assert rates["b", "c"][0] == pytest.approx(2 / 3) and rates["a", "c"][0] == 1
     assert len(rates) == 6 and math.isnan(rates["a", "c"][1])            # of three
-    lines = study_table({"X": ranks[:1], "Y": []}, {"X": win_rates(ranks[:1]), "Y": {}})
+    # Two people who agree with themselves on 8 samples say as little as two judgements.
+    ranks, clusters = [], []
+    for rater, said in (("x", dict(a=1, b=2)), ("y", dict(a=2, b=1))):
+        ranks += [said] * 8
+        clusters += [(rater, f"s{k}") for k in range(8)]
+    assert win_rates(ranks, clusters)["a", "b"] == (.5, 0, 1)            # one of them, or both
+
+    one = [dict(a=1, b=2, c=3)]
+    lines = study_table({"X": one, "Y": []}, {"X": win_rates(one), "Y": {}})
     assert lines[0] == ["wins over", "N", "X", "Y"] and ["c over a", "1", "0%", "-"] in lines
 
 

@@ -103,20 +103,6 @@ def test_what_people_said_is_kept_and_counted(folder, rows, tmp_path, capsys):
     assert "People who ranked: 3." in (folder / "report.html").read_text()
 
 
-def test_the_intervals_of_win_rates_are_clustered(tmp_path):
-    """Two people who agree with themselves on 8 samples say as little as two judgements."""
-    key = {"study": "x", "samples": [{"id": f"s{k}", "A": "ours", "B": "theirs"} for k in range(8)]}
-    (tmp_path / "study_key.json").write_text(json.dumps(key))
-    (tmp_path / "ratings").mkdir()
-    for rater, ranks in (("x", {"A": 1, "B": 2}), ("y", {"A": 2, "B": 1})):
-        rankings = [{"sample": k, "criterion": "Visual Quality", "ranks": ranks} for k in range(8)]
-        said = {"study": "x", "rater": rater, "rankings": rankings}
-        (tmp_path / f"ratings/{rater}.json").write_text(json.dumps(said))
-    found = study.results(tmp_path)
-    assert found["rates"][0]["rate"] == (.5, 0, 1)       # as one of them, or both, are drawn
-    assert found["table"][1][2:] == ["-", "-", "50% [0%, 100%]"]         # the table has the same
-
-
 def test_what_is_no_ranking(folder, rows, tmp_path):
     key, file = make_study(folder, rows, 0), tmp_path / "r.json"
     good = {"sample": 0, "criterion": "Visual Quality", "ranks": {"A": 1, "B": 2}}
