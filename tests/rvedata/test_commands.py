@@ -21,7 +21,7 @@ def test_the_demo(tmp_path, monkeypatch, capsys):
         commands.append(command)
         return SimpleNamespace(returncode=0)
     monkeypatch.setattr(demo, "subprocess", SimpleNamespace(run=start))
-    monkeypatch.setattr(demo, "TRIPLETS_A_MOVIE", 4)
+    monkeypatch.setattr(demo, "TRIPLETS_A_MOVIE", 6)
     out = tmp_path / "demo"
     demo.main(["--out", str(out), "--movies", "1", "--steps", "1"])
     _, training = no_leak(out / "bench")
