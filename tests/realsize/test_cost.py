@@ -1,4 +1,6 @@
-"""cost.py: against the real step, rules of thumb and hours by hand."""
+"""cost.py against the real step, rules of thumb and hours by hand; bench.py on a small preset."""
+
+from dataclasses import replace
 
 import pytest
 import torch
@@ -7,8 +9,10 @@ import bench
 from critic import Critic, decode_frames
 from model import UnifiedModel
 from presets import PRESETS
+from realsize import bench as real_bench
 from realsize import cost
 from realsize.cost import Flops
+from small import SMALL
 
 TINY, WAN = PRESETS["tiny"], PRESETS["wan1.3b"]
 
@@ -71,3 +75,19 @@ def test_the_page(capsys, monkeypatch):
     for flops in (whole, own):
         hours = 56_000 * 15 * flops / (.45 * 989e12) / 3600
         assert f"{hours:.1f} | {hours / 8:6.1f} |" in printed
+
+
+def test_the_bench_as_on_a_gpu(monkeypatch):
+    preset = replace(SMALL, bf16=True, context_length=128,
+                     llama=SMALL.llama | dict(vocab_size=1024))
+    monkeypatch.setitem(PRESETS, "wan1.3b", preset)
+    model = real_bench.random_model()
+    assert not [k for k, x in (*model.named_parameters(), *model.named_buffers()) if x.is_meta]
+    assert {p.dtype for p in model.vlm.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in model.transformer.parameters()} == {torch.float32}
+    result = real_bench.measure(model, 1, 1, peak=1e9)
+    assert list(result["steps"]) == ["SFT", "exact/expect", "own edits"]
+    sft = result["steps"]["SFT"]["tau"][bench.TAU]["ms"]
+    forward, backward, _ = cost.step_flops(cost.on_meta(preset), 1, 1)["DiT"]
+    assert result["mfu_of_sft"] == pytest.approx((forward + backward) / (sft / 1000) / 1e9)
+    assert "exact/expect" in bench.report(result)
