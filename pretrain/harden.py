@@ -22,11 +22,10 @@ from common.run import Run
 from critic import Critic, follow
 from model import UnifiedModel, load_model
 from pretrain import stage
-from pretrain.draft import one_step
 from pretrain.heads import Heads
 from pretrain.lessons import (as_video, grade, render_lessons, training_triplet, vlm_frames,
                               vlm_lesson)
-from pretrain.vlm import Shown, judge_answers, name_patches, two_answers
+from pretrain.vlm import Shown, judge_answers, name_patches, one_step, two_answers
 
 HEAD_STEPS = 200                                    # the heads of the dense questions alone, before
 AS_BEFORE = .375                                         # the share of pairs as in the third lesson

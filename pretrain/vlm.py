@@ -9,12 +9,13 @@ It reads the VAE in out/vae/model and writes out/vlm/model, which base.py reads.
     1   eyes        what covers this patch?                               the first 5 % of the steps
     2   words       captions and chains of thought                        up to 16 %
     3   verdicts    is it done? and the dense questions of heads.py       up to 60 %
-    4   estimates   verdicts also on what a half-trained generator made   to the end (draft.py)
+    4   estimates   verdicts also on what a half-trained generator made   to the end
 
 Answers to be judged come in twos, to the same instruction: what tells them apart is only whether it
 is done.
 
-Axis letters: B rows, N frames, K frames of a clip that the VLM sees, H W pixels, T tokens, D width.
+Axis letters: B rows, N frames, K frames of a clip that the VLM sees, F frames, H W pixels, C f h w
+latents, T tokens, D width.
 """
 
 from pathlib import Path
@@ -23,15 +24,20 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from tqdm import tqdm
 
-from common.distributed import RANK, WORLD_SIZE
+from common.distributed import RANK, WORLD_SIZE, is_first_rank
 from common.files import positive, run_script
-from critic import THINK
+from common.run import Run
+from critic import THINK, clean_estimate
+from model import UnifiedModel, add_noise
 from pretrain import stage
+from pretrain.base import (Edits, base_step, encode_edits, encode_videos, generator_params,
+                           new_generator)
 from pretrain.chats import caption_row, teach, thought_row, verdict_row
-from pretrain.draft import draft_answers, train_draft
 from pretrain.heads import Heads, compares, covers, expects
-from pretrain.lessons import VLM_STRIDE, Answer, as_video, render_lessons, vlm_frames, vlm_lesson
+from pretrain.lessons import (VLM_STRIDE, Answer, as_bytes, as_video, grade, render_lessons,
+                              training_triplet, vlm_frames, vlm_lesson)
 from vlm import VILA
 
 WORDS_FROM, VERDICTS_FROM, ESTIMATES_FROM = 5, 16, 60    # percent of the steps
@@ -168,6 +174,78 @@ def order(margin: torch.Tensor, grades: torch.Tensor) -> tuple[torch.Tensor, tor
     ahead_where = ahead[better != 0]
     loss = F.softplus(-ahead_where).sum() / len(ahead)
     return loss, (ahead_where > 0).float().mean()
+
+
+# ------------------------------------------------- lesson 4: estimates of a half-trained generator
+#
+# A VLM that has only seen the world's own clips is fooled by decoder blur and by half-made edits.
+# So a draft of the base generator is trained first, for some minutes; what it makes is graded, and
+# the draft is thrown away.
+
+def train_draft(lessons: list[dict], args) -> tuple[UnifiedModel, Edits, torch.Tensor]:
+    """A generator trained on the lessons: model, encoded lessons, latents of the wrong answers.
+
+    Its own VLM is untrained: it reads through T5 alone.
+    """
+    model = stage.model_with_vae(args.weights, args.seed)
+    sources, targets, wrong = [[as_video(lesson[key]) for lesson in lessons]
+                               for key in ("source", "target", "wrong")]
+    edits = encode_edits(model, sources, targets, [lesson["instruction"] for lesson in lessons])
+    wrong = encode_videos(model, wrong)
+    new_generator(model, args.seed)
+    params = generator_params(model)
+    run = Run(args.out / "draft", params, stage.optimizers(params, 1e-3, 1e-4), name="draft")
+    for step in run.steps(args.draft_steps):
+        loss = base_step(model, edits, step, args.batch, args.seed, drop=0.)
+        run.update(loss, {})
+    return model, edits, wrong
+
+
+@torch.no_grad()
+def draft_answers(lessons: list[dict], model: UnifiedModel, edits: Edits, wrong: torch.Tensor,
+                  seed: int) -> list[tuple[dict, list[Answer]]]:
+    """What the draft makes of each lesson, graded. Each rank does all of it, and gets the same."""
+    answers = [(lesson, []) for lesson in lessons]
+    generator = torch.Generator().manual_seed(seed)
+    for start in tqdm(range(0, len(lessons), 8), desc="estimates", disable=not is_first_rank()):
+        rows = list(range(start, min(start + 8, len(lessons))))
+        videos = one_step_estimates(model, edits, wrong, rows, generator, with_blur=start % 3 == 0)
+        if start % 4 == 0:                               # finished edits
+            sources = torch.stack([as_video(lessons[i]["source"]) for i in rows])
+            texts = [edits.texts[i] for i in rows]
+            videos.append(model.sample(sources, texts, steps=8, guidance=0, seed=start))
+        for batch in videos:
+            for i, video in zip(rows, batch):
+                value = grade(training_triplet(lessons[i]["index"]), video)
+                answers[i][1].append(Answer(as_bytes(video[::VLM_STRIDE]), "", value))
+    return answers
+
+
+def one_step_estimates(model: UnifiedModel, edits: Edits, wrong: torch.Tensor, rows: list[int],
+                       generator: torch.Generator, with_blur: bool) -> list[torch.Tensor]:
+    """Batches of clips (B, F, 3, H, W): estimates from noised targets and noised wrong answers.
+
+    Of both, since at small t, x_t itself shows what it was made of. with_blur: also targets and
+    wrong answers themselves, as the decoder shows them.
+    """
+    source = edits.source[rows]
+    text = model.encode_text([edits.texts[i] for i in rows])
+    c = model.context(source, model.bridge([edits.h[i] for i in rows]), text)
+    videos = []
+    for x0 in (edits.target[rows], wrong[rows]):
+        t = torch.rand(len(rows), generator=generator) * .85 + .02
+        noise = torch.randn(x0.shape, generator=generator)
+        videos.append(model.decode_video(one_step(model, c, source, x0, t, noise)))
+        if with_blur:
+            videos.append(model.decode_video(x0))
+    return videos
+
+
+def one_step(model: UnifiedModel, c: torch.Tensor, source: torch.Tensor, x0: torch.Tensor,
+             t: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """Eq. 3: the clean estimate of x0 noised to levels t (B,). Latents are (B, C, f, h, w)."""
+    x_t = add_noise(x0, noise, t)
+    return clean_estimate(x_t, model.velocity(x_t, t, c, source), t)
 
 
 # ---------------------------------------------------------------------------------------- the stage
