@@ -46,15 +46,8 @@ def recompute_activations(model: UnifiedModel) -> None:
     """
     for layers in blocks(model).values():
         for block in layers:
-            block.forward = partial(run_again, block.forward)
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
     model.run_decoder = partial(decode_recomputed, model.vae)
-
-
-def run_again(forward, *args, **named):
-    """forward(...), whose inside is not kept for the backward pass."""
-    if not torch.is_grad_enabled():
-        return forward(*args, **named)
-    return checkpoint(forward, *args, use_reentrant=False, **named)
 
 
 def decode_recomputed(vae, z: torch.Tensor) -> torch.Tensor:
