@@ -4,11 +4,12 @@
     python -m experiments.critic_probe --weights weights/hardened --n 100 --split val
 
 Measures a model's frozen VAE and VLM on held-out triplets of the tiny world, prints what it found
-and keeps it in out/critic/<model>.json. Three questions, a function each:
+and keeps it in out/critic/<model>.json. Four questions, a function each:
 
     measure_vae        what does the critic get to see?
     measure_verdicts   does it say Yes to right edits and No to wrong ones?
     measure_gradient   does its margin agree with the oracle, and which pixels does it look at?
+    measure_ascent     what is a gain of margin worth, if one follows its gradient?
 
 The right answers are the targets, the wrong ones near misses that the oracle gives an Overall
 below 6; RAVE and ICVG take turns.
@@ -28,9 +29,9 @@ from tqdm import tqdm
 
 from common.files import (Parser, at_least_0, atomic_write, check_writable, positive,
                           run_script)
-from common.intervals import overall
+from common.intervals import format_interval, interval, overall
 from common.weights import read_vlm
-from critic import THINK, Critic, decode_frames
+from critic import THINK, Critic, decode_frames, follow
 from evaluate import run_name
 from model import UnifiedModel, load_model
 from tiny import world
@@ -38,6 +39,8 @@ from tiny import world
 WRONG_BELOW = 6                # the oracle's Overall of a near miss that counts as a wrong answer
 CHANGED = .02                  # a pixel in [-1, 1] that differs by more is one that should change
 BATCH = 20                     # clips at a time
+WAYS = (.3, .6)                # RMS of the whole way up the margin, in deviations of a latent
+SCORES = ("Overall", "EA", "PC", "GR")           # of the oracle
 
 
 # ------------------------------------------------------------------------ what the probes share
@@ -108,14 +111,6 @@ def wrong_answer(triplet, first: int, rng: np.random.Generator) -> tuple[torch.T
         scores = world.judge(triplet, video)
         if overall(scores["EA"], scores.get("PC"), scores["GN"], scores["GR"]) < WRONG_BELOW:
             return video, kind
-
-
-def add_held_out_flags(parser: Parser) -> None:
-    """Which triplets and wrong answers: what `hold_out` is given."""
-    add = parser.add_argument
-    add("--n", type=positive, default=200, help="how many triplets")
-    add("--split", choices=world.SPLITS, default="test", help="of the tiny world")
-    add("--seed", type=at_least_0, default=0, help="of near misses and generated edits")
 
 
 def hold_out(n: int, split: str = "test", seed: int = 0) -> HeldOut:
@@ -200,6 +195,38 @@ def measure_gradient(critic: Critic, held: HeldOut, thoughts: list, edits: torch
             "inside": float(share_inside(gradient, region).mean())}
 
 
+@torch.no_grad()
+def measure_ascent(critic: Critic, held: HeldOut, thoughts: list, way: float) -> dict:
+    """The wrong answers are moved up the margin by six normalised steps, of an RMS of `way` in all.
+    Returns what the "margin" gained on average, and of the oracle's SCORES [gain, low, high].
+
+    A critic whose gradient is an edit gains as much of the oracle as of itself. Before and after
+    are both decoded latents, so that the VAE's own blur counts on neither side.
+    """
+    model, margin_gains, score_gains = critic.model, [], []
+    for rows, written in zip(held.batches(f"{critic.think}: RMS {way}"), thoughts):
+        def margin_of(frames):
+            return critic.margin(held.source[rows], frames, held.instructions[rows], written)
+        latents = model.encode_video(held.wrong[rows])                       # (B, C, f, h, w)
+        with torch.enable_grad():
+            moved = follow(critic, latents, margin_of, size=way)
+        margin_gains.append(margin_of(critic.decode(moved)) - margin_of(critic.decode(latents)))
+        before, after = model.decode_video(latents), model.decode_video(moved)
+        for triplet, then, now in zip(held.triplets[rows], before, after):
+            score_gains.append(np.subtract(oracle(triplet, now), oracle(triplet, then)))
+    found = {"margin": float(torch.cat(margin_gains).mean())}
+    for name, gains in zip(SCORES, np.array(score_gains).T):                 # (N,) each
+        found[name] = interval(gains[~np.isnan(gains)])
+    return found
+
+
+def oracle(triplet, video: torch.Tensor) -> list[float]:
+    """The oracle's SCORES of a video (F, 3, H, W), 0 to 10; PC is NaN on ICVG, which has none."""
+    scores = world.judge(triplet, video)
+    four = scores["EA"], scores.get("PC"), scores["GN"], scores["GR"]
+    return [overall(*four), scores["EA"], scores.get("PC", np.nan), scores["GR"]]
+
+
 def spearman(a: list[float], b: list[float]) -> float | None:
     """The rank correlation of two lists; None where one of them is constant."""
     if len(set(a)) < 2 or len(set(b)) < 2:
@@ -208,8 +235,8 @@ def spearman(a: list[float], b: list[float]) -> float | None:
 
 
 def probe(model, n: int = 200, split: str = "test", seed: int = 0) -> dict:
-    """All measurements: those of the verdicts and the gradient stand under each way to think;
-    `area` is the share of the pixels that should change."""
+    """All measurements: those of verdicts, gradient and ascent stand under each way to think, the
+    ascent only where the thought comes first; `area` is the share of pixels that should change."""
     held = hold_out(n, split, seed)
     edits = torch.cat([model.sample(held.source[rows], held.instructions[rows],
                                     seed=seed + rows.start) for rows in held.batches("edits")])
@@ -221,6 +248,9 @@ def probe(model, n: int = 200, split: str = "test", seed: int = 0) -> dict:
         thoughts = early_thoughts(critic, held)
         verdicts = measure_verdicts(critic, held, thoughts)
         found[think] = verdicts | measure_gradient(critic, held, thoughts, edits)
+        if think == "expect":
+            for way in WAYS:
+                found[think][f"RMS {way}"] = measure_ascent(critic, held, thoughts, way)
     return found
 
 
@@ -239,13 +269,21 @@ def describe(found: dict) -> str:
                      f"Spearman with EA {rho}; |d margin / d pixels| {row['gradient']:.3f}, "
                      f"{row['inside']:.0%} of it on the {found['area']:.0%} of pixels that "
                      f"should change")
+    for way in WAYS:
+        gained = found["expect"][f"RMS {way}"]
+        scores = ", ".join(f"{name} {format_interval(gained[name], '+.2f')}" for name in SCORES)
+        lines.append(f"wrong answers moved up the margin by an RMS of {way}: margin "
+                     f"{gained['margin']:+.2f}, {scores}")
     return "\n".join(lines)
 
 
 def parse(argv=None):
     parser = Parser(description="Measure a model's frozen critic and VAE on held-out triplets.")
     parser.add_argument("--weights", help="a run's or model's folder (default: weights/tiny)")
-    add_held_out_flags(parser)
+    add = parser.add_argument
+    add("--n", type=positive, default=200, help="how many triplets")
+    add("--split", choices=world.SPLITS, default="test", help="of the tiny world")
+    add("--seed", type=at_least_0, default=0, help="of near misses and generated edits")
     parser.add_argument("--out", type=Path, default=Path("out/critic"), help="folder of the JSON")
     args = parser.parse_args(argv)
     check_writable(args.out / "model.json")

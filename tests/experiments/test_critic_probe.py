@@ -5,9 +5,11 @@ import json
 import pytest
 import torch
 
-from critic import THINK
+from common.intervals import overall
+from critic import THINK, Critic
 from experiments import critic_probe
 from experiments.critic_probe import HeldOut, hold_out, measure_gradient
+from tiny import world
 
 
 class StubCritic:
@@ -47,10 +49,26 @@ def test_verdicts_are_counted_by_kind():
     assert found == {"right": 5 / 8, "by_kind": {"edit": .75, "half": 1., "noise": 0.}}
 
 
+def test_the_oracle_scores_what_was_moved(tiny, monkeypatch):
+    moved, held = torch.randn(2, *tiny.preset.latent_shape), hold_out(2, "val")
+    monkeypatch.setattr(critic_probe, "follow", lambda *args, size: moved)
+    monkeypatch.setattr(critic_probe, "interval", lambda gains: gains.tolist())
+    found = critic_probe.measure_ascent(Critic(tiny), held, [["a", "b"]], .6)
+    with torch.no_grad():
+        before, after = tiny.decode_video(tiny.encode_video(held.wrong)), tiny.decode_video(moved)
+    for k, triplet in enumerate(held.triplets):
+        then, now = (world.judge(triplet, clips[k]) for clips in (before, after))
+        assert found["EA"][k] == pytest.approx(now["EA"] - then["EA"], abs=1e-4)
+        whole = [overall(s["EA"], s.get("PC"), s["GN"], s["GR"]) for s in (then, now)]
+        assert found["Overall"][k] == pytest.approx(whole[1] - whole[0], abs=1e-4)
+    assert len(found["PC"]) == 1                         # ICVG has none
+
+
 def test_the_command_on_a_random_model(tiny_dir, tmp_path, capsys):
     critic_probe.main(["--weights", str(tiny_dir), "--n", "2", "--split", "val",
                        "--out", str(tmp_path)])
     assert "on 2 triplets of the val split: VAE" in capsys.readouterr().out
     found = json.loads((tmp_path / "tiny.json").read_text())
     assert found["n"] == 2 and set(THINK) <= set(found)
+    assert all(found["expect"][f"RMS {way}"]["margin"] > 0 for way in critic_probe.WAYS)
     assert len(found["alone_psnr"]) == 3 and found["alone_psnr"][0] > 60       # the first is exact
