@@ -16,23 +16,8 @@ from tiny import world
 SUBSETS = ("rave", "icvg")
 
 
-def export_world(out: Path, n: int = 40, split: str = "test") -> None:
-    """Write `n` samples, rave and icvg in turn: videos in source/ and target/, bench.jsonl."""
-    rows = []
-    for k in tqdm(range(n), desc="export", unit="sample"):
-        subset, index = SUBSETS[k % 2], k // 2
-        triplet = world.make_triplet(index, subset, split)
-        name = f"{subset}-{split}-{index}"
-        source, target = f"source/{name}.mp4", f"target/{name}.mp4"
-        write_video(out / source, triplet.source)
-        write_video(out / target, triplet.target)
-        rows.append({"id": name, "subset": subset, "source_video_path": source,
-                     "target_video_path": target, "instruction": triplet.instruction,
-                     "type": triplet.type})
-    write_rows(out / "bench.jsonl", rows)
-
-
 def main(argv: list[str] | None = None) -> None:
+    """Write rave and icvg in turn: videos in source/ and target/, bench.jsonl."""
     parser = Parser(description="Write samples of the tiny world as a benchmark.")
     add = parser.add_argument
     add("--n", type=positive, default=40, help="how many samples, of rave and icvg in turn")
@@ -40,7 +25,18 @@ def main(argv: list[str] | None = None) -> None:
     add("--out", type=Path, default=Path("out/world"), help="folder of the manifest and the videos")
     args = parser.parse_args(argv)
     check_writable(args.out / "bench.jsonl")
-    export_world(args.out, args.n, args.split)
+    rows = []
+    for k in tqdm(range(args.n), desc="export", unit="sample"):
+        subset, index = SUBSETS[k % 2], k // 2
+        triplet = world.make_triplet(index, subset, args.split)
+        name = f"{subset}-{args.split}-{index}"
+        source, target = f"source/{name}.mp4", f"target/{name}.mp4"
+        write_video(args.out / source, triplet.source)
+        write_video(args.out / target, triplet.target)
+        rows.append({"id": name, "subset": subset, "source_video_path": source,
+                     "target_video_path": target, "instruction": triplet.instruction,
+                     "type": triplet.type})
+    write_rows(args.out / "bench.jsonl", rows)
     print(f"wrote {args.out}/bench.jsonl and the videos of {args.n} samples")
 
 

@@ -13,7 +13,7 @@ from common.video import write_video
 from endpoint import Endpoint
 from rvebench import judge, score
 from rvebench.benchmark import read_manifest
-from rvebench.export_world import export_world
+from rvebench.export_world import main as export_main
 from rvebench.generate import generate
 from rvebench.scores import as_markdown, summarise, win_rates
 from rvebench.tables import judged_columns, read_human, study_table, tables
@@ -94,7 +94,7 @@ def test_win_rates_by_hand():
 def bench(tmp_path_factory):
     """Four samples of the tiny world; a method with a missing, a broken, a short, a good video."""
     folder = tmp_path_factory.mktemp("world")
-    export_world(folder, 4)
+    export_main(["--n", "4", "--out", str(folder)])
     flawed = folder / "flawed"
     flawed.mkdir()
     for name, cut in (("rave-test-0", None), ("icvg-test-0", -300)):

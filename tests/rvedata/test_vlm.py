@@ -50,11 +50,3 @@ def test_what_is_no_answer(answer, error):
     with pytest.raises(error) as raised:
         asking(SimpleNamespace(ask=ask))("system", ["text"], {})
     assert type(raised.value) is error
-
-
-def test_no_key(movies, tmp_path, monkeypatch):
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
-    with pytest.raises(BadInput, match="^OPENAI_API_KEY: is not set"):
-        go("icvg", tmp_path, *movies.flags, ask=None)
-    assert not list(tmp_path.iterdir())                  # no work was done
