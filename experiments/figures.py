@@ -275,7 +275,7 @@ def figure_own_edits(study: Study) -> str:
 def figure_chosen(study: Study) -> str:
     """And where they are chosen by the VLM, and learnt without its gradient?"""
     runs = {"own edits": OWN_EDITS_ON_FEW, "halfway to SFT": OWN_EDITS_ON_FEW + HALF,
-            "chosen edits": CHOSEN_ON_FEW}
+            "chosen of halfway's": CHOSEN_ON_FEW}
     return against_sft_on_few(study, runs, "chosen.png")
 
 

@@ -20,8 +20,9 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from common.files import BadInput, atomic_write
-from experiments.runs import (BASE, CHOICE, CHOSEN, HALF, NEEDED_SCORES, RUNS, TARGETS, Score,
-                              Study, name_and_targets, needs_both_margins, needs_margin, parents_of)
+from experiments.runs import (BASE, CHOICE, CHOSEN, HALF, NEEDED_SCORES, RUNS, SFT_ON_FEW, TARGETS,
+                              Score, Study, name_and_targets, needs_both_margins, needs_margin,
+                              parents_of)
 
 ROOT = Path(__file__).parents[1]
 STOPPED = 130                                    # the exit code of a command that Ctrl-C stopped
@@ -46,7 +47,7 @@ def train_job(study: Study, run: str, seed: int) -> Job:
     name, targets = name_and_targets(run)
     chosen = []
     if name.endswith(CHOSEN):
-        name, chosen = name.removesuffix(CHOSEN), ["--chosen", str(chosen_folder(study, run, seed))]
+        name, chosen = SFT_ON_FEW, ["--chosen", str(chosen_folder(study, run, seed))]
     command = [sys.executable, "-m", "experiments.train", *RUNS[name].split(), *chosen,
                *TARGETS[targets or study.targets].split(),
                "--steps", str(study.steps_of(run)), "--seed", str(seed),

@@ -21,7 +21,7 @@ TARGETS = {                                      # what is wrong with the traini
     "drift-60": "--drift 0.6"}                   # the edit is right, the rest re-rendered
 LONGER, TIMES_LONGER = ", longer", 5             # a run of so many times the study's steps
 HALF = ", half"                                  # the mean of a run's weights and SFT's
-CHOSEN = ", chosen edits"                        # learnt, too: those of a run that the VLM chose
+CHOSEN = ", chosen edits"                        # SFT, also on those of a run that the VLM chose
 HARDENED = "weights/hardened"                    # the VLM after pretrain.harden
 
 # runs by what they differ in; "uso" has lambda 0.25 and tau 0.5
@@ -39,7 +39,7 @@ GAMED = {                                        # runs by lambda, for each crit
 GAMED_RUNS = list(dict.fromkeys([BASE, *GAMED["own"].values(), *GAMED["hardened"].values()]))
 OBJECTIVES = [BASE, "sft", "rwr", "uso"]         # Table 4, Figure 4
 HEADLINE = ["sft", "rwr", "uso", "uso, hardened critic, no m_0"]
-CHOICE = f"--pairs 4000 --critic {HARDENED}"     # of the edits that are learnt
+CHOICE = f"--pairs 2800 --critic {HARDENED}"     # of the edits that are learnt
 OWN_EDITS = "own edits"
 LEARNERS = {"sft": "",                           # what does a frozen VLM make up for in targets?
             OWN_EDITS: f"--pairs 4000 --lambda 0.1 --critic {HARDENED}"}
@@ -72,14 +72,14 @@ def run_of_triplets(run: str, n: int) -> str:
 
 RUNS = all_runs()
 SFT_ON_FEW, OWN_EDITS_ON_FEW = run_of_triplets("sft", 100), run_of_triplets(OWN_EDITS, 100)
-CHOSEN_ON_FEW = SFT_ON_FEW + CHOSEN
+CHOSEN_ON_FEW = OWN_EDITS_ON_FEW + HALF + CHOSEN
 
 
 def parents_of(run: str) -> list[str]:
-    """The runs that must be there before: two that are mixed, or one whose edits are chosen."""
-    if run.endswith(HALF):
-        return [SFT_ON_FEW, run.removesuffix(HALF)]
-    return [run.removesuffix(CHOSEN)] if run.endswith(CHOSEN) else []
+    """The runs that must be there before: one whose edits are chosen, or two that are mixed."""
+    if run.endswith(CHOSEN):
+        return [run.removesuffix(CHOSEN)]
+    return [SFT_ON_FEW, run.removesuffix(HALF)] if run.endswith(HALF) else []
 
 
 def run_on(run: str, targets: str, longer: bool = False) -> str:
