@@ -1,7 +1,7 @@
 """Which of its own edits should a generator learn? Those that a frozen VLM says Yes to.
 
     python -m experiments.choose out/half --pairs 2800 --critic weights/hardened
-    python -m experiments.train --objective sft --items 100 --chosen out/chosen --steps 800 --ema .99
+    python -m experiments.train --objective sft --items 100 --steps 800 --chosen out/chosen
 
 `train.own_edit_step` sends the critic's gradient into the generator, which learns to edit, and to
 smear where the critic does not look. Here no gradient passes through the critic: a run edits
