@@ -38,9 +38,10 @@ def test_an_answer_is_sent_back_once_with_the_reason():
         assert all(json.dumps(e) in system for e in examples["rave"])
         heard.append(parts)
         return next(replies)
-    question = ["Literal: hide the animal"], "hide the animal", "rave", examples
+    parts = [*np.zeros((8, 4, 4, 3), np.uint8), "Literal: hide the animal"]
+    question = parts, "hide the animal", "rave", examples
     assert write_instruction(ask, *question) == answer("it has run after a cat")
-    assert heard[0] == question[0] and "it states the operation: it is so" in heard[1][-1]
+    assert heard[0] is parts and "it states the operation: it is so" in heard[1][-1]
     with pytest.raises(Rejected, match="it states the operation: .*erase that dog now"):
         write_instruction(ask, *question)
     assert len(heard) == 4
