@@ -29,10 +29,10 @@ from tqdm import tqdm
 
 from common.files import (Parser, at_least_0, atomic_write, check_writable, positive,
                           run_script)
-from common.intervals import format_interval, interval, overall
+from common.intervals import format_interval, paired_difference
 from common.weights import read_vlm
 from critic import THINK, Critic, decode_frames, follow
-from evaluate import run_name
+from evaluate import judge, run_name
 from model import UnifiedModel, load_model
 from tiny import world
 
@@ -108,8 +108,7 @@ def wrong_answer(triplet, first: int, rng: np.random.Generator) -> tuple[torch.T
     kinds = itertools.cycle(world.MISSES)
     for kind in itertools.islice(kinds, first % len(world.MISSES), None):
         video, _ = world.near_miss(triplet, kind, rng)
-        scores = world.judge(triplet, video)
-        if overall(scores["EA"], scores.get("PC"), scores["GN"], scores["GR"]) < WRONG_BELOW:
+        if judge(triplet, video)["Overall"] < WRONG_BELOW:
             return video, kind
 
 
@@ -203,7 +202,7 @@ def measure_ascent(critic: Critic, held: HeldOut, thoughts: list, way: float) ->
     A critic whose gradient is an edit gains as much of the oracle as of itself. Before and after
     are both decoded latents, so that the VAE's own blur counts on neither side.
     """
-    model, margin_gains, score_gains = critic.model, [], []
+    model, margin_gains, scores_before, scores_after = critic.model, [], [], []
     for rows, written in zip(held.batches(f"{critic.think}: RMS {way}"), thoughts):
         def margin_of(frames):
             return critic.margin(held.source[rows], frames, held.instructions[rows], written)
@@ -212,19 +211,13 @@ def measure_ascent(critic: Critic, held: HeldOut, thoughts: list, way: float) ->
             moved = follow(critic, latents, margin_of, size=way)
         margin_gains.append(margin_of(critic.decode(moved)) - margin_of(critic.decode(latents)))
         before, after = model.decode_video(latents), model.decode_video(moved)
-        for triplet, then, now in zip(held.triplets[rows], before, after):
-            score_gains.append(np.subtract(oracle(triplet, now), oracle(triplet, then)))
+        scores_before += map(judge, held.triplets[rows], before)
+        scores_after += map(judge, held.triplets[rows], after)
     found = {"margin": float(torch.cat(margin_gains).mean())}
-    for name, gains in zip(SCORES, np.array(score_gains).T):                 # (N,) each
-        found[name] = interval(gains[~np.isnan(gains)])
+    for name in SCORES:
+        found[name] = paired_difference([scores[name] for scores in scores_after],
+                                        [scores[name] for scores in scores_before])
     return found
-
-
-def oracle(triplet, video: torch.Tensor) -> list[float]:
-    """The oracle's SCORES of a video (F, 3, H, W), 0 to 10; PC is NaN on ICVG, which has none."""
-    scores = world.judge(triplet, video)
-    four = scores["EA"], scores.get("PC"), scores["GN"], scores["GR"]
-    return [overall(*four), scores["EA"], scores.get("PC", np.nan), scores["GR"]]
 
 
 def spearman(a: list[float], b: list[float]) -> float | None:

@@ -69,7 +69,8 @@ def choose_job(study: Study, run: str, seed: int) -> Job:
 
 
 def chosen_folder(study: Study, run: str, seed: int) -> Path:
-    return study.run_folder(run, seed).with_name(f"edits-for-{study.run_folder(run, seed).name}")
+    folder = study.run_folder(run, seed)
+    return folder.with_name(f"edits-for-{folder.name}")
 
 
 def training_name(study: Study, run: str, seed: int) -> str:

@@ -26,7 +26,7 @@ def chosen(tiny_dir, tmp_path_factory):
     return out
 
 
-def test_what_the_critic_says_yes_to_is_chosen(chosen, tiny_dir, monkeypatch):
+def test_what_the_critic_says_yes_to_is_chosen(chosen, tiny_dir):
     model, found = load_model(tiny_dir), load_file(chosen / "chosen.safetensors")
     margins = torch.cat([load_file(file)["margin"] for file in sorted(chosen.glob("groups/*"))])
     assert found["number"].tolist() == (margins > 0).nonzero()[:, 0].tolist()

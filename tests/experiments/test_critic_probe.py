@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from common import intervals
 from common.intervals import overall
 from critic import THINK, Critic
 from experiments import critic_probe
@@ -52,7 +53,7 @@ def test_verdicts_are_counted_by_kind():
 def test_the_oracle_scores_what_was_moved(tiny, monkeypatch):
     moved, held = torch.randn(2, *tiny.preset.latent_shape), hold_out(2, "val")
     monkeypatch.setattr(critic_probe, "follow", lambda *args, size: moved)
-    monkeypatch.setattr(critic_probe, "interval", lambda gains: gains.tolist())
+    monkeypatch.setattr(intervals, "interval", list)
     found = critic_probe.measure_ascent(Critic(tiny), held, [["a", "b"]], .6)
     with torch.no_grad():
         before, after = tiny.decode_video(tiny.encode_video(held.wrong)), tiny.decode_video(moved)
