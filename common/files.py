@@ -65,9 +65,10 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args=None, namespace=None):
         args = sys.argv[1:] if args is None else list(args)
         for before, text in zip(["an argument", *args], args):
-            if text == "":
-                raise BadInput(f"{before} is empty (an unset variable?): give a value, or leave "
-                               f"it out")
+            flag, _, value = text.partition("=")
+            if text == "" or (flag.startswith("--") and "=" in text and value == ""):
+                raise BadInput(f"{flag or before} is empty (an unset variable?): "
+                               f"give a value, or leave it out")
         return super().parse_known_args(args, namespace)
 
     def error(self, message):

@@ -19,6 +19,7 @@ BAD = {
         ("--seed 4294967296", "--seed: must be .* below 2"),
         ("--step 3", "unrecognized arguments: --step"),
         ("--out ''", "--out is empty"),
+        ("--out=", "--out is empty"),
         ("--ema 1", "--ema 1: would keep the weights of the start"),
         ("--wrong 0.7 --drift 0.7", "--wrong 0.7 --drift 0.7: are more than all targets"),
         ("--batch 6 --accumulate 4", "--batch 6 does not divide .*: pass a multiple of 4"),
