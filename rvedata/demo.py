@@ -14,15 +14,16 @@ import subprocess
 import sys
 from argparse import Namespace
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from common.files import BadInput, Parser, atomic_write, check_writable, positive, run_script
 from common.video import to_bytes, write_video
 from rvedata import icvg, rave, split
+from rvedata.embed import embed_pixels
 from tiny import draw, scene, world
 from tiny.scene import Scene
 
@@ -32,31 +33,20 @@ FPS, SCALE, TRIPLETS_A_MOVIE = 24, 4, 8                  # of the films
 
 # ------------------------------------------------------------------------------ its films, its VLM
 
-def film_shot(start: Scene, segments: int = 3) -> torch.Tensor:
-    """A scene that goes on for some segments of nine frames. (F, 3, H, W)
+def film_shot(start: Scene) -> torch.Tensor:
+    """A scene that goes on for three segments of nine frames. (F, 3, H, W)
 
     What is done in the first segment is over in the others.
     """
     clips = []
-    for _ in range(segments):
+    for _ in range(3):
         clips.append(draw.render(start))
         after = start.later()
         _, _, x, zoom = start.camera
-        still = tuple(_at_rest(thing) for thing in after.things)
-        start = replace(after, camera=(x, zoom, x, zoom), things=still)
+        still = [replace(thing, act="", y=thing.floor if thing.act == "fall" else thing.y)
+                 for thing in after.things]
+        start = replace(after, camera=(x, zoom, x, zoom), things=tuple(still))
     return torch.cat(clips)
-
-
-def _at_rest(thing):
-    if thing.act == "fall":
-        return replace(thing, act="", y=thing.floor)
-    return replace(thing, act="")
-
-
-def colour_signature(frames: list[np.ndarray]) -> np.ndarray:
-    """What a shot is recognised by: the mean of its frames (H, W, 3) at 8 x 8 pixels. (192,)"""
-    small = [Image.fromarray(frame).resize((8, 8), Image.Resampling.BOX) for frame in frames]
-    return np.mean([np.asarray(picture, float).ravel() for picture in small], 0)
 
 
 class TinyWorldVLM:
@@ -73,12 +63,12 @@ class TinyWorldVLM:
     def learn(self, clip: torch.Tensor, triplet: world.Triplet, side: str) -> None:
         """Remember a clip (F, 3, H, W) as the "source" or the "target" of a triplet."""
         frames = to_bytes(clip).permute(0, 2, 3, 1).numpy()
-        self.signatures.append(colour_signature(list(frames)))
+        self.signatures.append(embed_pixels(frames).mean(0))
         self.known.append((triplet, side))
 
     def recognise(self, frames: list[np.ndarray]) -> tuple[world.Triplet, str]:
         """The triplet and side of the known clip whose colours are nearest."""
-        distance = np.square(np.array(self.signatures) - colour_signature(frames)).sum(1)
+        distance = np.square(np.array(self.signatures) - embed_pixels(frames).mean(0)).sum(1)
         return self.known[distance.argmin()]
 
     def __call__(self, system: str, parts: list, schema: dict) -> dict:
@@ -109,31 +99,22 @@ def make_movies(folder: Path, movies: int, triplets: int, vlm: TinyWorldVLM) -> 
 
     A film cuts between two places and back, then goes on to two others.
     """
-    first = 0
+    index = count()
     for number in range(movies):
-        chosen, first = _distinct_triplets(first, triplets)
+        chosen = {}                                      # {place: triplet}, so that none look alike
+        while len(chosen) < triplets:
+            triplet = world.make_triplet(next(index), "icvg", "train")
+            chosen.setdefault((triplet.before.place, triplet.before.time), triplet)
         order = []
+        chosen = list(chosen.values())
         for k in range(0, triplets, 2):
-            order += [(triplet, "source") for triplet in chosen[k:k + 2]]
-            order += [(triplet, "target") for triplet in chosen[k:k + 2]]
+            for side in ("source", "target"):
+                order += [(triplet, side) for triplet in chosen[k:k + 2]]
         shots = []
         for triplet, side in order:
             shots.append(film_shot(triplet.before if side == "source" else triplet.after))
             vlm.learn(shots[-1], triplet, side)
         write_video(folder / f"movie{number}.mp4", torch.cat(shots), FPS, SCALE)
-
-
-def _distinct_triplets(first: int, n: int) -> tuple[list[world.Triplet], int]:
-    """`n` ICVG triplets from index `first` on that do not look alike, and the next index."""
-    chosen, places = [], set()
-    while len(chosen) < n:
-        triplet = world.make_triplet(first, "icvg", "train")
-        first += 1
-        place = triplet.before.place, triplet.before.time
-        if place not in places:
-            places.add(place)
-            chosen.append(triplet)
-    return chosen, first
 
 
 def make_ditto(folder: Path, n: int, vlm: TinyWorldVLM) -> Path:

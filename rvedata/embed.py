@@ -1,10 +1,11 @@
-"""What looks and reads alike? Embeddings of frames and texts by SigLIP 2 (Sec. 3.1.2).
+"""What looks and reads alike? Embeddings by SigLIP 2 (Sec. 3.1.2), and the words of a text.
 
 Axis letters: N frames, clips or texts, K frames of a clip, D width of an embedding, S side of a
 square picture. A frame is (H, W, 3) uint8; the rows of embeddings have length 1.
 """
 
 import argparse
+import re
 import zlib
 from typing import Callable
 
@@ -13,7 +14,12 @@ import torch
 from PIL import Image
 
 from common.video import to_video
-from rvedata.text import content_words
+
+STOP_WORDS = frozenset("""a an and are as at be been but by for from had has have he her him his i
+if in into is it its just no not now of off on one or out over she so some than that the their
+them then there these they this those to too up was we were what when where which while who will
+with you your""".split())
+ENDING = re.compile(r"(?<=[a-z]{3})(ing|ed|es|s|e)$")    # the commonest
 
 DEFAULT = "google/siglip2-base-patch16-224"
 BATCH = 32
@@ -71,6 +77,17 @@ def embed_clips(embed_images: Callable, clips: list[list[np.ndarray]]) -> np.nda
     frames = embed_images([frame for clip in clips for frame in clip])                 # (N K, D)
     per_clip = frames.reshape(len(clips), -1, frames.shape[1])                         # (N, K, D)
     return unit(per_clip.mean(1))
+
+
+# -------------------------------------------------------------------------------------------- words
+
+def content_words(text: str) -> frozenset[str]:
+    """The content words of an English text, in lower case and without their commonest endings.
+
+    Of a text without any: all its words.
+    """
+    words = re.findall(r"[a-z0-9]+", text.lower().replace("'s ", " "))
+    return frozenset(ENDING.sub("", word) for word in set(words) - STOP_WORDS) or frozenset(words)
 
 
 # --------------------------------------------------------------- stand-ins for the demo: no weights

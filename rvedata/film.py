@@ -8,12 +8,12 @@ Axis letters: H W pixels. A frame is (H, W, 3) uint8. A clip (a, b) has the fram
 """
 
 import logging
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Iterator
 
 import cv2
-import imageio_ffmpeg
+import imageio.v2 as imageio
 import numpy as np
 from scenedetect import ContentDetector, FrameTimecode, ThresholdDetector
 
@@ -109,13 +109,8 @@ def write_clips(path: Path, clips: list[tuple[int, int]], fps: float, outs: list
     frames = video.frames_at(path, (number for clip in clips for number in range(*clip)))
     for (a, b), out in zip(clips, outs):
         with replacing(out) as temporary:
-            first = next(frames)
-            height, width = first.shape[:2]
-            writer = imageio_ffmpeg.write_frames(
-                str(temporary.absolute()), (width, height), fps=fps, quality=9, macro_block_size=2,
-                ffmpeg_log_level="quiet")
-            writer.send(None)
-            for frame in chain([first], islice(frames, b - a - 1)):
-                writer.send(frame)
-            writer.close()
+            with imageio.get_writer(temporary.absolute(), fps=fps, quality=9, macro_block_size=2,
+                                    ffmpeg_log_level="quiet") as writer:
+                for frame in islice(frames, b - a):
+                    writer.append_data(frame)
             video.count_frames(temporary, b - a)

@@ -14,8 +14,8 @@ import numpy as np
 
 from common.files import BadInput
 from rvebench.ask import Client, Missing, Question, parse_json
+from rvedata.embed import content_words
 from rvedata.stages import Rejected, StopRun, shard
-from rvedata.text import content_words
 from tiny import world
 
 VERSION = 2                                              # of the prompts: part of a reply's key

@@ -5,12 +5,10 @@ scripts and style lie beside this file. Both play the videos where they are, by 
 """
 
 import json
-import sys
 from collections import Counter
 from itertools import groupby, islice
 from pathlib import Path
 
-from common.files import BadInput
 from rvebench.ask import data_url
 from rvebench.page import HERE as RVEBENCH
 from rvebench.page import write_page
@@ -71,7 +69,7 @@ def count_stages(folder: Path) -> tuple[list[list], list[list]]:
 def clusters(folder: Path, movies: Path) -> list:
     """[id, [(picture, caption), ...]]: the middle frames of the clips of the first clusters.
 
-    A picture is a data URL; there is none where the film is gone.
+    A picture is a data URL.
     """
     some = list(islice(read_accepted(folder / "clusters.jsonl"), SHOWN))
     clips = [clip for cluster in some for clip in cluster["members"]]
@@ -79,14 +77,10 @@ def clusters(folder: Path, movies: Path) -> list:
     pictures = {}
     for movie, own in groupby(clips, lambda clip: clip["movie"]):       # one pass through each
         own = list(own)
-        try:
-            frames = read_clips(movies / movie, [clip["clip"] for clip in own], 1, SIDE)
-            for clip, (frame,) in zip(own, frames):
-                pictures[clip["id"]] = data_url(frame)
-        except BadInput as error:                        # it was there for its stage
-            print(f"report.html lacks pictures: {error}", file=sys.stderr)
-    return [[cluster["id"], [(pictures.get(clip["id"], ""),
-                              f"#{clip['index']} {clip['caption'][:120]}")
+        frames = read_clips(movies / movie, [clip["clip"] for clip in own], 1, SIDE)
+        for clip, (frame,) in zip(own, frames):
+            pictures[clip["id"]] = data_url(frame)
+    return [[cluster["id"], [(pictures[clip["id"]], f"#{clip['index']} {clip['caption'][:120]}")
                              for clip in cluster["members"]]] for cluster in some]
 
 

@@ -7,11 +7,14 @@ The first command writes train.jsonl, test.jsonl (manifests), verify.html, in wh
 correct or reject each triplet of the test, and report.html. The second takes what verify.html
 saved, all files so far: then only what was accepted, and nobody rejected, is in test.jsonl, as they
 corrected it, and verify.html has another triplet for each that was rejected, as long as there are
-some. removed.jsonl says what was kept out, and why. pairs.jsonl has rave's sources and instructions
-without targets that leak nothing.
+some. removed.jsonl says what was kept out, and why: whole movies and whole source videos go to one
+side; then what is the same as, looks like or reads like something of the test leaves the training
+set. pairs.jsonl has rave's sources and instructions without targets that leak nothing.
 
 What verify.html saves: {"decisions": {an id: {"decision": "accept", "instruction": as it was
 changed, if it was}, another: {"decision": "reject", "reason": why}}}
+
+Axis letters: N triplets of the test, D width of an embedding.
 """
 
 import base64
@@ -26,11 +29,15 @@ import numpy as np
 from common.files import BadInput, Parser, between, check_writable, positive, run_script
 from common.video import hash_video
 from rvedata import pages
-from rvedata.embed import add_siglip_flag, embed_clips, load_embedder
+from rvedata.embed import add_siglip_flag, content_words, embed_clips, load_embedder
 from rvedata.film import read_frames
-from rvedata.holdout import find_leaks, quota_of_types, take_groups
 from rvedata.stages import (VIDEO_FIELDS, add_work_flags, folder, paths_of, read_accepted,
                             rebase_paths, run_stage, short_hash, write_stage)
+
+NEAR = .8                                                # texts that share so much are the same
+
+
+# -------------------------------------------------------------------------------- what there is
 
 
 def read_manifests(folders: list[Path], name: str, out: Path) -> dict[str, dict]:
@@ -44,7 +51,7 @@ def read_manifests(folders: list[Path], name: str, out: Path) -> dict[str, dict]
 
 
 def index_videos(args: Namespace, paths: list[str], embed_images: Callable) -> dict[str, dict]:
-    """{path: video as in holdout.py}; kept in videos.jsonl."""
+    """{path: {"sha": hash of its file, "vector": (D,), of length 1}}; kept in videos.jsonl."""
     def work(item: dict) -> dict:
         path = args.out / item["id"]
         vector, = embed_clips(embed_images, [read_frames(path)])                       # (1, D)
@@ -82,6 +89,100 @@ def read_decisions(files: list[Path], triplets: dict[str, dict]) -> dict[str, di
                 settled[name]["decision"] = "reject"
     return settled
 
+
+# ---------------------------------------------------------------------------- what goes where
+
+def quota_of_types(triplets: list[dict], n: int, share: float) -> dict[str, int]:
+    """{type: triplets for the test}: equally many of each, but at most `share` of a type."""
+    count = Counter(triplet["type"] for triplet in triplets)
+    each, remainder = divmod(n, len(count))
+    quota = {}
+    for k, name in enumerate(sorted(count)):
+        wanted = each + (1 if k < remainder else 0)
+        quota[name] = min(wanted, max(1, int(share * count[name])))
+    return quota
+
+
+def take_groups(triplets: list[dict], quota: dict[str, int]
+                ) -> tuple[list[dict], list[dict], list[dict]]:
+    """(test, surplus, train): whole groups of triplets until the quota of each type is filled.
+
+    A group is what must not be on both sides: a movie (ICVG), or a source video (RAVE). `surplus`:
+    what the groups of the test have beyond the quota; `train`: the other groups. Which groups are
+    taken depends on their names, not on the order of the triplets. So if some of the test are left
+    out of `triplets`, others take their places, and the rest of the test stays.
+    """
+    left, groups = Counter(quota), {}
+    for triplet in sorted(triplets, key=lambda triplet: triplet["id"]):
+        group = triplet.get("movie") or triplet["source_video_path"]
+        groups.setdefault(group, []).append(triplet)
+    test, surplus, train = [], [], []
+    for name in sorted(groups, key=lambda name: short_hash("test", name)):
+        chosen, others = [], []
+        for triplet in groups[name]:
+            if left[triplet["type"]] > 0:
+                left[triplet["type"]] -= 1
+                chosen.append(triplet)
+            else:
+                others.append(triplet)
+        test += chosen
+        if chosen:
+            surplus += others
+        else:
+            train += others
+    return test, surplus, train
+
+
+def finder_of_alike(test: list[dict]) -> Callable[[str], str | None]:
+    """text -> the id of the first triplet of the test whose instruction says nearly the same.
+
+    Of their content words, of both together, they share at least NEAR. Only those of the test that
+    share a word are looked at: there may be a million texts to ask for.
+    """
+    words_of = [content_words(triplet["instruction"]) for triplet in test]
+    places = {}                                          # content word -> places of texts with it
+    for place, words in enumerate(words_of):
+        for word in words:
+            places.setdefault(word, []).append(place)
+
+    def find(text: str) -> str | None:
+        words = content_words(text)
+        shared = Counter(place for word in words for place in places.get(word, []))
+        alike = [place for place, n in shared.items() if n >= NEAR * len(words | words_of[place])]
+        return test[min(alike)]["id"] if alike else None
+    return find
+
+
+def find_leaks(test: list[dict], train: list[dict], videos: dict[str, dict],
+               same: float) -> dict[str, str]:
+    """Which triplets of `train` are too near to the test, and why: {id: reason}.
+
+    A video is the same file, or its embedding has a cosine of at least `same`; or the instructions
+    say nearly the same. Those of `train` may lack a target.
+    videos: of `index_videos`.
+    """
+    find_alike, paths, id_of_file = finder_of_alike(test), [], {}
+    for triplet in test:
+        for path in paths_of(triplet):
+            paths.append(path)
+            id_of_file[videos[path]["sha"]] = triplet["id"]
+    vectors = np.stack([videos[path]["vector"] for path in paths])                     # (2 N, D)
+
+    def why(triplet: dict) -> str:
+        for path in paths_of(triplet):
+            if videos[path]["sha"] in id_of_file:
+                return f"{path} is a file of {id_of_file[videos[path]['sha']]}"
+            cosines = vectors @ videos[path]["vector"]                                 # (2 N,)
+            if cosines.max() >= same:
+                return f"{path} looks like {paths[cosines.argmax()]} ({cosines.max():.3f})"
+        other = find_alike(triplet["instruction"])
+        return "" if other is None else f"reads like {other}: {triplet['instruction']!r}"
+
+    reasons = {triplet["id"]: why(triplet) for triplet in train}
+    return {name: reason for name, reason in reasons.items() if reason}
+
+
+# -------------------------------------------------------------------------------------- the command
 
 def hold_out(args: Namespace, embed_images: Callable) -> None:
     """Write the split, what was kept out of it, verify.html and report.html in args.out."""

@@ -5,12 +5,14 @@ import time
 from contextlib import contextmanager
 
 import pytest
+from selenium import webdriver
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.support.ui import WebDriverWait
 
 
 @pytest.fixture(scope="session")
 def one_browser(tmp_path_factory):
     """The one browser of a session; it downloads into a folder, browser.down."""
-    webdriver = pytest.importorskip("selenium.webdriver")
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     driver = shutil.which("chromedriver")
     if not (chromium and driver):
@@ -31,15 +33,15 @@ def one_browser(tmp_path_factory):
 
 @pytest.fixture
 def browser(one_browser):
-    """The browser with an empty page, without the errors of other tests."""
+    """The browser with an empty page; at the end of a test nothing has gone wrong on its pages."""
     one_browser.get("about:blank")
-    one_browser.get_log("browser")
-    return one_browser
+    one_browser.get_log("browser")                       # of the test before
+    yield one_browser
+    assert not [x for x in one_browser.get_log("browser") if x["level"] == "SEVERE"]
 
 
 def until(browser, script, seconds=60):
     """The value of a script once it is true."""
-    from selenium.webdriver.support.ui import WebDriverWait
     return WebDriverWait(browser, seconds).until(lambda b: b.execute_script(f"return {script}"))
 
 
@@ -59,39 +61,29 @@ def click(browser, selector):
 def downloaded(browser, name):
     """The file of that name, once the browser has it; the next download has the name to itself."""
     file = browser.down / name
-    for _ in range(300):
-        if file.exists():
-            return file.rename(file.with_name(f"{time.monotonic_ns()}-{name}"))
-        time.sleep(.1)
-    raise AssertionError(f"{name} was not downloaded")
-
-
-def errors(browser):
-    """What went wrong on the page."""
-    return [x for x in browser.get_log("browser") if x["level"] == "SEVERE"]
+    WebDriverWait(browser, 30).until(lambda b: file.exists())
+    return file.rename(file.with_name(f"{time.monotonic_ns()}-{name}"))
 
 
 def press(browser, *keys):
     """Press keys, wherever the focus is."""
-    from selenium.webdriver.common.action_chains import ActionChains
     ActionChains(browser).send_keys(*keys).perform()
 
 
 @contextmanager
-def screen(browser, width):
-    """A screen of this width."""
-    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+def phone(browser):
+    """The page anew on a narrow screen. At the end nothing but tables is wider than the screen, and
+    a screen reader can name all of it."""
+    size = {"width": 390, "height": 900, "deviceScaleFactor": 1, "mobile": True}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     try:
+        browser.refresh()
         yield
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
+        unnamed = """
+            return [...document.querySelectorAll('video, svg, button, select, input, textarea')]
+            .filter(x => x.checkVisibility() && !(x.ariaLabel || x.labels?.length || x.textContent))
+            """
+        assert browser.execute_script(unnamed) == []
     finally:
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
-
-
-def check_readable(browser, width):
-    """Nothing but tables is wider than the screen, and a screen reader can name all of it."""
-    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
-    unnamed = """
-        return [...document.querySelectorAll('video, svg, button, select, input, textarea')].filter(
-            x => x.checkVisibility() && !(x.ariaLabel || x.labels?.length || x.textContent))"""
-    assert browser.execute_script(unnamed) == []

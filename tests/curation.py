@@ -5,10 +5,6 @@ from importlib import import_module
 
 import numpy as np
 
-from rvedata.embed import embed_pixels
-from rvedata.film import read_frames
-from rvedata.text import content_words
-
 PLACES = {"A": ("meadow", "day", "grass"), "B": ("city", "night", "stone"),
           "C": ("desert", "dusk", "sand"), "D": ("lake", "day", "ice"),
           "E": ("lake", "night", "water"), "F": ("desert", "day", "sand")}
@@ -52,27 +48,3 @@ def turn(*degrees):
 
 def answer(instruction, type="Temporal Reasoning", rationale="so it is"):
     return {"type": type, "rationale": rationale, "instruction": instruction}
-
-
-def no_leak(out, same=.98, near=.8):
-    """Recompute, pair by pair, that nothing of the test is in the training set."""
-    test, train = read(out / "test.jsonl"), read(out / "train.jsonl")
-    group = lambda r: r.get("movie") or r["source_video_path"]
-    assert test and train and not {group(r) for r in test} & {group(r) for r in train}
-    seen = {}
-
-    def videos(r):
-        for path in (r["source_video_path"], r["target_video_path"]):
-            if path not in seen:
-                x = embed_pixels(read_frames(out / path)).mean(0)
-                seen[path] = (out / path).read_bytes(), x / np.linalg.norm(x)
-            yield seen[path]
-
-    for a in test:
-        for b in train:
-            x, y = content_words(a["instruction"]), content_words(b["instruction"])
-            assert len(x & y) / len(x | y) < near, (a, b)
-            for one, u in videos(a):
-                for other, v in videos(b):
-                    assert one != other and u @ v < same + 2e-3, (a, b)    # half precision is kept
-    return test, train

@@ -9,7 +9,7 @@ import imageio_ffmpeg
 import pytest
 import torch
 
-from browser import check_readable, click, errors, screen, text, texts, until
+from browser import click, phone, text, texts, until
 from common.video import count_frames, write_video
 from rvebench import page, report, scores
 from rvebench.scores import summarise
@@ -129,11 +129,8 @@ def test_a_person_reads_the_report(browser, opened, folder):
     until(browser, "document.querySelectorAll('article[data-id=s0] .saw canvas').length == 12")
     saw = text(browser, "article[data-id=s0] .saw")
     assert "See dusk s0" in saw and saw.count(f"reply {HOSTILE}") == 4
-    with screen(browser, 390):
-        fresh(browser, opened)
+    with phone(browser):
         scroll(browser, "s3")
-        check_readable(browser, 390)
-    assert not errors(browser)
 
 
 def test_what_is_embedded_is_the_same_and_ends_no_script():

@@ -10,7 +10,7 @@ from data import manifest_items
 from presets import PRESETS
 from rvedata import merge
 from rvedata.film import clips_of
-from rvedata.stages import Rejected, my_shard
+from rvedata.stages import Rejected, my_shard, read_accepted, run_stage
 
 
 def asked(*question):
@@ -91,3 +91,24 @@ def test_a_vlm_that_is_of_no_use(movies, begun):
     with pytest.raises(BadInput, match="no movie has two clips in a window of 16 shots"):
         go("icvg", begun, *movies.flags, ask=useless)
     assert (begun / "report.html").read_text().count("'g g g'") == 18
+
+
+def test_what_fails_is_skipped_and_tried_again(tmp_path):
+    path, tried = tmp_path / "x.jsonl", []
+
+    def work(item):
+        tried.append(item["id"])
+        if tried.count(item["id"]) == 1 and item["id"] in "ab":
+            raise BadInput("status 500") if item["id"] == "a" else PermissionError("not yours")
+        if item["id"] == "c":
+            raise Rejected("dull", instruction="do more")
+        return {}
+    items = [{"id": name, "shown": {"video": name}} for name in "abcd"]
+    for item, error in zip(items, ("status 500", "not yours")):
+        with pytest.raises(BadInput, match=rf"x: {error} \(or pass --skip-bad\)"):
+            run_stage(path, [item], work)
+    tried.clear()
+    assert run_stage(path, items, work, skip_bad=True) == {"failed": 2, "rejected": 1, "done": 1}
+    assert run_stage(path, items, work, skip_bad=True) == {"done": 2}
+    assert {"id": "c", "rejected": "dull", "video": "c", "instruction": "do more"} in read(path)
+    assert [r["id"] for r in read_accepted(path)] == ["d", "a", "b"]
