@@ -24,7 +24,7 @@ from tqdm import tqdm
 from common.distributed import device
 from common.files import (BadInput, Parser, at_least_0, between, check_writable, positive,
                           run_script)
-from common.video import check_video_name, clip_numbers, crop, pick_frames, to_video, write_video
+from common.video import clip_numbers, crop, pick_frames, to_video, write_video
 from model import load_model
 from presets import PRESETS
 
@@ -46,12 +46,11 @@ def parse(argv=None) -> argparse.Namespace:
     if not args.instruction.strip():
         raise BadInput("--instruction: is empty; say what happened, or what to do")
     args.side_by_side = args.out.with_name(f"{args.out.stem}_side_by_side{args.out.suffix}")
-    check_video_name(args.out)
     for path in (args.out, args.side_by_side):           # now, not after the sampling
         if os.path.realpath(path) == os.path.realpath(args.video):
             raise BadInput(f"--out {args.out}: would overwrite the source; choose another name")
         try:
-            check_writable(path)
+            check_writable(path, ".mp4", ".gif")
         except BadInput as error:
             raise BadInput(f"--out {error}") from error
     return args

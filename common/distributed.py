@@ -35,8 +35,8 @@ def start() -> None:
 
 def stop() -> None:
     """Leave the other ranks, once all of them are done."""
+    wait_for_all()
     if WORLD_SIZE > 1:
-        dist.barrier()
         dist.destroy_process_group()
 
 
@@ -86,11 +86,7 @@ def average_gradients(params: Iterable[nn.Parameter]) -> None:
 
 def all_true(flag: bool) -> bool:
     """Whether it is true on every rank."""
-    if WORLD_SIZE == 1:
-        return flag
-    agreed = torch.tensor(float(flag))
-    dist.all_reduce(agreed, dist.ReduceOp.MIN)
-    return bool(agreed)
+    return all(gather_rows([flag]))
 
 
 def mean_log(logs: list[dict[str, float]]) -> dict[str, float]:
@@ -98,10 +94,7 @@ def mean_log(logs: list[dict[str, float]]) -> dict[str, float]:
 
     A value that some did not log counts as zero there, as it does in their loss.
     """
-    if WORLD_SIZE > 1:
-        shares = [None] * WORLD_SIZE
-        dist.all_gather_object(shares, logs)
-        logs = [log for share in shares for log in share]
+    logs = gather_rows(logs)
     names = dict.fromkeys(name for log in logs for name in log)
     return {name: sum(log.get(name, 0.) for log in logs) / len(logs) for name in names}
 

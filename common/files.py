@@ -170,8 +170,8 @@ def markdown(lines: list[list[str]]) -> str:
     rule = ["-" * widths[0]] + ["-" * (width - 1) + ":" for width in widths[1:]]
     table = ""
     for line in [lines[0], rule, *lines[1:]]:
-        first, *rest = [(cell, width) for cell, width in zip(line, widths)]
-        cells = [f"{first[0]:<{first[1]}}"] + [f"{cell:>{width}}" for cell, width in rest]
+        cells = [cell.rjust(width) for cell, width in zip(line, widths)]
+        cells[0] = line[0].ljust(widths[0])
         table += f"| {' | '.join(cells)} |\n"
     return table
 

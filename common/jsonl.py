@@ -1,4 +1,4 @@
-"""Append-only files of JSON lines: what was paid for, or took long, is on disk at once.
+"""What was paid for, or took long: append-only files of JSON lines, and the threads that ask.
 
 A row is one line, written at once. So after a crash all rows are there but the one that was being
 written, and half a line at the end of a file is not a row. JSON has no NaN: writing one raises
@@ -10,9 +10,11 @@ import fcntl
 import hashlib
 import json
 import os
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from itertools import islice
 from pathlib import Path
 from threading import Lock
-from typing import Callable, Iterable, Iterator
+from typing import Any, Callable, Iterable, Iterator
 
 from common.files import BadInput, atomic_write
 
@@ -174,3 +176,24 @@ class Store:
 
     def __exit__(self, *error) -> None:
         self.close()
+
+
+def in_threads(work: Callable[[Any], Any], items: Iterable, workers: int) -> Iterator[tuple]:
+    """(item, work(item)) for each item, in the order in which they end.
+
+    At most 2 * workers items are drawn and not done: there may be more than fit into memory.
+    Raises the first error of `work`. Then, or where the caller stops (Ctrl-C), what has not begun
+    never does, and what has is waited for: it may have been paid for.
+    """
+    items, running = iter(items), {}
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            while True:
+                for item in islice(items, 2 * workers - len(running)):
+                    running[pool.submit(work, item)] = item
+                if not running:
+                    return
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    yield running.pop(future), future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)

@@ -86,7 +86,11 @@ class Run:
                     self._save()
                 if not going_on:
                     raise KeyboardInterrupt
-        self._finish()
+        if self.log and self.skipped == len(self.log):
+            raise BadInput(f"{self.out}: the loss was not finite in any of the {self.skipped} "
+                           f"steps; check the weights and the data, or lower --lr")
+        for k, mean in self.mean.items():
+            self.params[k].data.copy_(mean)
 
     def note(self, loss: torch.Tensor, log: dict[str, float]) -> None:
         """Keep a micro-batch's values for the log, which has their mean over all of them."""
@@ -133,13 +137,6 @@ class Run:
                  if values and name not in ("step", "grad_norm")}
         self.bar.set_postfix(means, skipped=self.skipped)
 
-    def _finish(self) -> None:
-        if self.log and self.skipped == len(self.log):
-            raise BadInput(f"{self.out}: the loss was not finite in any of the {self.skipped} "
-                           f"steps; check the weights and the data, or lower --lr")
-        for k, mean in self.mean.items():
-            self.params[k].data.copy_(mean)
-
     def write_log(self) -> None:
         """log.csv and curves.png, once what was trained is saved: it must not hang on a picture."""
         if not (is_first_rank() and self.log):
@@ -147,7 +144,12 @@ class Run:
         if self.skipped:
             print(f"{self.skipped} of {len(self.log)} steps were skipped: loss or gradient was not "
                   f"finite; they are nan in {self.out / 'log.csv'}", file=sys.stderr)
-        write_log(self.log, self.out / "log.csv")
+        text = io.StringIO()
+        names = list(dict.fromkeys(name for row in self.log for name in row))
+        writer = csv.DictWriter(text, names, restval=math.nan)
+        writer.writeheader()
+        writer.writerows(self.log)
+        atomic_write(self.out / "log.csv", text.getvalue())
         with optional_picture(self.out / "curves.png"):
             draw_curves(self.log, self.out / "curves.png")
 
@@ -238,12 +240,8 @@ def argv_of(folder: Path, argv: list[str]) -> list[str]:
 
 def plain_settings(args, free: tuple[str, ...]) -> dict:
     """The flags, for run.json, but those named `free`, which may differ when a run goes on."""
-    settings = {}
-    for name, value in vars(args).items():
-        if name not in free:
-            plain = value is None or isinstance(value, (int, float, str, bool))
-            settings[name] = value if plain else str(value)
-    return settings
+    settings = {name: value for name, value in vars(args).items() if name not in free}
+    return json.loads(json.dumps(settings, default=str))         # as they will be read again
 
 
 def check_run(folder: Path, settings: dict, may_grow: str | None = None) -> None:
@@ -296,16 +294,6 @@ def lock(folder: Path) -> int:
 
 
 # ----------------------------------------------------------------------------------- the log, drawn
-
-def write_log(log: list[dict], path: Path) -> None:
-    """log.csv: a line a step; a value that a step did not log is nan."""
-    names = list(dict.fromkeys(name for row in log for name in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, names, restval=math.nan)
-    writer.writeheader()
-    writer.writerows(log)
-    atomic_write(path, text.getvalue())
-
 
 def logged(log: list[dict], name: str) -> tuple[list, list]:
     """The steps that logged this value, as a number, and the values."""

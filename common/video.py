@@ -278,12 +278,11 @@ def list_pictures(folder: Path) -> list[Path]:
     """The pictures of a folder in the order of the numbers in their names: 2.png before 10.png."""
     pictures = [file for file in folder.iterdir()
                 if file.suffix.lower() in PICTURES and not file.name.startswith(".")]  # a Mac's
-    return sorted(pictures, key=_numbers_in_name)
 
-
-def _numbers_in_name(file: Path) -> list:
-    parts = re.split(r"([0-9]+)", file.name)
-    return [int(part) if part.isdecimal() else part for part in parts]
+    def numbers_in_name(file):
+        parts = re.split(r"([0-9]+)", file.name)
+        return [int(part) if part.isdecimal() else part for part in parts]
+    return sorted(pictures, key=numbers_in_name)
 
 
 def _frames_of_folder(folder: Path) -> Iterator[np.ndarray]:
@@ -309,14 +308,6 @@ def read_picture(path: Path) -> np.ndarray:
 
 # ----------------------------------------------------------------------------------- writing videos
 
-def check_video_name(path: str | Path) -> str:
-    """The suffix, in lower case. Raises BadInput for other formats than mp4 and gif."""
-    suffix = Path(path).suffix.lower()
-    if suffix not in (".mp4", ".gif"):
-        raise BadInput(f"{path}: videos are written as .mp4 or .gif; choose one of these suffixes")
-    return suffix
-
-
 def write_video(path: str | Path, video: torch.Tensor, fps: float = 8, scale: int = 1) -> None:
     """Write (F, 3, H, W) in [-1, 1] as mp4 or gif, each pixel as `scale` x `scale`.
 
@@ -328,12 +319,9 @@ def write_video(path: str | Path, video: torch.Tensor, fps: float = 8, scale: in
 
 def write_pixels(path: str | Path, pixels: np.ndarray, fps: float = 8) -> None:
     """Write frames (F, H, W, 3), uint8, as mp4 or gif. Raises BadInput where that fails."""
-    suffix = check_video_name(path)
     with replacing(path) as temporary:
-        if suffix == ".gif":
-            gif = iio.imwrite("<bytes>", pixels, plugin="pillow", extension=".gif",
-                              duration=1000 / fps, loop=0)
-            temporary.write_bytes(gif)
+        if temporary.suffix.lower() == ".gif":
+            iio.imwrite(temporary, pixels, plugin="pillow", duration=1000 / fps, loop=0)
         else:
             iio.imwrite(temporary, pixels, plugin="FFMPEG", fps=fps, quality=9, macro_block_size=2,
                         ffmpeg_log_level="quiet")

@@ -81,8 +81,8 @@ def read_parts(model, folder: str | Path) -> None:
     folder, frozen = model_folder(folder), frozen_folder(folder)
     record = read_record(folder)
     model.set_vlm_frames(record.get("vlm_frames"))
-    model.vlm.tokenizer = read_tokenizer(frozen / "tokenizer")
-    model.text_tokenizer = read_tokenizer(frozen / "text_tokenizer")
+    model.vlm.tokenizer = AutoTokenizer.from_pretrained(require(frozen / "tokenizer"))
+    model.text_tokenizer = AutoTokenizer.from_pretrained(require(frozen / "text_tokenizer"))
     for name in PARTS:
         home = folder if name in TRAINED else frozen
         if name == "boundary":                           # of as many rows as the file has
@@ -164,10 +164,6 @@ def require(path: Path) -> Path:
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing: the model cannot be used without it")
     return path
-
-
-def read_tokenizer(path: Path):
-    return AutoTokenizer.from_pretrained(require(path))
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:

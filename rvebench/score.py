@@ -27,8 +27,7 @@ from tqdm import tqdm
 from common.distributed import device
 from common.files import (BadInput, Parser, at_least_0, atomic_write, between, check_writable,
                           positive, run_script)
-from common.jsonl import Store, to_json, write_rows
-from common.pool import in_threads
+from common.jsonl import Store, in_threads, to_json, write_rows
 from common.video import hash_video, read_pixels
 from evaluate import run_name
 from model import load_model

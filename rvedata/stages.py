@@ -22,9 +22,8 @@ from typing import Callable, Iterable, Iterator
 from tqdm import tqdm
 
 from common.files import BadInput, positive
-from common.jsonl import Store, read_rows, write_rows
+from common.jsonl import Store, in_threads, read_rows, write_rows
 from common.manifest import FIELDS
-from common.pool import in_threads
 
 VIDEO_FIELDS = FIELDS[:2]                                # of a triplet: those that hold paths
 

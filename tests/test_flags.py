@@ -44,7 +44,7 @@ BAD = {
     "critic": [("--out r.txt", "r.txt: is written as .png")],
     "bench": [("--out file/bench", "file/bench/bench.json: cannot be written")],
     "sample": [
-        ("--video a.mp4 --instruction wait --out e.avi", "e.avi: videos are written as .mp4"),
+        ("--video a.mp4 --instruction wait --out e.avi", "--out e.avi: is written as .mp4 or .gif"),
         ("--video a.mp4 --instruction ' ' --out e.mp4", "--instruction: is empty"),
         ("--video file/a --instruction wait --out file/a.mp4", "--out file/a.mp4: cannot be wri"),
     ],

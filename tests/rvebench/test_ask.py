@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from common.files import BadInput
-from common.pool import in_threads
+from common.jsonl import in_threads
 from endpoint import Endpoint
 from rvebench import ask
 from rvebench.ask import Client, Missing, Question, parse_json
