@@ -19,10 +19,10 @@ from common.plots import pyplot, save_figure
 from critic import THINK, Critic
 from experiments.gradient_probe import gradient_at_levels
 from experiments.one_step_probe import NOISED, one_step_margins
-from experiments.runs import (BASE, BASELINES, CHOICE, CHOSEN_ON_FEW, CRITICS, GAMED, GAMED_RUNS,
-                              HALF, HEADLINE, LEARNERS, MAP, MAP_LONGER, OBJECTIVES, OWN_EDITS,
-                              OWN_EDITS_ON_FEW, RUNS, SFT_ON_FEW, TAUS, TRIPLETS, Cell, Score,
-                              Study, run_of_triplets, run_on)
+from experiments.runs import (BASE, BASELINES, CHOICE, CHOSEN, CHOSEN_ON_FEW, CRITICS, GAMED,
+                              GAMED_RUNS, HALF, HEADLINE, IN_DRIFT, LEARNERS, MAP, MAP_LONGER,
+                              OBJECTIVES, OWN_EDITS, OWN_EDITS_ON_FEW, RUNS, SFT_ON_FEW, TAUS,
+                              TRIPLETS, VARIANTS, Cell, Score, Study, run_of_triplets, run_on)
 from experiments.scores import (GAINS, SHOWN, Interval, cell, compare, correlation_of, gains,
                                 measured_once, read_scores, seed_and_sample_interval,
                                 smallest_visible)
@@ -269,29 +269,47 @@ def figure_own_edits(study: Study) -> str:
     """What do own edits teach beside 100 triplets, and at which price?"""
     runs = {"own edits": OWN_EDITS_ON_FEW, "halfway to SFT": OWN_EDITS_ON_FEW + HALF}
     draw_gained_and_spoilt(study, {"SFT": SFT_ON_FEW, **runs})
-    return against_sft_on_few(study, runs, "own-edits.png")
+    return against_sft(study, runs, "own-edits.png")
 
 
 def figure_chosen(study: Study) -> str:
     """And where they are chosen by the VLM, and learnt without its gradient?"""
     runs = {"own edits": OWN_EDITS_ON_FEW, "halfway to SFT": OWN_EDITS_ON_FEW + HALF,
             "chosen of halfway's": CHOSEN_ON_FEW}
-    return against_sft_on_few(study, runs, "chosen.png")
+    return against_sft(study, runs, "chosen.png")
 
 
-def against_sft_on_few(study: Study, runs: dict[str, str], picture: str) -> str:
-    """What these runs gain over SFT on 100 triplets: bars, and a table."""
-    sft = Score(SFT_ON_FEW, "rave")
-    gained = {name: gain_intervals(gains(study, Score(run, "rave"), sft))
-              for name, run in runs.items()}
+def figure_variants(study: Study) -> str:
+    """Is it the pairs, or that the edits are its own? How many pairs, and who judges?"""
+    runs = {"own edits": OWN_EDITS_ON_FEW}
+    for run in VARIANTS:
+        runs[run.removeprefix(f"{OWN_EDITS}, ")] = run_of_triplets(run, 100)
+    return against_sft(study, runs, "variants.png")
+
+
+def figure_drift(study: Study) -> str:
+    """And in the paper's regime: many triplets, most of them re-rendered (--targets drift-60)?"""
+    return against_sft(study, IN_DRIFT, "drift.png", sft="sft")
+
+
+def against_sft(study: Study, runs: dict[str, str], picture: str, sft: str = SFT_ON_FEW) -> str:
+    """What these runs gain over SFT on as many triplets: bars, and a table."""
+    gained = {name: gain_intervals(gains(study, Score(run, "rave"), Score(sft, "rave")))
+              for name, run in reversed(runs.items())}
     panels = []
     for column in GAINS:
         bars = {name: intervals[column] for name, intervals in gained.items()}
-        panels.append(Panel(f"RAVE: {column} - SFT on 100 triplets", bars=bars))
-    draw_panels(study.out / picture, panels, height=1.8)
-    text = compare(study, [BASE, SFT_ON_FEW, *runs.values()], "rave", SFT_ON_FEW)
-    return (f"own edits: `{RUNS[OWN_EDITS_ON_FEW]}`; half: `experiments.mix`; chosen: "
-            f"`experiments.choose {CHOICE}`.\n\n{text}")
+        panels.append(Panel(f"RAVE: {column} - {sft}", bars=bars))
+    draw_panels(study.out / picture, panels, height=1.2 + .25 * len(runs))
+    how = "; ".join(f"{name}: `{flags_of(run)}`" for name, run in runs.items())
+    return f"{how}.\n\n{compare(study, [BASE, sft, *runs.values()], 'rave', sft)}"
+
+
+def flags_of(run: str) -> str:
+    """How the run is made."""
+    if run.endswith(CHOSEN):
+        return f"experiments.choose {CHOICE}"
+    return "experiments.mix" if run.endswith(HALF) else RUNS[run]
 
 
 def draw_gained_and_spoilt(study: Study, runs: dict[str, str], n: int = 5) -> None:
