@@ -19,6 +19,7 @@ torch.set_num_threads(1)
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import train
 from browser import browser, one_browser
 from clips import painted
 from critic import Critic
@@ -50,6 +51,28 @@ def tiny_dir(tiny, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("model") / "tiny"
     tiny.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def encoded(tiny_dir, tmp_path_factory):
+    """(flags, `tiny` ready for training, its six encoded triplets)."""
+    flags = ["--weights", str(tiny_dir), "--cache", str(tmp_path_factory.mktemp("cache")),
+             "--items", "6", "--batch", "4"]
+    args = train.parse(flags)
+    model = train.load(args)
+    return flags, model, train.encode(model, args)
+
+
+@pytest.fixture(scope="session")
+def made(encoded):
+    """made(*flags): (args, critic, batches of four), as train.main makes them."""
+    common, model, latents = encoded
+
+    def make(*flags):
+        args = train.parse([*common, *flags])
+        critic = train.make_critic(model, args)
+        return args, critic, train.make_batches(model, critic, latents, args)
+    return make
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -4,9 +4,7 @@ Nothing here is timed.
 """
 
 import copy
-import io
 import json
-from contextlib import redirect_stdout
 from functools import partial
 
 import pytest
@@ -96,30 +94,18 @@ def test_shut_the_gate_leaves_sft_bit_for_bit(model):
 
 # -------------------------------------------------------------------------------------- the command
 
-@pytest.fixture(scope="module")
-def written(tiny_dir, tmp_path_factory):
-    """(the folder, bench.json, what is printed) of the command, with two of its six critics."""
-    out = tmp_path_factory.mktemp("new") / "bench"
-    flags = ["--weights", str(tiny_dir), "--batch", "1", "--repeats", "1", "--out", str(out)]
-    printed = io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
-        patch.setattr(bench, "measure", partial(bench.measure, critics=CRITICS[:2]))
-        bench.main(flags)
-    return out, json.loads((out / "bench.json").read_text()), printed.getvalue()
-
-
-def test_what_the_command_leaves(written, tiny_dir):
-    out, result, printed = written
-    assert (out / "bench.png").read_bytes().startswith(b"\x89PNG")
+def test_the_command(tiny_dir, tmp_path, monkeypatch, capsys):
+    """Its files, and that each row of the results adds up; with two of its six critics."""
+    monkeypatch.setattr(bench, "measure", partial(bench.measure, critics=CRITICS[:2]))
+    bench.main(["--weights", str(tiny_dir), "--batch", "1", "--repeats", "1",
+                "--out", str(tmp_path / "new")])
+    result, printed = json.loads((tmp_path / "new/bench.json").read_text()), capsys.readouterr().out
+    assert (tmp_path / "new/bench.png").read_bytes().startswith(b"\x89PNG")
     assert {"command", "date", "device", "load", "python", "torch", "diffusers"} < set(result)
     assert (result["batch"], result["weights"]) == (1, str(tiny_dir))
-    assert list(result["steps"]) == ["SFT", "alone/expect", "exact/expect", "own edits"]
     assert all(f"| {part} " in printed for part in PARTS)
-
-
-def test_a_row_of_the_results_adds_up(written):
-    _, result, _ = written
     steps = result["steps"]
+    assert list(steps) == ["SFT", "alone/expect", "exact/expect", "own edits"]
     for name, row in steps.items():
         assert row["peak_mib_all_gated"] >= steps["SFT"]["peak_mib_all_gated"] > 0
         assert (row["once_a_sample_ms"] > 0) == (name != "SFT")

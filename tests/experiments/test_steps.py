@@ -9,30 +9,10 @@ import torch
 import train
 from by_hand import by_hand, decode
 from experiments.train import refl_step, rwr_step
+from runs import assert_same
 
 LAMBDA = .25
-
-
-@pytest.fixture(scope="module")
-def encoded(tiny_dir, tmp_path_factory):
-    """(flags, model ready for training, its six encoded triplets)."""
-    flags = ["--weights", str(tiny_dir), "--cache", str(tmp_path_factory.mktemp("cache")),
-             "--items", "6", "--batch", "4", "--tau", ".7", "--drop", ".3"]
-    args = train.parse(flags)
-    model = train.load(args)
-    return flags, model, train.encode(model, args)
-
-
-@pytest.fixture(scope="module")
-def made(encoded):
-    """made(*flags): (args, critic, batches), as train.main makes them."""
-    common, model, latents = encoded
-
-    def make(*flags):
-        args = train.parse([*common, *flags])
-        critic = train.make_critic(model, args)
-        return args, critic, train.make_batches(model, critic, latents, args)
-    return make
+FLAGS = ("--tau", ".7", "--drop", ".3")
 
 
 def first_gated(batches):
@@ -45,26 +25,14 @@ def first_gated(batches):
 @pytest.fixture(scope="module")
 def ready(encoded, made):
     """(model, critic, a step's number, its batch), of own edits."""
-    _, critic, batches = made("--pairs", "5")
+    _, critic, batches = made(*FLAGS, "--pairs", "5")
     step = first_gated(batches)
     return encoded[1], critic, step, next(batches.of(step))
 
 
-def gradient(model, loss):
-    model.zero_grad(set_to_none=True)
-    loss.backward()
-    return model.transformer.proj_out.weight.grad.clone()
-
-
-def assert_same(model, got, want):
-    assert got.item() == pytest.approx(want.item(), abs=1e-4)
-    ours, theirs = gradient(model, got), gradient(model, want)
-    assert (ours - theirs).abs().max() < 1e-3 * theirs.abs().max()
-
-
 def test_rwr(encoded, made):
     _, model, latents = encoded
-    args, critic, batches = made("--lambda", "1")
+    args, critic, batches = made(*FLAGS, "--lambda", "1")
     args.objective = "rwr"
     loss, log = rwr_step(model, critic, next(batches.of(0)), 0.)
     want, want_log = by_hand(model, latents, args, 0)
@@ -107,7 +75,7 @@ def test_own_edits(encoded, ready):
 def test_own_edits_in_two_micro_batches_are_the_same_step(ready, made):
     model, critic, step, batch = ready
     whole, _ = train.own_edit_step(model, critic, batch, LAMBDA)
-    _, _, halves = made("--pairs", "5", "--accumulate", "2")
+    _, _, halves = made(*FLAGS, "--pairs", "5", "--accumulate", "2")
     parts = [train.own_edit_step(model, critic, half, LAMBDA)[0] for half in halves.of(step)]
     assert_same(model, sum(parts) / 2, whole)
 

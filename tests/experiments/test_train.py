@@ -49,11 +49,13 @@ def test_each_objective_runs(run, uso, tmp_path, objective):
     assert json.loads((folder / "run.json").read_text())["settings"]["objective"] == objective
 
 
-def test_without_m_0(run, uso, tmp_path):
-    first = read_log(uso)[0]
-    row, = read_log(run(tmp_path / "none", "--m0", "none"))
-    assert row["flow_loss"] == first["flow_loss"] and row["p_yes"] == first["p_yes"]
-    assert row["reason_loss"] >= -math.log(first["p_yes"]) - 1e-5              # Jensen: m_0 = 0
+@pytest.mark.parametrize("flags", [[], ["--pairs", "3"]])
+def test_with_m_0_and_without(run, tmp_path, flags):
+    with_m_0, without = (read_log(run(tmp_path / m_0, *flags, "--m0", m_0))[0]
+                         for m_0 in ("source", "none"))
+    assert with_m_0["p_yes"] == without["p_yes"]
+    assert with_m_0["reason_loss"] != without["reason_loss"]
+    assert without["reason_loss"] >= -math.log(without["p_yes"]) - 1e-5        # Jensen: m_0 = 0
 
 
 def test_own_edits_go_on_bit_for_bit_after_a_stop(run, tmp_path, monkeypatch):
@@ -95,15 +97,6 @@ def test_own_edits_of_own_videos(run, manifest, tmp_path, capsys):
     manifest.write_text(manifest.read_text() + "\n")     # another manifest: another run
     with pytest.raises(BadInput, match="holds a run with another --pairs"):
         run(tmp_path / "out", *flags, "--skip-bad")
-
-
-def test_own_edits_with_m_0(run, tmp_path):
-    flags = "--pairs", "3"
-    with_m_0, without = (read_log(run(tmp_path / f"{len(more)}", *flags, *more))[0]
-                         for more in (["--m0", "source"], []))
-    assert with_m_0["p_yes"] == without["p_yes"]
-    assert with_m_0["reason_loss"] != without["reason_loss"]
-    assert without["reason_loss"] >= -math.log(without["p_yes"]) - 1e-5        # Jensen: m_0 = 0
 
 
 def test_another_critic_judges(run, uso, tiny_dir, tmp_path):

@@ -18,20 +18,7 @@ from tiny.rules import RULES
 from tiny.scene import PLACES, apply, caption, literal, random_scene
 from tiny.world import MISSES, SPLITS, SUBSETS, judge, make_triplet
 
-RULES_OF = [(kind, rule) for kind, rules in RULES.items() for rule in rules]
 WIGGLE = torch.tensor([.2, -.2] * 4 + [0.])[:, None, None, None]                  # averages to zero
-
-
-def outcomes(kind, rule, scenes):
-    """{what the instruction names: the literal edits that it means in these scenes}"""
-    found = {}
-    for k, scene in enumerate(scenes):
-        seen = scene if kind == "rave" else scene.later()
-        if hit := rule.resolve(seen, np.random.default_rng(k)):
-            edit, named, _ = hit
-            name = "" if named is None else scene.things[named].name
-            found.setdefault(name, []).append(literal(scene, edit))
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -98,18 +85,8 @@ def test_held_out_phrases_and_places_are_in_cross_alone(subset, split):
     assert seen == set(rules)
 
 
-@pytest.mark.parametrize("kind, rule", RULES_OF, ids=[r.name for _, r in RULES_OF])
-def test_what_a_phrase_means_depends_on_the_source(kind, rule, scenes):
-    """Who always gave a phrase's most frequent edit would be wrong two times in ten."""
-    everywhere = [scene for place in PLACES if place != rule.away for scene in scenes[place]]
-    found = outcomes(kind, rule, everywhere)
-    often = [edits for edits in found.values() if len(edits) > 4]
-    guessed = sum(max(edits.count(e) for e in set(edits)) for edits in often)
-    assert guessed / sum(len(edits) for edits in often) <= .8
-
-
 def test_the_examples_of_the_paper(scenes):
-    rule = {r.name: r for _, r in RULES_OF}
+    rule = {r.name: r for rules in RULES.values() for r in rules}
     ask = lambda name, scene: literal(scene, rule[name].resolve(scene, np.random.default_rng(0))[0])
     of = lambda place, ground: next(s for s in scenes[place] if s.ground == ground)
     assert ask("frost", of("meadow", "grass")) == "turn the ground to snow"
