@@ -72,8 +72,9 @@ def hash_of_chosen(folder: Path) -> str:
 
 def chosen_batches(model, folder: Path, args) -> Batches:
     """The batches of a folder's chosen edits, in step with the triplets'."""
-    chosen = load_file(folder / "chosen.safetensors")
-    items = train.pair_items(model, parse(read_run(folder)["argv"]))
+    how = parse(read_run(folder)["argv"])
+    check_run(folder, train.settings_of(how))            # the pairs' manifest may have changed
+    chosen, items = load_file(folder / "chosen.safetensors"), train.pair_items(model, how)
     items = [items[i] for i in chosen["number"].tolist()]
     latents = Chosen(items, chosen["target"], model, args.cache)
     return Batches(latents, model, None, batch=args.batch, tau=args.tau, drop=args.drop,

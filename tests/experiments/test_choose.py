@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import load_file
 
 import train
+from common.files import BadInput
 from critic import Critic
 from data import NEW_PAIRS
 from experiments import choose
@@ -66,3 +67,7 @@ def test_chosen_edits_are_learnt_beside_the_triplets(chosen, tiny_dir, tmp_path)
     batches = choose.chosen_batches(model, chosen, train.parse([*common, "--drop", "0"]))
     batch, targets = next(batches.of(0)), load_file(chosen / "chosen.safetensors")["target"]
     assert all(any(torch.equal(row, target) for target in targets) for row in batch.target)
+    file = chosen / "run.json"
+    file.write_text(file.read_text().replace('"pairs": 6', '"pairs": 7'))
+    with pytest.raises(BadInput, match="holds a run with another --pairs"):
+        other_train.main([*common, "--chosen", str(chosen), "--out", str(tmp_path / "other")])
