@@ -39,9 +39,7 @@ class Sample:
     @property
     def scores(self) -> tuple[str, ...]:
         """Which scores it has: in-context generation has no PC."""
-        if SUBSET_OF[self.type] == "rave":
-            return SCORES
-        return tuple(name for name in SCORES if name != "PC")
+        return SCORES if SUBSET_OF[self.type] == "rave" else ("EA", "GN", "GR")
 
 
 def read_manifest(path: str | Path, subset: str | None = None) -> list[Sample]:

@@ -117,25 +117,24 @@ def show(path: Path, frames: int) -> list[np.ndarray]:
     return [shrink(frame, SIDE) for frame in pick_frames(path, numbers)]
 
 
-def consistency_question(sample: Sample, source: list[np.ndarray], edited: list[np.ndarray],
-                         max_tokens: int = TOKENS) -> Question:
-    """Semantic consistency: does the edit do what the instruction asks, and keep the rest?"""
-    names = [name for name in sample.scores if name in ("EA", "PC")]
-    text = "\n".join([CONTEXT[SUBSET_OF[sample.type]], f"Instruction: {sample.instruction}",
-                      UNCHANGED, "Score:", *[CRITERIA[name] for name in names]])
-    parts = [text, "Frames of the source:", *source, "Frames of the edit:", *edited]
-    return Question(f"{PROMPT}-consistency", SYSTEM, parts, answer_schema(names), validator(names),
-                    sample.id, max_tokens)
+def questions(sample: Sample, source: list, edited: list,
+              max_tokens: int = TOKENS) -> dict[str, Question]:
+    """{what it is about: a question}, from frames (H, W, 3), uint8, of source and edit.
 
-
-def quality_question(sample: Sample, edited: list[np.ndarray],
-                     max_tokens: int = TOKENS) -> Question:
-    """Perceptual quality: the edit alone, without the instruction."""
-    names = ["GN", "GR"]
-    text = "\n".join(["Score:", *[CRITERIA[name] for name in names]])
-    parts = [text, "Frames of the edit:", *edited]
-    return Question(f"{PROMPT}-quality", SYSTEM, parts, answer_schema(names), validator(names),
-                    sample.id, max_tokens)
+    consistency: does the edit do what the instruction asks, and keep the rest? quality: the edit
+    alone, without the instruction.
+    """
+    task = [CONTEXT[SUBSET_OF[sample.type]], f"Instruction: {sample.instruction}", UNCHANGED]
+    asked = {
+        "consistency": (sample.scores[:-2], task, ["Frames of the source:", *source]),
+        "quality": (sample.scores[-2:], [], [])}         # GN, GR
+    found = {}
+    for about, (names, texts, shown) in asked.items():
+        text = "\n".join([*texts, "Score:", *[CRITERIA[name] for name in names]])
+        parts = [text, *shown, "Frames of the edit:", *edited]
+        found[about] = Question(f"{PROMPT}-{about}", SYSTEM, parts, answer_schema(names),
+                                validator(names), sample.id, max_tokens)
+    return found
 
 
 def prompts(frames: int) -> dict[str, dict[str, str]]:
@@ -144,10 +143,8 @@ def prompts(frames: int) -> dict[str, dict[str, str]]:
     found = {}
     for kind in SUBSET_OF:
         sample = Sample("", "", kind, "{instruction}", Path(), Path())
-        questions = {"consistency": consistency_question(sample, pictures, pictures),
-                     "quality": quality_question(sample, pictures)}
         found[kind] = {about: "\n".join([question.instructions, "", *question.parts])
-                       for about, question in questions.items()}
+                       for about, question in questions(sample, pictures, pictures).items()}
     return found
 
 
@@ -158,10 +155,8 @@ def ask_service(client: Client, sample: Sample, path: Path, frames: int,
         source, edited = show(sample.source, frames), show(path, frames)
     except BadInput as error:
         return verdict({}, str(error))
-    questions = {"consistency": consistency_question(sample, source, edited, max_tokens),
-                 "quality": quality_question(sample, edited, max_tokens)}
     scores, missing, unanswered, reasons, replies = {}, [], False, [], {}
-    for name, question in questions.items():
+    for name, question in questions(sample, source, edited, max_tokens).items():
         answer = client.ask(question)
         if isinstance(answer, Missing):
             missing.append(f"{name}: {answer.reason}")

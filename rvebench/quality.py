@@ -3,7 +3,7 @@
     TF        temporal flickering, of pixels alone                       temporal_flickering
     SC, BC    subject and background consistency, of DINO's and CLIP's
               features                                                   feature_consistency
-    OC        overall consistency: ViCLIP's cosine of text and 8 frames  text_consistency
+    OC        overall consistency: ViCLIP's cosine of text and 8 frames  viclip
     ViCLIP-T  the same cosine, the frames chosen and prepared as in
               ViCLIP's demonstration (the paper does not say)
     MS        motion smoothness, from the `vbench` package               vbench_results
@@ -72,11 +72,6 @@ def feature_consistency(features: torch.Tensor) -> float:
     to_previous = (f[1:] * f[:-1]).sum(-1)               # (F - 1,)
     to_first = (f[1:] * f[0]).sum(-1)
     return float((to_previous.clamp_min(0) + to_first.clamp_min(0)).mean() / 2)
-
-
-def text_consistency(clip: torch.Tensor, text: torch.Tensor) -> float:
-    """Cosine of a clip's and a text's feature, each (D,): VBench's OC, and ViCLIP-T."""
-    return float(F.cosine_similarity(clip.double(), text.double(), dim=0))
 
 
 def middle_frames(n: int, k: int = 8) -> list[int]:
@@ -186,12 +181,12 @@ def viclip(name: str, trust_remote_code: bool) -> Callable:
     def cosines(pixels, text):
         found = {}
         with torch.no_grad():
-            words = model.encode_text(text).float().cpu().reshape(-1)
+            words = model.encode_text(text).double().flatten()                   # (D,)
             for column, pick in (("OC", as_vbench), ("ViCLIP-T", as_demonstrated)):
                 frames = pick(pixels)                   # (8, 3, 224, 224), or fewer of a short clip
                 if len(frames) == 8:
-                    seen = model.encode_vision(frames.to(device())[None], test=True)
-                    found[column] = text_consistency(seen.float().cpu().reshape(-1), words)
+                    seen = model.encode_vision(frames.to(device())[None], test=True).double()
+                    found[column] = F.cosine_similarity(seen.flatten(), words, dim=0).item()
         return found
     return cosines
 

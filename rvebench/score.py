@@ -11,7 +11,7 @@ no second time: replies.jsonl (ask.py) and kept.jsonl. The same command goes on 
 Methods that an earlier run with the same judge has scored into --out stay. A video that is missing,
 unreadable or too short is listed and counted, never scored. Exit code 1 where nothing was scored.
 
-Axis letters: F frames, H W pixels.
+Axis letters: B batch, F frames, H W pixels.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import os
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Iterator
 
 import numpy as np
 import torch
@@ -26,19 +27,92 @@ from tqdm import tqdm
 
 from common.distributed import device
 from common.files import (BadInput, Parser, at_least_0, atomic_write, between, check_writable,
-                          positive, run_script)
+                          is_of, positive, remove_leftovers, run_script, start_afresh)
 from common.jsonl import Store, in_threads, to_json, write_rows
-from common.video import hash_video, read_pixels
+from common.video import (clip_numbers, crop, hash_video, pick_frames, read_pixels, to_video,
+                          write_video)
+from data import fingerprint
 from evaluate import run_name
-from model import load_model
+from model import PARTS, load_model
 from rvebench import judge, quality, report
 from rvebench.ask import Client
 from rvebench.benchmark import Edit, Sample, all_edits, read_manifest, read_methods
-from rvebench.generate import generate
 from rvebench.scores import read_results
 from tiny import world
 
 WORKERS = 8                               # videos at a time: each in memory, and asked about
+
+
+# ---------------------------------------------------------------------------- a model as a method
+
+def make_videos(args: argparse.Namespace, samples: list[Sample], methods: dict) -> dict:
+    """The videos of --checkpoint, one more of `methods`; {(id, method): why} of what failed."""
+    name = run_name(args.checkpoint)
+    if name in methods:
+        raise BadInput(f"--videos {name}=...: the checkpoint is called so, too; rename the one")
+    model = load_model(args.checkpoint).to(device())
+    methods[name] = args.out / "videos" / name
+    reasons = generate(model, samples, methods[name], args.steps, args.guidance, args.seed,
+                       args.batch)
+    return {(id, name): reason for id, reason in reasons.items()}
+
+
+def generate(model, samples: list[Sample], folder: Path, steps: int | None,
+             guidance: float | None, seed: int, batch: int) -> dict[str, str]:
+    """Edit the samples into folder/<id>.mp4, those that are not there; {id: why} where that fails.
+
+    steps, guidance: None is the preset's. The noise of a sample comes from seed + its place in the
+    manifest. Other settings or weights start afresh. Raises BadInput for an instruction that the
+    model cannot take; a source that cannot be read fails alone.
+    """
+    p = model.preset
+    settings = {"checkpoint": fingerprint(model, PARTS), "steps": steps or p.sample_steps,
+                "guidance": p.guidance if guidance is None else guidance, "seed": seed}
+    if not is_of(folder, settings):
+        start_afresh(folder, settings, "*.mp4")
+    remove_leftovers(folder)
+    missing = [sample for sample in samples if not (folder / f"{sample.id}.mp4").exists()]
+    failed = {}
+    with tqdm(total=len(missing), desc="generate", unit="sample") as bar:
+        for run in runs_of(missing, model, batch, failed):
+            now, sources, views = zip(*run)
+            sources = torch.stack(sources).to(model.device)              # (B, F, 3, H, W)
+            views = torch.stack(views).to(model.device) if p.whole_view else None
+            try:                                         # row k has the noise of its index
+                edits = model.sample(sources, [sample.instruction for sample in now], steps,
+                                     guidance, seed + now[0].index, view=views)
+            except ValueError as error:
+                raise BadInput(f"the manifest: {error}") from error
+            for sample, video in zip(now, edits.float().cpu()):
+                if video.isfinite().all():
+                    write_video(folder / f"{sample.id}.mp4", video)
+                else:
+                    failed[sample.id] = "the model's video is not finite"
+            bar.update(len(now))
+    return failed
+
+
+def runs_of(samples: list[Sample], model, most: int, failed: dict) -> Iterator[list[tuple]]:
+    """Neighbours in the manifest, at most so many at a time: (sample, source (F, 3, H, W), view).
+
+    view: the same frames uncropped, in the VLM's size, where the preset has `whole_view`. A source
+    that cannot be read goes into `failed`.
+    """
+    p, run = model.preset, []
+    for sample in samples:
+        try:
+            numbers, _ = clip_numbers(sample.source, p.frames, p.frame_stride)
+            frames = pick_frames(sample.source, numbers)
+        except BadInput as error:
+            failed[sample.id] = f"no source: {error}"
+            continue
+        if run and (len(run) == most or run[-1][0].index != sample.index - 1):
+            yield run
+            run = []
+        view = model.vlm.resize(to_video(frames)) if p.whole_view else None
+        run.append((sample, crop(frames, p.height, p.width), view))
+    if run:
+        yield run
 
 
 # ----------------------------------------------------------------------------------------- the rows
@@ -175,18 +249,6 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     if not (args.videos or args.checkpoint or args.references):
         raise BadInput("--manifest: needs a method; give --videos NAME=DIR, or --checkpoint")
     return args
-
-
-def make_videos(args: argparse.Namespace, samples: list[Sample], methods: dict) -> dict:
-    """The videos of --checkpoint, one more of `methods`; {(id, method): why} of what failed."""
-    name = run_name(args.checkpoint)
-    if name in methods:
-        raise BadInput(f"--videos {name}=...: the checkpoint is called so, too; rename the one")
-    model = load_model(args.checkpoint).to(device())
-    methods[name] = args.out / "videos" / name
-    reasons = generate(model, samples, methods[name], args.steps, args.guidance, args.seed,
-                       args.batch)
-    return {(id, name): reason for id, reason in reasons.items()}
 
 
 def main(argv: list[str] | None = None) -> None:

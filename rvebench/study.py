@@ -15,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
-from common.files import (BadInput, Parser, at_least_0, atomic_write, markdown, positive,
-                          run_script)
+from common.files import (BadInput, Parser, at_least_0, atomic_write, hash_of_file, markdown,
+                          positive, run_script)
+from common.intervals import format_interval
 from rvebench.page import HERE, copy_or_encode, write_page
-from rvebench.scores import read_results, role, samples, win_rates
-from rvebench.tables import study_table
+from rvebench.scores import NO_INTERVAL, read_results, role, samples, win_rates
 
 CRITERIA = {
     "Edit Accuracy": "How well does it do what the instruction means?",
@@ -95,11 +95,10 @@ def read_ratings(folder: Path, files: list[Path]) -> list[dict]:
     found = {}
     for file in files:
         try:
-            content = Path(file).read_bytes()
-            rated = json.loads(content)
+            rated = json.loads(Path(file).read_bytes())
             if rated["study"] != key["study"]:
                 raise ValueError(f"it is of another study; give those of {folder}/study")
-            rater = str(rated.get("rater") or hashlib.sha256(content).hexdigest())
+            rater = str(rated.get("rater") or hash_of_file(file))
             for row in rated["rankings"]:
                 sample = key["samples"][row["sample"]]
                 methods = {letter: name for letter, name in sample.items() if letter != "id"}
@@ -121,10 +120,9 @@ def keep_ratings(folder: Path, files: list[Path]) -> None:
     """Copy people's files to folder/ratings/, named by their content. Raises BadInput."""
     read_ratings(folder, files)                          # all are good, or none is kept
     for file in files:
-        content = Path(file).read_bytes()
-        name = hashlib.sha256(content).hexdigest()[:16]
-        if not (folder / "ratings" / f"{name}.json").exists():
-            atomic_write(folder / "ratings" / f"{name}.json", content)
+        kept = folder / "ratings" / f"{hash_of_file(file)}.json"
+        if not kept.exists():
+            atomic_write(kept, file.read_bytes())
 
 
 def results(folder: Path) -> dict | None:
@@ -150,6 +148,19 @@ def results(folder: Path) -> dict | None:
     ranked = len({row["sample"] for row in ratings})
     words = f"People who ranked: {raters}. Samples: {ranked}. Rankings: {len(ratings)}."
     return {"rates": shown, "words": words, "table": study_table(rankings, rates)}
+
+
+def study_table(rankings: dict[str, list], rates: dict[str, dict]) -> list[list[str]]:
+    """Win rates of each criterion's rankings, a line for each ordered pair of methods.
+
+    rates: {criterion: of scores.win_rates}.
+    """
+    lines = [["wins over", "N", *rankings]]
+    for pair in dict.fromkeys(pair for found in rates.values() for pair in found):
+        counts = [sum(set(pair) <= set(ranks) for ranks in some) for some in rankings.values()]
+        cells = [format_interval(found.get(pair, NO_INTERVAL), ".0%") for found in rates.values()]
+        lines.append([f"{pair[0]} over {pair[1]}", str(max(counts)), *cells])
+    return lines
 
 
 def main(argv: list[str] | None = None) -> None:

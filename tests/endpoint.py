@@ -22,24 +22,6 @@ class Endpoint(ThreadingHTTPServer):
         self.answer, self.requests, self.headers = answer, [], []
         self.lock = threading.Lock()
 
-    def respond(self, body, headers):
-        """(status, body) for a request."""
-        with self.lock:
-            n = sum(request["messages"] == body["messages"] for request in self.requests)
-            self.requests.append(body)
-            self.headers.append(headers)
-        said = self.answer(body, n)
-        if isinstance(said, tuple):
-            status, error = said
-            return status, json.dumps(error).encode()
-        if isinstance(said, bytes):
-            return 200, said
-        if isinstance(said, str):
-            said = {"message": {"role": "assistant", "content": said}}
-        usage = {"prompt_tokens": 1000, "completion_tokens": 100}
-        choice = {"finish_reason": "stop", "message": {"content": None}, **said}
-        return 200, json.dumps({"choices": [choice], "usage": usage}).encode()
-
     def __enter__(self):
         threading.Thread(target=self.serve_forever, daemon=True).start()
         return self
@@ -53,8 +35,22 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_POST(self):
+        server, status = self.server, 200
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        status, content = self.server.respond(body, self.headers)
+        with server.lock:
+            n = sum(request["messages"] == body["messages"] for request in server.requests)
+            server.requests.append(body)
+            server.headers.append(self.headers)
+        said = server.answer(body, n)
+        if isinstance(said, str):
+            said = {"message": {"role": "assistant", "content": said}}
+        if isinstance(said, tuple):
+            status, said = said
+        elif isinstance(said, dict):
+            usage = {"prompt_tokens": 1000, "completion_tokens": 100}
+            choice = {"finish_reason": "stop", "message": {"content": None}, **said}
+            said = {"choices": [choice], "usage": usage}
+        content = said if isinstance(said, bytes) else json.dumps(said).encode()
         with suppress(OSError):                          # the client has given up
             self.send_response(status)
             self.send_header("Content-Type", "application/json")

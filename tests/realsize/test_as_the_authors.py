@@ -21,7 +21,7 @@ from critic import SYSTEM, Critic
 from model import PARTS, TRAINED, UnifiedModel, VisualContextAdapter, euler
 from presets import PRESETS
 from rvebench.benchmark import read_manifest
-from rvebench.generate import generate
+from rvebench.score import generate
 from small import SMALL, WAN, a_clip
 
 TINY = PRESETS["tiny"]

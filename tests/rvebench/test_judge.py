@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from common.files import BadInput
-from common.video import from_bytes, read_pixels, read_video, write_video
+from common.video import from_bytes, write_video
 from rvebench import judge
 from rvebench.ask import Missing
 from rvebench.benchmark import Sample, read_manifest
 from rvebench.export_world import main as export_main
-from rvebench.judge import ask_service, consistency_question, quality_question, show, verdict
+from rvebench.judge import ask_service, questions, show, verdict
 from tiny import world
 
 EDIT, CONTEXT = "Temporal Reasoning", "Causal Reasoning"
@@ -74,13 +74,13 @@ def test_what_is_shown(bench):
 def test_the_two_questions(bench):
     one, two = read_manifest(bench / "bench.jsonl")
     source, edited = show(one.source, 2), show(bench / "ours/one.mp4", 2)
-    consistency, quality = consistency_question(one, source, edited), quality_question(one, edited)
+    consistency, quality = questions(one, source, edited).values()
     pictures = [part for part in consistency.parts if not isinstance(part, str)]
     assert all(map(np.array_equal, pictures, source + edited)) and len(quality.parts) == 2 + 2
     assert "dusk" in consistency.parts[0] and "dusk" not in quality.parts[0]     # judged by sight
     assert consistency.schema["required"] == ["reason", "EA", "PC"]
     assert quality.schema["required"] == ["reason", "GN", "GR"]
-    context = consistency_question(two, source, edited)
+    context = questions(two, source, edited)["consistency"]
     assert context.schema["required"] == ["reason", "EA"] and "PC" not in context.parts[0]
 
 
@@ -88,39 +88,27 @@ def test_what_is_a_score():
     validate = judge.validator(("EA", "PC"))
     good = '{"reason": "r", "EA": 0, "PC": "7.5"}'       # some models say it as a text
     assert validate(good) == {"EA": 0, "PC": 7.5, "reason": "r", "reply": good}
-    for scores, words in (('"EA": "11", "PC": 3', "EA is 11"), ('"EA": 3', "PC is null"),
-                          ('"EA": -0.5, "PC": 3', "EA is -0.5"),
-                          ('"EA": "seven", "PC": 3', 'EA is "seven"'),
-                          ('"EA": true, "PC": 3', "EA is true"),
-                          ('"EA": NaN, "PC": 3', "EA is NaN")):
-        with pytest.raises(ValueError, match=words):
-            validate(f'{{"reason": "r", {scores}}}')
+    for bad in ('"11"', "-0.5", '"seven"', "true", "NaN", "null"):
+        with pytest.raises(ValueError, match="EA is .*no number from 0 to 10"):
+            validate(f'{{"reason": "r", "EA": {bad}, "PC": 3}}')
 
 
 def test_verdicts_by_hand():
     full = verdict({"EA": 9., "PC": 4., "GN": 4., "GR": 9.})
-    assert [full[c] for c in ("EA", "PC", "GN", "GR", "Overall")] == [9, 4, 4, 9, 4]
-    assert full["Geometric mean"] == pytest.approx(1296 ** .25) and full["failed"] is None
+    assert full["Geometric mean"] == pytest.approx(1296 ** .25) and full["Overall"] == 4
     context = verdict({"EA": 4., "GN": 9., "GR": 10.})
     assert context["PC"] is None and context["Overall"] == 6
-    assert verdict({}, "cut")["failed"] == "judge: cut"
     assert verdict({})["failed"] is None                 # no judge was asked
 
 
-def test_half_a_verdict_and_none(bench):
+def test_what_is_not_answered_and_what_cannot_be_asked(bench):
     one, _ = read_manifest(bench / "bench.jsonl")
-    broken = bench / "ours/broken.mp4"
-    broken.write_bytes(b"no video")
-    seen = {"GN": 5., "GR": 6., "reason": "b", "reply": "seen"}
-    answers = iter([Missing("refused: no", True, "I will not"), seen])
-    client = SimpleNamespace(ask=lambda question: next(answers))
-    half = ask_service(client, one, bench / "ours/one.mp4", 3)
-    assert [half[c] for c in ("GN", "GR", "EA", "Overall", "failed")] == [5, 6, None, None, None]
-    assert half["missing"] == ["consistency: refused: no"] and half["unanswered"] == 1
-    assert half["replies"] == [{"consistency": "I will not", "quality": "seen"}]
-    assert half["reasons"] == ["b"]
-    unreadable = ask_service(None, one, broken, 3)       # what cannot be seen is not asked
-    assert "judge: " in unreadable["failed"] and "cannot be read" in unreadable["missing"][0]
+    client = SimpleNamespace(ask=lambda question: Missing("late", unanswered=True))
+    found = ask_service(client, one, bench / "ours/one.mp4", 3)
+    assert found["unanswered"] == 1 and found["EA"] is None
+    assert found["failed"] == "judge: consistency: late; quality: late"
+    short = ask_service(None, one, bench / "ours/one.mp4", 99)           # nobody is asked
+    assert "has 6 frames" in short["failed"] and not short["unanswered"]
 
 
 # -------------------------------------------------------------------------------------- the oracle
@@ -131,9 +119,8 @@ def test_the_world_as_a_benchmark_and_its_oracle(tmp_path):
     assert [s.id for s in samples] == ["rave-test-0", "icvg-test-0", "rave-test-1", "icvg-test-1"]
     for s in samples:
         triplet = world.make_triplet(int(s.id[-1]), s.subset, "test")
-        assert s.instruction == triplet.instruction and len(read_pixels(s.source)) == 9
+        assert s.instruction == triplet.instruction
         right, idle = judge.oracle(s, s.target), judge.oracle(s, s.source)
         assert set(right) == set(s.scores) and right["EA"] > 6 > 4 > idle["EA"]
-        assert right == world.judge(triplet, read_video(s.target, 9, 32, 32))
     with pytest.raises(BadInput, match="choose another --judge"):        # no sample of the world's
         judge.oracle(Sample("rave-test-0", "rave", EDIT, "other", s.source, s.target), s.target)

@@ -14,9 +14,9 @@ from endpoint import Endpoint
 from rvebench import judge, score
 from rvebench.benchmark import read_manifest
 from rvebench.export_world import main as export_main
-from rvebench.generate import generate
+from rvebench.report import judged_columns, read_human, tables
 from rvebench.scores import as_markdown, summarise, win_rates
-from rvebench.tables import judged_columns, read_human, study_table, tables
+from rvebench.study import study_table
 from scored import ABOUT, row
 
 
@@ -158,7 +158,8 @@ def test_a_checkpoint_makes_its_videos(bench, tiny, tiny_dir, tmp_path):
     kept, gone = [tmp_path / r["video"] for r in rows]
     before, contents = kept.stat().st_mtime_ns, [kept.read_bytes(), gone.read_bytes()]
     gone.unlink()
-    again = partial(generate, tiny, read_manifest(bench / "bench.jsonl", "icvg"), kept.parent, 1, 0)
+    samples = read_manifest(bench / "bench.jsonl", "icvg")
+    again = partial(score.generate, tiny, samples, kept.parent, 1, 0)
     assert again(seed=0, batch=2) == {} and gone.read_bytes() == contents[1]
     assert kept.stat().st_mtime_ns == before             # only what was gone is made
     again(seed=5, batch=2)
