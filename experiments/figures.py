@@ -106,20 +106,30 @@ def figure_4(study: Study) -> str:
 def figure_samples(study: Study) -> str:
     """Figures 1 and 6: source, edits of base, SFT and USO, target, with instruction and thought."""
     triplets = [world.make_triplet(i, "rave", "test") for i in range(min(12, study.n))]
-    source = torch.stack([triplet.source for triplet in triplets])
-    instructions = [triplet.instruction for triplet in triplets]
-    rows = {"source": source}
-    for run in tqdm((BASE, "sft", "uso"), desc="edits", unit="model"):
-        model = load_model(study.model_folder(run, study.seeds[0]))
-        rows[run] = model.sample(source, instructions, seed=0)
-    rows["target"] = [triplet.target for triplet in triplets]
-    thoughts = Critic(load_model(study.weights)).thoughts(source, instructions)
-    captioned = [replace(triplet, instruction=f"{triplet.instruction}   |   U: {thought}")
-                 for triplet, thought in zip(triplets, thoughts)]
-    with replacing(study.out / "samples.png") as temporary:
-        world.contact_sheet(captioned, rows, temporary)
+    critic = Critic(load_model(study.weights))
+    thoughts = critic.thoughts(torch.stack([triplet.source for triplet in triplets]),
+                               [triplet.instruction for triplet in triplets])
+    captions = {i: f"{triplet.instruction}   |   U: {thought}"
+                for i, (triplet, thought) in enumerate(zip(triplets, thoughts))}
+    draw_edits(study, "samples.png", captions, {run: run for run in (BASE, "sft", "uso")})
     return ("The first dozen of the test split, seed 0, not chosen. "
             "After the bar: the critic's chain of thought.")
+
+
+def draw_edits(study: Study, name: str, captions: dict[int, str], runs: dict[str, str]) -> None:
+    """Source, what the first seed of each run makes of it, and target of these samples of RAVE's
+    test split, into a PNG."""
+    triplets = [world.make_triplet(i, "rave", "test") for i in captions]
+    rows = {"source": [triplet.source for triplet in triplets]}
+    for row, run in tqdm(runs.items(), desc="edits", unit="model"):
+        model = load_model(study.model_folder(run, study.seeds[0]))
+        rows[row] = [model.sample(triplet.source[None], [triplet.instruction], seed=i)[0]
+                     for i, triplet in zip(captions, triplets)]
+    rows["target"] = [triplet.target for triplet in triplets]
+    captioned = [replace(triplet, instruction=caption)
+                 for triplet, caption in zip(triplets, captions.values())]
+    with replacing(study.out / name) as temporary:
+        world.contact_sheet(captioned, rows, temporary)
 
 
 GAMED_COLUMNS = ("margin, own", "margin, hardened", "EA", "PC", "GR", "Overall")
@@ -266,9 +276,14 @@ def draw_map(study: Study, cells: list[Cell], name: str) -> str:
 
 
 def figure_own_edits(study: Study) -> str:
-    """What do own edits teach beside 100 triplets, and at which price?"""
+    """What do own edits teach beside 100 triplets, and at which price? Also the five samples that
+    gained most over SFT in the first seed, and the five that lost most."""
     runs = {"own edits": OWN_EDITS_ON_FEW, "halfway to SFT": OWN_EDITS_ON_FEW + HALF}
-    draw_gained_and_spoilt(study, {"SFT": SFT_ON_FEW, **runs})
+    gain = gains(study, Score(OWN_EDITS_ON_FEW, "rave"), Score(SFT_ON_FEW, "rave"))["Overall"][0]
+    best_first = gain.argsort()[::-1].tolist()
+    captions = {i: f"{gain[i]:+.1f}: {world.make_triplet(i, 'rave', 'test').instruction}"
+                for i in [*best_first[:5], *best_first[-5:]]}
+    draw_edits(study, "own-edits-samples.png", captions, {"SFT": SFT_ON_FEW, **runs})
     return against_sft(study, runs, "own-edits.png")
 
 
@@ -310,24 +325,6 @@ def flags_of(run: str) -> str:
     if run.endswith(CHOSEN):
         return f"experiments.choose {CHOICE}"
     return "experiments.mix" if run.endswith(HALF) else RUNS[run]
-
-
-def draw_gained_and_spoilt(study: Study, runs: dict[str, str], n: int = 5) -> None:
-    """Of the first seed, the n edits that gained most over SFT, and the n that lost most."""
-    gain = gains(study, Score(OWN_EDITS_ON_FEW, "rave"), Score(SFT_ON_FEW, "rave"))["Overall"][0]
-    worst_first = gain.argsort()
-    chosen = [*worst_first[::-1][:n], *worst_first[:n][::-1]]
-    triplets = [world.make_triplet(int(i), "rave", "test") for i in chosen]
-    rows = {"source": [triplet.source for triplet in triplets]}
-    for name, run in tqdm(runs.items(), desc="edits", unit="model"):
-        model = load_model(study.model_folder(run, study.seeds[0]))
-        rows[name] = [model.sample(triplet.source[None], [triplet.instruction], seed=int(i))[0]
-                      for i, triplet in zip(chosen, triplets)]
-    rows["target"] = [triplet.target for triplet in triplets]
-    captioned = [replace(triplet, instruction=f"{gain[i]:+.1f}: {triplet.instruction}")
-                 for i, triplet in zip(chosen, triplets)]
-    with replacing(study.out / "own-edits-samples.png") as temporary:
-        world.contact_sheet(captioned, rows, temporary)
 
 
 def figure_triplets(study: Study) -> str:
