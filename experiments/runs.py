@@ -44,12 +44,12 @@ OWN_EDITS = "own edits"
 LEARNERS = {"sft": "",                           # what does a frozen VLM make up for in targets?
             OWN_EDITS: f"--pairs 4000 --lambda 0.1 --critic {HARDENED}"}
 VARIANTS = {                                     # of own edits: is it the pairs, and who judges?
-    f"{OWN_EDITS}, 1100 pairs": f"--pairs 1100 --lambda 0.1 --critic {HARDENED}",
-    f"{OWN_EDITS}, 300 pairs": f"--pairs 300 --lambda 0.1 --critic {HARDENED}",
     f"{OWN_EDITS}, the triplets' sources":
         f"--objective refl --m0 none --lambda 0.1 --critic {HARDENED}",
-    f"{OWN_EDITS}, m_0": f"{LEARNERS[OWN_EDITS]} --m0 source",
     f"{OWN_EDITS}, own VLM": "--pairs 4000 --lambda 0.1",
+    f"{OWN_EDITS}, m_0": f"{LEARNERS[OWN_EDITS]} --m0 source",
+    f"{OWN_EDITS}, 1100 pairs": f"--pairs 1100 --lambda 0.1 --critic {HARDENED}",
+    f"{OWN_EDITS}, 300 pairs": f"--pairs 300 --lambda 0.1 --critic {HARDENED}",
     f"{OWN_EDITS}, own VLM, m_0": "--pairs 4000 --lambda 0.1 --m0 source"}
 IN_DRIFT = {"USO": "uso", "hardened, no m_0": "uso, hardened critic, no m_0",
             "own edits": OWN_EDITS, "halfway to SFT": OWN_EDITS + HALF}
