@@ -11,8 +11,8 @@ from critic import THINK
 from experiments import figures, gradient_probe, one_step_probe, scores
 from experiments.__main__ import maker
 from experiments.one_step_probe import NOISED
-from experiments.runs import (BASE, CHOSEN_ON_FEW, HALF, HEADLINE, NEEDED_SCORES,
-                              OWN_EDITS_ON_FEW, SFT_ON_FEW, TAUS, Score, Study)
+from experiments.runs import (BASE, CHOSEN_ON_FEW, HALF, NEEDED_SCORES, OWN_EDITS_ON_FEW,
+                              SFT_ON_FEW, TAUS, Score, Study)
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +25,7 @@ def few_draws(monkeypatch):
 
 @pytest.mark.parametrize("item", [
     "table 2", "table 4", "table 5", "figure gamed", "figure map", "figure map-longer",
-    "figure triplets", "figure variants", "figure drift"])
+    "figure headline", "figure triplets", "figure variants", "figure drift"])
 def test_each_runs_number_is_shown(study, pretend, item):
     """Its score; on the maps, what it gained over SFT, whose score is 1."""
     study, values = study(n=4, seeds=range(1)), {}
@@ -66,23 +66,6 @@ def test_figure_gradient(study, tiny_dir, monkeypatch):
     lines = [line.split()[1] for line in text.splitlines() if line.startswith("| 0")]
     assert lines == ["0.05", "0.5"]
     assert (study.out / "gradient.png").stat().st_size > 10_000
-
-
-def test_headline_is_paired_and_says_what_could_have_been_seen(study, pretend):
-    study = study(n=5, seeds=range(2))
-    for subset in ("rave", "icvg"):
-        pretend(study, Score(BASE, subset), 0, [1] * 5)
-        for number, run in enumerate(HEADLINE):          # a run is ahead of SFT by its number
-            for seed in (0, 1):
-                pretend(study, Score(run, subset), seed, [seed + k + number for k in range(5)])
-    text = figures.figure_headline(study)
-    uso = [[cell.strip() for cell in line.split("|")[2:-1]] for line in text.splitlines()
-           if line.startswith("| uso  ")]
-    for scores, visible in zip(uso[::2], uso[1::2], strict=True):            # on both subsets
-        assert scores[-3:] == ["+2.00 [+2.00, +2.00]"] * 3                   # Overall, EA, PC
-        assert visible == ["0.00"]                       # both seeds gain the same
-    assert len(uso) == 4
-    assert (study.out / "headline.png").stat().st_size > 1000
 
 
 def test_one_step_estimates_of_what_is_noised(study, tiny_dir, monkeypatch):
