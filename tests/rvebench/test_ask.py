@@ -15,7 +15,7 @@ from common.files import BadInput
 from common.jsonl import in_threads
 from endpoint import Endpoint
 from rvebench import ask
-from rvebench.ask import Client, Missing, Question, parse_json
+from rvebench.ask import Client, Question, parse_json
 
 PAID = "65a756857c82dfaa056a95cdc07d3bca4adb184e7fc61b0c004a8831c1604dda"
 
@@ -99,7 +99,6 @@ FAULTS = {                                               # what comes, what the 
     "a broken connection": (ConnectionResetError, "no answer came, 3 times", False),
     "an error": (b'{"error": {"message": "overloaded"}}', "overloaded", False),
     "refusal": ({"message": {"refusal": "I cannot"}}, "refused.*cannot", True),
-    "filter": ({"finish_reason": "content_filter"}, "refused by the content filter", True),
     "truncated": (says('{"n": 7}', finish_reason="length"), "truncated", True),
     "empty": ("", "empty", True),
     "11": ('{"n": 11}', "n is 11", True)}

@@ -1,5 +1,4 @@
-"""benchmark.py and judge.py: the manifest, what a service is asked, what is taken of its answers,
-the oracle."""
+"""benchmark.py and judge.py: the manifest, what a service is asked, what is taken of its words."""
 
 import json
 from types import SimpleNamespace
@@ -12,10 +11,8 @@ from common.files import BadInput
 from common.video import from_bytes, write_video
 from rvebench import judge
 from rvebench.ask import Missing
-from rvebench.benchmark import Sample, read_manifest
-from rvebench.export_world import main as export_main
+from rvebench.benchmark import read_manifest
 from rvebench.judge import ask_service, questions, show, verdict
-from tiny import world
 
 EDIT, CONTEXT = "Temporal Reasoning", "Causal Reasoning"
 
@@ -49,17 +46,13 @@ def test_the_manifest(bench):
     assert two.subset == "icvg" and read_manifest(bench / "bench.jsonl", "icvg") == [two]
     with pytest.raises(BadInput, match="--subset y: .* choose one of x, icvg"):
         read_manifest(bench / "bench.jsonl", "y")
-
-
-@pytest.mark.parametrize("change, words", [
-    ({"id": "a/b"}, "the id is"), ({"id": "two"}, "'two' is there twice"),
-    ({"target_video_path": "none.mp4"}, "none.mp4: there is no")])
-def test_a_bad_line_of_the_manifest(bench, change, words):
-    file = bench / "bench.jsonl"
-    first = json.loads(file.read_text().splitlines()[0])
-    file.write_text(file.read_text() + json.dumps({**first, "id": "three", **change}) + "\n")
-    with pytest.raises(BadInput, match=f"bench.jsonl:5: .*{words}"):
-        read_manifest(file)
+    good = (bench / "bench.jsonl").read_text()
+    for change, words in (({"id": "a/b"}, "the id is"), ({"id": "two"}, "'two' is there twice"),
+                          ({"target_video_path": "none.mp4"}, "none.mp4: there is no")):
+        bad = {**json.loads(good.splitlines()[0]), "id": "three", **change}
+        (bench / "bench.jsonl").write_text(good + json.dumps(bad) + "\n")
+        with pytest.raises(BadInput, match=f"bench.jsonl:5: .*{words}"):
+            read_manifest(bench / "bench.jsonl")
 
 
 # ----------------------------------------------------------------------------------- what is shown
@@ -109,18 +102,3 @@ def test_what_is_not_answered_and_what_cannot_be_asked(bench):
     assert found["failed"] == "judge: consistency: late; quality: late"
     short = ask_service(None, one, bench / "ours/one.mp4", 99)           # nobody is asked
     assert "has 6 frames" in short["failed"] and not short["unanswered"]
-
-
-# -------------------------------------------------------------------------------------- the oracle
-
-def test_the_world_as_a_benchmark_and_its_oracle(tmp_path):
-    export_main(["--n", "4", "--out", str(tmp_path)])
-    samples = read_manifest(tmp_path / "bench.jsonl")
-    assert [s.id for s in samples] == ["rave-test-0", "icvg-test-0", "rave-test-1", "icvg-test-1"]
-    for s in samples:
-        triplet = world.make_triplet(int(s.id[-1]), s.subset, "test")
-        assert s.instruction == triplet.instruction
-        right, idle = judge.oracle(s, s.target), judge.oracle(s, s.source)
-        assert set(right) == set(s.scores) and right["EA"] > 6 > 4 > idle["EA"]
-    with pytest.raises(BadInput, match="choose another --judge"):        # no sample of the world's
-        judge.oracle(Sample("rave-test-0", "rave", EDIT, "other", s.source, s.target), s.target)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -85,11 +86,6 @@ def models(tmp_path_factory):
     return folder
 
 
-def wide(n=3, h=40, w=72):
-    generator = torch.manual_seed(1)
-    return torch.randint(0, 256, (n, 3, h, w), dtype=torch.uint8, generator=generator)
-
-
 def normalised(values, mean_std):
     """Flat frames (F, 3, 1, 1) of these values, as an extractor gets them."""
     mean, std = map(torch.tensor, mean_std)
@@ -99,7 +95,8 @@ def normalised(values, mean_std):
 def test_frames_are_resized_without_antialiasing_as_by_vbench():
     """To a quarter: between the middle two of four pixels, or the cubic of all four; antialiasing
     would see eight and sixteen. The cubic weights by hand, of Keys' kernel with a = -0.75."""
-    video, nothing = wide(2, 64, 96), ((0, 0, 0), (1, 1, 1))
+    video = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (2, 3, 64, 96), np.uint8))
+    nothing = (0, 0, 0), (1, 1, 1)
     x = video.double().numpy() / 255
 
     def shrink(x, weights):
@@ -113,27 +110,24 @@ def test_frames_are_resized_without_antialiasing_as_by_vbench():
         np.testing.assert_array_equal(middle, found[..., 4:20])
 
 
-def test_dino_is_the_class_token_of_a_normalised_frame(models):
-    name = str(models / "dino")
-    features = quality.dino(name)(flat(50, 200, height=32, width=48))    # nothing to resize
-    x = normalised([50., 200.], quality.IMAGENET).expand(-1, -1, 32, 48)
-    with torch.no_grad():
-        seen = ViTModel.from_pretrained(name).eval()(x, interpolate_pos_encoding=True)
-    torch.testing.assert_close(features, seen.last_hidden_state[:, 0], rtol=1e-4, atol=1e-4)
-    assert quality.dino(name)(wide(20)).shape == (20, 16)                # more than a batch
-
-
-def test_clip_is_the_image_embedding_of_the_middle_square(models):
-    extract = quality.clip(str(models / "clip"))
-    video = flat(0, 50, 100, 150, height=32, width=48)
+@torch.no_grad()
+def test_dino_sees_whole_frames_and_clip_their_middle_squares(models):
+    names = [str(models / name) for name in ("dino", "clip")]
+    values = [10. * k for k in range(20)]                # more than a batch
+    video = flat(*map(int, values), height=32, width=48)                 # nothing to resize
     margins = video.clone()
-    margins[..., :8], margins[..., 40:] = 255, 3         # what is cropped does not matter
-    torch.testing.assert_close(extract(video), extract(margins))
-    x = normalised([0., 50., 100., 150.], quality.CLIP).expand(-1, -1, 32, 32)
-    model = CLIPModel.from_pretrained(models / "clip").eval()
-    with torch.no_grad():
-        expected = model.get_image_features(pixel_values=x).pooler_output
-    torch.testing.assert_close(extract(video), expected, rtol=1e-4, atol=1e-4)
+    margins[..., :8], margins[..., 40:] = 255, 3         # what CLIP crops does not matter
+    x = normalised(values, quality.IMAGENET).expand(-1, -1, 32, 48)
+    seen = ViTModel.from_pretrained(names[0]).eval()(x, interpolate_pos_encoding=True)
+    x = normalised(values, quality.CLIP).expand(-1, -1, 32, 32)
+    middle = CLIPModel.from_pretrained(names[1]).eval().get_image_features(pixel_values=x)
+    near = partial(torch.testing.assert_close, rtol=1e-4, atol=1e-4)
+    near(quality.dino(names[0])(video), seen.last_hidden_state[:, 0])    # the class token
+    near(quality.clip(names[1])(margins), middle.pooler_output)
+    assert quality.Measures(*names)(video, "x") == {
+        "TF": temporal_flickering(video),
+        "SC": pytest.approx(feature_consistency(seen.last_hidden_state[:, 0]), abs=1e-5),
+        "BC": pytest.approx(feature_consistency(middle.pooler_output), abs=1e-5)}
 
 
 def test_viclip_runs_only_when_trusted(monkeypatch):
@@ -148,14 +142,6 @@ def test_viclip_runs_only_when_trusted(monkeypatch):
     expected = {"OC": cosine(quality.CLIP), "ViCLIP-T": cosine(quality.IMAGENET)}
     assert cosines(white, "ab") == pytest.approx(expected, abs=1e-5)
     assert set(cosines(white[:5], "ab")) == {"OC"}       # its own way needs eight frames
-
-
-def test_the_columns_of_a_clip(models):
-    video, names = wide(3, 32, 32), [str(models / name) for name in ("dino", "clip")]
-    subject, background = quality.dino(names[0])(video), quality.clip(names[1])(video)
-    assert quality.Measures(*names)(video, "x") == {
-        "TF": temporal_flickering(video), "SC": feature_consistency(subject),
-        "BC": feature_consistency(background)}
 
 
 # ------------------------------------------------------------------------------ the vbench package

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -18,6 +19,7 @@ from rvebench.report import judged_columns, read_human, tables
 from rvebench.scores import as_markdown, summarise, win_rates
 from rvebench.study import study_table
 from scored import ABOUT, row
+from tiny import world
 
 
 def cells(text, first):
@@ -142,6 +144,17 @@ def test_the_oracle_judges_three_methods(bench, tmp_path, monkeypatch):
     with pytest.raises(BadInput, match="measures none of these videos"):
         run(bench, tmp_path / "new", *videos(bench, "source"), "--vbench-results", said.parent)
     assert run(bench, tmp_path, *flags) == (rows, text)
+
+
+def test_the_world_as_a_benchmark_and_its_oracle(bench):
+    samples = read_manifest(bench / "bench.jsonl")
+    assert [s.id for s in samples] == ["rave-test-0", "icvg-test-0", "rave-test-1", "icvg-test-1"]
+    for s in samples:
+        assert s.instruction == world.make_triplet(int(s.id[-1]), s.subset, "test").instruction
+        right, idle = judge.oracle(s, s.target), judge.oracle(s, s.source)
+        assert set(right) == set(s.scores) and right["EA"] > 6 > 4 > idle["EA"]
+    with pytest.raises(BadInput, match="choose another --judge"):        # no sample of the world's
+        judge.oracle(replace(s, instruction="other"), s.target)
 
 
 def test_where_nothing_is_scored_one_line_says_why(bench, tmp_path):

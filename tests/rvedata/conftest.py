@@ -48,6 +48,6 @@ def begun(icvg, tmp_path):
 @pytest.fixture(scope="session")
 def rave(tmp_path_factory):
     folder, vlm = tmp_path_factory.mktemp("rave"), demo.TinyWorldVLM()
-    metadata = demo.make_ditto(folder / "ditto", 24, vlm)
+    metadata = demo.make_ditto(folder / "ditto", 16, vlm)
     go("rave", folder / "rave", "--ditto", metadata, "--videos", folder / "ditto", ask=vlm)
     return SimpleNamespace(out=folder / "rave", folder=folder / "ditto", metadata=metadata, vlm=vlm)
