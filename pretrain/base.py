@@ -22,7 +22,7 @@ import torch.nn as nn
 from tqdm import tqdm
 
 from common.distributed import gather_rows, is_first_rank, my_shard
-from common.files import between, run_script
+from common.files import run_script
 from common.run import Run
 from data import batch_indices, draws
 from model import TRAINED, UnifiedModel, add_noise, flow_loss, load_model, velocity_target
@@ -30,6 +30,7 @@ from presets import PRESETS
 from pretrain import stage
 from pretrain.lessons import as_video, base_lesson, render_lessons
 
+DROP = .1                                 # share of the samples with an empty instruction
 LEARNED = (*TRAINED, "ar_head", "adapter", "boundary", "text_encoder")
 
 
@@ -64,16 +65,12 @@ def base_step(model: UnifiedModel, edits: Edits, step: int, batch: int, seed: in
     return flow_loss(v, velocity_target(target, noise)).mean()
 
 
-def new_generator(model: UnifiedModel, seed: int) -> None:
-    """Give `model` a new G, connector and T5, random from `seed`."""
+def new_generator(model: UnifiedModel, seed: int) -> dict[str, nn.Parameter]:
+    """Give `model` a new G, connector and T5, random from `seed`: their parameters, by name."""
     torch.manual_seed(seed)
     fresh = UnifiedModel(PRESETS["tiny"])
     for part in LEARNED:
         setattr(model, part, getattr(fresh, part))
-
-
-def generator_params(model: UnifiedModel) -> dict[str, nn.Parameter]:
-    """The parameters of G, connector and T5 by name, to be trained."""
     return {f"{part}.{name}": p.requires_grad_(True)
             for part in LEARNED for name, p in getattr(model, part).named_parameters()}
 
@@ -106,12 +103,9 @@ def main(argv=None) -> None:
                          steps=5000, batch=16, lr=2e-3, items=8000, out="out/base")
     parser.add_argument("--weights", type=Path, default=Path("out/vlm/model"),
                         help="model folder with VAE and VLM, as vlm.py writes it")
-    parser.add_argument("--drop", type=between(0, 1), default=0.1,
-                        help="share of samples trained without VLM and T5 states")
     args = stage.begin(parser, argv)
     model = load_model(args.weights, "tiny").requires_grad_(False)
-    new_generator(model, args.seed)
-    params = generator_params(model)
+    params = new_generator(model, args.seed)
     lessons = render_lessons(base_lesson, args.items)
     clips, texts = zip(*lessons)
     edits = encode_edits(model, [as_video(source) for source, _ in clips],
@@ -121,7 +115,7 @@ def main(argv=None) -> None:
     run = Run(args.out, params, both, save_every=args.save_every, name="base")
     for step in run.steps(args.steps):
         # -------------------------------------------------------------------- one training step
-        loss = base_step(model, edits, step, args.batch, args.seed, args.drop)
+        loss = base_step(model, edits, step, args.batch, args.seed, DROP)
         run.update(loss, {})
         # ---------------------------------------------------------------------------------------
     stage.end(model, args, run)

@@ -36,18 +36,13 @@ def flags(description: str, *, steps: int, batch: int, lr: float, items: int, ou
     return parser
 
 
-def begin(parser: Parser, argv: list[str] | None, samples_apart: int = 1):
-    """Parse the flags, and join the other ranks. Raises BadInput for what cannot be used.
-
-    samples_apart: a rank's share of a batch must divide by this.
-    """
+def begin(parser: Parser, argv: list[str] | None):
+    """Parse the flags, and join the other ranks. Raises BadInput for what cannot be used."""
     argv = sys.argv[1:] if argv is None else list(argv)
     args = parser.parse_args(argv)
     args.argv = argv
-    parts = WORLD_SIZE * samples_apart
-    if args.batch % parts:
-        raise BadInput(f"--batch {args.batch} does not divide among {WORLD_SIZE} ranks: "
-                       f"pass a multiple of {parts}")
+    if args.batch % WORLD_SIZE:
+        raise BadInput(f"--batch {args.batch}: pass a multiple of {WORLD_SIZE}, the ranks' number")
     check_run(args.out, plain_settings(args, FREE))
     check_writable(args.out / "run.json")
     start()

@@ -96,7 +96,7 @@ def set_latent_scale(vae, clips: torch.Tensor) -> None:
 def main(argv=None) -> None:
     parser = stage.flags("Pretrain the tiny video VAE.",
                          steps=5800, batch=8, lr=1e-3, items=4000, out="out/vae")
-    args = stage.begin(parser, argv, samples_apart=2)    # whole clips come in half as many
+    args = stage.begin(parser, argv)
     torch.manual_seed(args.seed)
     model = UnifiedModel(PRESETS["tiny"])
     clips = torch.from_numpy(np.stack(render_lessons(vae_lesson, args.items)))
@@ -111,8 +111,8 @@ def main(argv=None) -> None:
         seed = args.seed * 1_000_003 + step * WORLD_SIZE + RANK
         generator = torch.Generator().manual_seed(seed)
         single = step < args.steps * SINGLE_FRAMES
-        n = args.batch // WORLD_SIZE
-        x = pick(clips, n if single else n // 2, single, generator)
+        n = args.batch // WORLD_SIZE                     # whole clips come in half as many
+        x = pick(clips, n if single else max(1, n // 2), single, generator)
         loss, log = vae_step(vae, x, step, generator)
         run.update(loss, log)
         # ---------------------------------------------------------------------------------------

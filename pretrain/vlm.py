@@ -32,8 +32,7 @@ from common.run import Run
 from critic import THINK, clean_estimate
 from model import UnifiedModel, add_noise
 from pretrain import stage
-from pretrain.base import (Edits, base_step, encode_edits, encode_videos, generator_params,
-                           new_generator)
+from pretrain.base import Edits, base_step, encode_edits, encode_videos, new_generator
 from pretrain.chats import caption_row, teach, thought_row, verdict_row
 from pretrain.heads import Heads, compares, covers, expects
 from pretrain.lessons import (VLM_STRIDE, Answer, as_bytes, as_video, grade, render_lessons,
@@ -192,8 +191,7 @@ def train_draft(lessons: list[dict], args) -> tuple[UnifiedModel, Edits, torch.T
                                for key in ("source", "target", "wrong")]
     edits = encode_edits(model, sources, targets, [lesson["instruction"] for lesson in lessons])
     wrong = encode_videos(model, wrong)
-    new_generator(model, args.seed)
-    params = generator_params(model)
+    params = new_generator(model, args.seed)
     run = Run(args.out / "draft", params, stage.optimizers(params, 1e-3, 1e-4), name="draft")
     for step in run.steps(args.draft_steps):
         loss = base_step(model, edits, step, args.batch, args.seed, drop=0.)

@@ -131,17 +131,13 @@ def read_checkpoint(path: Path, device: str = "cpu") -> tuple[Tensors, list[str]
         try:
             of_file, more = read_file(file, device)
         except BROKEN as error:
-            raise BadInput(f"{file}: {why_broken(error)}") from error
+            code = re.search(r"GLOBAL (\S+)", str(error))
+            reason = " ".join(str(error).split())[:200]
+            why = f"cannot be read as tensors ({reason}); download it again"
+            if code:
+                why = (f"names {code[1]}, which is no tensor and might run code; where you trust "
+                       f"it, load it yourself and save its tensors alone")
+            raise BadInput(f"{file}: {why}") from error
         tensors |= of_file
         notes += more
     return tensors, notes
-
-
-def why_broken(error: Exception) -> str:
-    """What is wrong with a file, and the mend, by what its reader said."""
-    code = re.search(r"GLOBAL (\S+)", str(error))
-    if code:
-        return (f"names {code[1]}, which is no tensor and might run code; where you trust it, "
-                f"load it yourself and save its tensors alone")
-    reason = " ".join(str(error).split())[:200]
-    return f"cannot be read as tensors ({reason}); download it again"

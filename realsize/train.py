@@ -31,11 +31,10 @@ from model import TRAINED, UnifiedModel, shifted
 
 # ------------------------------------------------------------------------------------ less memory
 
-def blocks(model: UnifiedModel) -> dict[str, nn.ModuleList]:
+def blocks(model: UnifiedModel) -> list[nn.Module]:
     """The layers that most of the work and of the memory is in."""
-    return {"transformer": model.transformer.blocks,
-            "vlm.llm": model.vlm.llm.model.layers,
-            "vlm.vision_tower": model.vlm.vision_tower.encoder.layers}
+    vlm = model.vlm
+    return [*model.transformer.blocks, *vlm.llm.model.layers, *vlm.vision_tower.encoder.layers]
 
 
 def recompute_activations(model: UnifiedModel) -> None:
@@ -44,9 +43,8 @@ def recompute_activations(model: UnifiedModel) -> None:
     Not the libraries' switches: transformers' ignores the key-value cache that the critic's prefix
     is in, and diffusers has none for this VAE.
     """
-    for layers in blocks(model).values():
-        for block in layers:
-            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+    for block in blocks(model):
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
     model.run_decoder = partial(decode_recomputed, model.vae)
 
 
@@ -82,9 +80,8 @@ def shard(model: UnifiedModel) -> None:
     sharded inside: FSDP gives a module another class, under which transformers returns no hidden
     states.
     """
-    for layers in blocks(model).values():
-        for block in layers:
-            fully_shard(block)
+    for block in blocks(model):
+        fully_shard(block)
     llm = model.vlm.llm
     embeddings = {llm.get_input_embeddings().weight, llm.lm_head.weight}
     fully_shard(llm, ignored_params=embeddings)
@@ -125,7 +122,8 @@ def sample_timesteps_together(n: int, ranks: int, tau: float, shift: float = 3.0
 
 # ---------------------------------------------------------------------------------------- the flags
 
-def flags() -> Parser:
+def parse(argv=None) -> tuple[argparse.Namespace, argparse.Namespace]:
+    """This module's flags, and train.py's."""
     parser = Parser(description="Train at the real size; all other flags are those of train.py.")
     add = parser.add_argument
     add("--parallel", choices=("ddp", "fsdp"), default="ddp",
@@ -133,12 +131,7 @@ def flags() -> Parser:
     add("--gate-together", type=positive, metavar="N",
         help="N samples in a row are below tau together, or none is: with the number of ranks, all "
              "ask the critic in the same steps and none waits for it")
-    return parser
-
-
-def parse(argv=None) -> tuple[argparse.Namespace, argparse.Namespace]:
-    """This module's flags, and train.py's."""
-    args, rest = flags().parse_known_args(argv)
+    args, rest = parser.parse_known_args(argv)
     theirs = train.parse(rest)
     together = (args.gate_together or 1) % WORLD_SIZE == 0 and theirs.think != "full"
     if args.parallel == "fsdp" and theirs.lam > 0 and not together:

@@ -183,19 +183,15 @@ def test_t5_reads_clean_text_and_the_vlm_the_text_itself(original):
 
 # ---------------------------------------------------------------------------------------- precision
 
-def relative_error(x, want):
-    return ((x - want).pow(2).mean() / want.pow(2).mean()).sqrt().item()
-
-
 @pytest.fixture
-def half(converted, monkeypatch):
+def in_half(monkeypatch):
     monkeypatch.setitem(PRESETS, "wan1.3b", replace(SMALL, bf16=True))
-    return UnifiedModel.from_pretrained(converted)
 
 
-def test_only_products_are_in_bfloat16(half):
+def test_only_products_are_in_bfloat16(converted, in_half):
     """Dtypes by module: DiT's stream, time embedding and head, and the VAE, are float32; products
     inside blocks half."""
+    half = UnifiedModel.from_pretrained(converted)
     dit, dtypes = half.transformer, {}
     embedder = dit.condition_embedder
     exact = {"patches": dit.patch_embedding, "time": embedder.time_embedder,
@@ -215,10 +211,10 @@ def test_only_products_are_in_bfloat16(half):
     assert {name: dtypes[name] for name in rough} == dict.fromkeys(rough, {torch.bfloat16})
 
 
-def test_the_condition_is_read_in_float16_and_judged_in_bfloat16(converted, original, monkeypatch):
+def test_the_condition_is_read_in_float16_and_judged_in_bfloat16(converted, in_half, original,
+                                                                 monkeypatch):
     """As on a GPU: the states are nearer to float32's than bfloat16's are. G, its adapter and the
     VAE are in float32, and positions stay exact."""
-    monkeypatch.setitem(PRESETS, "wan1.3b", replace(SMALL, bf16=True))
     exact, errors = original.encode_vlm(a_clip(SMALL), ["frost"])[0], []
     for dtype in (torch.float16, torch.bfloat16):
         monkeypatch.setattr(precision, "VLM_DTYPE", dtype)
@@ -229,7 +225,7 @@ def test_the_condition_is_read_in_float16_and_judged_in_bfloat16(converted, orig
             assert {p.dtype for p in model.get_submodule(name).parameters()} == {want}, name
         with model.precision():
             states = model.encode_vlm(a_clip(SMALL), ["frost"])[0].float()
-        errors.append(relative_error(states, exact))
+        errors.append((states - exact).norm() / exact.norm())
         Critic(model)
         assert {p.dtype for p in model.vlm.parameters()} == {torch.bfloat16}
         positions = [x.vlm.llm.model.rotary_emb.inv_freq for x in (model, original)]

@@ -1,6 +1,5 @@
 """Training at size, at no size: less memory, ranks, shards, crashes; each is the plain run."""
 
-import json
 import math
 import multiprocessing
 import os
@@ -18,6 +17,7 @@ from scipy.stats import kstest
 
 import bench
 from common.files import BadInput
+from common.jsonl import write_rows
 from common.measure import peak_memory
 from common.video import write_video
 from critic import Critic, decode_frames
@@ -222,22 +222,16 @@ def test_killed_at_every_moment(common, tmp_path, monkeypatch):
 
 # ----------------------------------------------------------------- all of it, as at the real size
 
-@pytest.fixture
-def manifest(tmp_path) -> Path:
-    shape = SMALL.frames + 2, 3, SMALL.height, SMALL.width
-    write_video(tmp_path / "a.gif", torch.rand(shape, generator=seeded()) * 2 - 1)
-    line = {"source_video_path": "a.gif", "target_video_path": "a.gif",
-            "instruction": "frost", "type": "Temporal Reasoning"}
-    lines = [json.dumps(line), json.dumps(line | {"instruction": "ice"})]
-    (tmp_path / "triplets.jsonl").write_text("\n".join(lines))
-    return tmp_path / "triplets.jsonl"
-
-
-def test_the_real_size_in_small(original, tmp_path, manifest, monkeypatch, capfd):
+def test_the_real_size_in_small(original, tmp_path, monkeypatch, capfd):
     """A model in half precision learns from a manifest by USO, and edits its videos."""
     monkeypatch.setitem(PRESETS, "wan1.3b", replace(SMALL, bf16=True, sample_steps=1))
-    weights, out = tmp_path / "revise", tmp_path / "run"
+    weights, out, manifest = tmp_path / "revise", tmp_path / "run", tmp_path / "triplets.jsonl"
     original.save_pretrained(weights)
+    shape = SMALL.frames + 2, 3, SMALL.height, SMALL.width
+    write_video(tmp_path / "a.gif", torch.rand(shape, generator=seeded()) * 2 - 1)
+    write_rows(manifest, [{"source_video_path": "a.gif", "target_video_path": "a.gif",
+                           "instruction": text, "type": "Temporal Reasoning"}
+                          for text in ("frost", "ice")])
     size_train.main(["--preset", "wan1.3b", "--weights", str(weights), "--data", str(manifest),
                      "--cache", str(tmp_path / "cache"), "--out", str(out), "--batch", "2",
                      "--steps", "1", "--tau", "1", "--accumulate", "2", "--ema", ".5"])
