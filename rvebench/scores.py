@@ -26,8 +26,6 @@ NOTHING, REFERENCE = "do nothing (the source)", "reference"
 COSINES = ("OC", "ViCLIP-T")                             # in -1..1; other measures in 0..1
 NO_INTERVAL = (math.nan, math.nan, math.nan)
 
-Interval = tuple[float, float, float]                    # mean, low, high; NaN where there is none
-
 
 # ------------------------------------------------------------------------------------ what is there
 
@@ -136,7 +134,7 @@ def summarise(rows: list[dict], methods: list[str], judged: list[str]) -> list[d
 # ------------------------------------------------------------------------------------------- people
 
 def win_rates(rankings: list[dict[str, float]], clusters: list[tuple[str, str]] | None = None,
-              ) -> dict[tuple[str, str], Interval]:
+              ) -> dict[tuple[str, str], tuple[float, float, float]]:
     """{(a, b): (rate, low, high)}: how often a is ranked before b, with its 95 % interval (Fig. 7).
 
     rankings: one {method: rank} for each judgement, 1 the best; equal ranks are half a win, and a

@@ -135,32 +135,23 @@ def results(folder: Path) -> dict | None:
     if not files:
         return None
     ratings = read_ratings(folder, files)
-    rankings, rates, shown = {}, {}, []
+    most, rates, shown = 0, {}, []
     for criterion in CRITERIA:
         own = [row for row in ratings if row["criterion"] == criterion]
-        rankings[criterion] = [row["ranks"] for row in own]
+        most = max(most, len(own))
         clusters = [(row["rater"], row["sample"]) for row in own]
-        rates[criterion] = win_rates(rankings[criterion], clusters)
+        rates[criterion] = win_rates([row["ranks"] for row in own], clusters)
         for (a, b), rate in rates[criterion].items():
             if a < b:                                    # b over a is the rest of it
                 shown.append({"criterion": criterion, "a": a, "b": b, "rate": rate})
+    table = [["wins over", "N", *CRITERIA]]              # a ranking is of all methods
+    for a, b in dict.fromkeys(pair for found in rates.values() for pair in found):
+        cells = [format_interval(found.get((a, b), NO_INTERVAL), ".0%") for found in rates.values()]
+        table.append([f"{a} over {b}", str(most), *cells])
     raters = len({row["rater"] for row in ratings})
     ranked = len({row["sample"] for row in ratings})
     words = f"People who ranked: {raters}. Samples: {ranked}. Rankings: {len(ratings)}."
-    return {"rates": shown, "words": words, "table": study_table(rankings, rates)}
-
-
-def study_table(rankings: dict[str, list], rates: dict[str, dict]) -> list[list[str]]:
-    """Win rates of each criterion's rankings, a line for each ordered pair of methods.
-
-    rates: {criterion: of scores.win_rates}.
-    """
-    lines = [["wins over", "N", *rankings]]
-    for pair in dict.fromkeys(pair for found in rates.values() for pair in found):
-        counts = [sum(set(pair) <= set(ranks) for ranks in some) for some in rankings.values()]
-        cells = [format_interval(found.get(pair, NO_INTERVAL), ".0%") for found in rates.values()]
-        lines.append([f"{pair[0]} over {pair[1]}", str(max(counts)), *cells])
-    return lines
+    return {"rates": shown, "words": words, "table": table}
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -26,7 +26,6 @@ from common.files import BadInput, atomic_write
 from rvedata.stages import read_accepted, read_grouped, short_hash, write_stage
 
 BIN_EDGES = np.linspace(-1, 1, 401)                      # of the histogram of cosines
-BIN_WIDTH = BIN_EDGES[1] - BIN_EDGES[0]
 
 
 @lru_cache(maxsize=4)
@@ -60,8 +59,7 @@ def count_cosines(out: Path, size: int) -> np.ndarray:
         for rows in windows(clips, size):
             cosines = image[rows] @ image[rows].T
             cosines = cosines[np.triu_indices(len(cosines), 1)]
-            bins = ((cosines + 1) / BIN_WIDTH).clip(0, len(counts) - 1).astype(int)
-            counts += np.bincount(bins, minlength=len(counts))
+            counts += np.histogram(cosines.clip(-1, 1), BIN_EDGES)[0]
     return counts
 
 

@@ -12,7 +12,6 @@ Axis letters: F frames, H W pixels. A clip is (F, 3, H, W), float32 in [-1, 1].
 import json
 import subprocess
 import sys
-from argparse import Namespace
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -135,18 +134,14 @@ def make_ditto(folder: Path, n: int, vlm: TinyWorldVLM) -> Path:
 
 # -------------------------------------------------------------------------------------- the command
 
-def parse(argv: list[str] | None = None) -> Namespace:
+def main(argv: list[str] | None = None) -> None:
+    """Make the films, run all commands on them, train a few steps as a user would."""
     parser = Parser(description=__doc__.split("\n\n")[0])
     add = parser.add_argument
     add("--out", type=Path, default=Path("out/demo"), help="folder of the results")
     add("--movies", type=positive, default=8, help="how many films")
     add("--steps", type=positive, default=4, help="of training at the end")
-    return parser.parse_args(argv)
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Make the films, run all commands on them, train a few steps as a user would."""
-    args = parse(argv)
+    args = parser.parse_args(argv)
     check_writable(args.out / "a file")
     vlm, films, out = TinyWorldVLM(), args.out / "films", str(args.out)
     print(f"films and edits of the tiny world into {films}")

@@ -7,7 +7,6 @@ that the next run tries them again. Replies of the endpoint stay with their shar
 """
 
 import shutil
-from argparse import Namespace
 from pathlib import Path
 from typing import Iterator
 
@@ -28,7 +27,8 @@ def join_records(sources: list[Path], name: str, out: Path) -> Iterator[dict]:
             yield rebase_paths(record, source, out, keep="clips/")
 
 
-def parse(argv: list[str] | None = None) -> Namespace:
+def main(argv: list[str] | None = None) -> None:
+    """Write the stages' files of all folders, joined, and copy their embeddings and clips."""
     parser = Parser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--from", dest="source", type=folder, nargs="+", required=True,
                         help="folders of the shards")
@@ -36,12 +36,6 @@ def parse(argv: list[str] | None = None) -> Namespace:
     args = parser.parse_args(argv)
     if args.out.resolve() in [source.resolve() for source in args.source]:
         raise BadInput(f"--out {args.out}: is one of --from; name another folder")
-    return args
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Write the stages' files of all folders, joined, and copy their embeddings and clips."""
-    args = parse(argv)
     check_writable(args.out / "shots.jsonl")
     names = set()
     for source in args.source:

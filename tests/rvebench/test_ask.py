@@ -144,9 +144,7 @@ def test_what_no_retry_mends_ends_the_run(said, words, serve):
     assert not len(client.replies)                       # an error is never kept
 
 
-def test_without_a_key_or_a_proxy(tmp_path, monkeypatch):
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+def test_without_a_key_or_a_proxy(serve, tmp_path, monkeypatch):
     with pytest.raises(BadInput, match="^OPENAI_API_KEY: is not set"):
         Client(tmp_path / "r.jsonl", "m")
     monkeypatch.setenv("https_proxy", "socks5h://localhost:9")

@@ -17,7 +17,6 @@ from rvebench.benchmark import read_manifest
 from rvebench.export_world import main as export_main
 from rvebench.report import judged_columns, read_human, tables
 from rvebench.scores import as_markdown, summarise, win_rates
-from rvebench.study import study_table
 from scored import ABOUT, row
 from tiny import world
 
@@ -84,10 +83,6 @@ def test_win_rates_by_hand():
         ranks += [said] * 8
         clusters += [(rater, f"s{k}") for k in range(8)]
     assert win_rates(ranks, clusters)["a", "b"] == (.5, 0, 1)            # one of them, or both
-
-    one = [dict(a=1, b=2, c=3)]
-    lines = study_table({"X": one, "Y": []}, {"X": win_rates(one), "Y": {}})
-    assert lines[0] == ["wins over", "N", "X", "Y"] and ["c over a", "1", "0%", "-"] in lines
 
 
 # ------------------------------------------------------------------------------------- the command
