@@ -1,7 +1,6 @@
 """What does a training step at the real size cost, on paper?
 
     python -m realsize.cost                        # FLOPs, bytes and hours, from the shapes alone
-    python -m realsize.cost --preset tiny
 
 A FLOP is an addition or a multiplication; counted are matrix products, convolutions and attention
 (its full square), not norms and activations. torch's counter sees the model's own modules run,
@@ -24,6 +23,7 @@ from model import ROLLOUT_STEPS, TRAINED, UnifiedModel
 from presets import PRESETS, Preset
 
 SAMPLES = 56_000 * 15                            # of the paper's run: triplets times epochs
+RATE = bench.trigger_rate(bench.TAU)             # the share of them that the critic is asked about
 # bfloat16 FLOPs a second without sparsity, by the makers
 PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 
@@ -103,10 +103,9 @@ def step_flops(model: UnifiedModel, prefix: int, suffix: int) -> dict[str, Flops
     return parts | {"Llama, edit and verdict": after._replace(again=after.forward - head)}
 
 
-def amortised(parts: dict[str, Flops], tau: float) -> dict[str, float]:
+def amortised(parts: dict[str, Flops]) -> dict[str, float]:
     """FLOPs a sample of each part; all but the DiT are run only where t < tau."""
-    rate = bench.trigger_rate(tau)
-    return {name: sum(x) * (1 if name == "DiT" else rate) for name, x in parts.items()}
+    return {name: sum(x) * (1 if name == "DiT" else RATE) for name, x in parts.items()}
 
 
 # -------------------------------------------------------------------------------------------- bytes
@@ -151,10 +150,10 @@ def tera(x: float) -> str:
     return f"{x / 1e12:.2f}"
 
 
-def flops_table(parts: dict[str, Flops], tau: float) -> str:
-    mean = amortised(parts, tau)
+def flops_table(parts: dict[str, Flops]) -> str:
+    mean = amortised(parts)
     total = sum(mean.values())
-    rows = [["TFLOPs a sample", "forward", "backward", "run again", f"amortised, tau {tau}",
+    rows = [["TFLOPs a sample", "forward", "backward", "run again", f"amortised, tau {bench.TAU}",
              "share"]]
     for name, x in parts.items():
         rows.append([name, *map(tera, x), tera(mean[name]), f"{mean[name] / total:.0%}"])
@@ -163,13 +162,13 @@ def flops_table(parts: dict[str, Flops], tau: float) -> str:
     return markdown(rows)
 
 
-def hours_table(parts: dict[str, Flops], tau: float, speed: float) -> str:
+def hours_table(parts: dict[str, Flops], speed: float) -> str:
     """speed: FLOPs a second that are reached."""
     rows = [[f"hours at {speed / 1e12:.0f} TFLOPs/s", "1 GPU", "8 GPUs"]]
-    sft, uso = sum(parts["DiT"]), sum(amortised(parts, tau).values())
+    sft, uso = sum(parts["DiT"]), sum(amortised(parts).values())
     # a pair is rolled out to t < tau, and has the one-step estimate and the critic after that
     pair = ROLLOUT_STEPS * parts["DiT"].forward + sum(map(sum, parts.values()))
-    own = sft + bench.trigger_rate(tau) * pair
+    own = sft + RATE * pair
     for name, flops in (("SFT", sft), ("USO", uso), ("own edits", own)):
         hours = SAMPLES * flops / speed / 3600
         rows.append([name, f"{hours:.1f}", f"{hours / 8:.1f}"])
@@ -182,11 +181,12 @@ def bytes_table(title: str, sizes: dict[str, float]) -> str:
     return markdown(rows)
 
 
-def on_paper(p: Preset, tau: float, mfu: float) -> str:
+def on_paper(mfu: float) -> str:
     """The tables of realsize/README.md."""
+    p = PRESETS["wan1.3b"]
     model, (prefix, suffix) = on_meta(p), prompt_tokens(p)
     parts, peak = step_flops(model, prefix, suffix), PEAK["H100"]
-    ratio = sum(amortised(parts, tau).values()) / sum(parts["DiT"])
+    ratio = sum(amortised(parts).values()) / sum(parts["DiT"])
     weights = {part: part_bytes(model, part) for part in (
         "vlm", "text_encoder", "ar_head", "adapter", "vae", *TRAINED)}
     # with guidance G runs twice a step; VLM and T5 are left out
@@ -196,21 +196,16 @@ def on_paper(p: Preset, tau: float, mfu: float) -> str:
     edit = (f"An edit of one clip, {p.sample_steps} steps with guidance: {tera(sampling)} TFLOPs, "
             f"{sampling / (mfu * peak):.1f} s at {mfu:.0%} of {peak / 1e12:.0f} TFLOPs/s; "
             f"weights {sum(weights.values()) / 1e9:.1f} GB\n")
-    return "\n".join([head, flops_table(parts, tau), hours_table(parts, tau, mfu * peak),
+    return "\n".join([head, flops_table(parts), hours_table(parts, mfu * peak),
                       bytes_table("a training step, batch 1", step_bytes(model, prefix, suffix)),
                       edit, bytes_table("weights, as loaded", weights)])
 
 
 def main(argv=None) -> None:
     parser = Parser(description="What the real run costs.")
-    add = parser.add_argument
-    add("--preset", choices=PRESETS, default="wan1.3b", help="whose costs on paper")
-    add("--tau", type=between(0, 1, True), default=bench.TAU,
-        help="the critic is asked where t < tau")
-    add("--mfu", type=between(0, 1, True), default=.45,
-        help="share of the GPU's peak that is assumed to be reached")
-    args = parser.parse_args(argv)
-    print(on_paper(PRESETS[args.preset], args.tau, args.mfu))
+    parser.add_argument("--mfu", type=between(0, 1, True), default=.45,
+                        help="share of the GPU's peak that is assumed to be reached")
+    print(on_paper(parser.parse_args(argv).mfu))
 
 
 if __name__ == "__main__":

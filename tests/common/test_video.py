@@ -129,29 +129,22 @@ def test_pixels_become_square_and_upright(painted, tmp_path):
 
 # --------------------------------------------------------------------------------- what is no video
 
-@pytest.fixture(scope="session")
-def no_videos(tmp_path_factory):
-    """A folder of files and folders that are no videos."""
-    folder = tmp_path_factory.mktemp("no_videos")
+def test_what_is_no_video_is_named(tmp_path):
     for name in ("nothing", "frames", "mixed"):
-        (folder / name).mkdir()
-    write_video(folder / "short.mp4", numbered(8))
-    (folder / "text.mp4").write_text("this is no video\n" * 50)
+        (tmp_path / name).mkdir()
+    write_video(tmp_path / "short.mp4", numbered(8))
+    (tmp_path / "text.mp4").write_text("this is no video\n" * 50)
     for k in range(3):
-        Image.new("RGB", (4 + k, 4)).save(folder / f"mixed/{k}.png")
-    (folder / "frames/1.png").write_bytes((folder / "mixed/0.png").read_bytes()[:30])
-    return folder
-
-
-@pytest.mark.parametrize("name, words", [
-    ("short.mp4", "has 8 frames and 9 are needed"),
-    ("text.mp4", "cannot be read to its end as a video"),
-    ("x" * 300, "there is no such video"),
-    ("nothing", "has 0 frames and 9 are needed"), ("mixed", "its images differ in size"),
-    ("frames", "1.png: cannot be read as an image")])
-def test_what_is_no_video_is_named(no_videos, name, words):
-    with pytest.raises(BadInput, match=f"^{no_videos / name}[^\n]*{words}[^\n]*$"):
-        read_video(no_videos / name, 9, 64, 64)
+        Image.new("RGB", (4 + k, 4)).save(tmp_path / f"mixed/{k}.png")
+    (tmp_path / "frames/1.png").write_bytes((tmp_path / "mixed/0.png").read_bytes()[:30])
+    for name, words in (("short.mp4", "has 8 frames and 9 are needed"),
+                        ("text.mp4", "cannot be read to its end as a video"),
+                        ("x" * 300, "there is no such video"),
+                        ("nothing", "has 0 frames and 9 are needed"),
+                        ("mixed", "its images differ in size"),
+                        ("frames", "1.png: cannot be read as an image")):
+        with pytest.raises(BadInput, match=f"^{tmp_path / name}[^\n]*{words}[^\n]*$"):
+            read_video(tmp_path / name, 9, 64, 64)
 
 
 @pytest.mark.parametrize("name, options", [
