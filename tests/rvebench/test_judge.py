@@ -75,6 +75,9 @@ def test_the_two_questions(bench):
     assert quality.schema["required"] == ["reason", "GN", "GR"]
     context = questions(two, source, edited)["consistency"]
     assert context.schema["required"] == ["reason", "EA"] and "PC" not in context.parts[0]
+    black = [np.zeros((4, 4, 3), np.uint8)]              # the keys of replies that are paid for
+    keys = [question.key("m", "e")[:12] for question in questions(one, black, black).values()]
+    assert keys == ["85ac69eda2e3", "9d88fedc976b"]
 
 
 def test_what_is_a_score():

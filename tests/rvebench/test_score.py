@@ -139,6 +139,8 @@ def test_the_oracle_judges_three_methods(bench, tmp_path, monkeypatch):
     with pytest.raises(BadInput, match="measures none of these videos"):
         run(bench, tmp_path / "new", *videos(bench, "source"), "--vbench-results", said.parent)
     assert run(bench, tmp_path, *flags) == (rows, text)
+    with pytest.raises(SystemExit, match="nothing was scored: .*there is no such video"):
+        run(bench, tmp_path / "none", "--videos", f"empty={said.parent}")
 
 
 def test_the_world_as_a_benchmark_and_its_oracle(bench):
@@ -150,12 +152,6 @@ def test_the_world_as_a_benchmark_and_its_oracle(bench):
         assert set(right) == set(s.scores) and right["EA"] > 6 > 4 > idle["EA"]
     with pytest.raises(BadInput, match="choose another --judge"):        # no sample of the world's
         judge.oracle(replace(s, instruction="other"), s.target)
-
-
-def test_where_nothing_is_scored_one_line_says_why(bench, tmp_path):
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(SystemExit, match="nothing was scored: .*there is no such video"):
-        run(bench, tmp_path / "out", *videos(tmp_path, "empty"))
 
 
 def test_a_checkpoint_makes_its_videos(bench, tiny, tiny_dir, tmp_path):

@@ -14,12 +14,11 @@ PICTURE, OTHER = [cv2.resize(RNG.integers(0, 256, (6, 8, 3), np.uint8), (96, 72)
 
 
 def test_cuts_are_found_within_a_frame(movies):
-    for name, movie in movies.truth.items():
-        shots, frames, fps = film.find_shots(movies.folder / name)
-        assert frames == 27 * (len(movie.cuts) + 1) and fps == 24
+    for k in range(3):
+        shots, frames, fps = film.find_shots(movies.folder / f"m{k}.mp4")
+        assert frames == 6 * 27 and fps == 24
         assert [past for _, past in shots[:-1]] == [first for first, _ in shots[1:]]
-        cuts = [first for first, _ in shots[1:]]
-        assert np.abs(np.subtract(cuts, movie.cuts)).max() <= 1
+        assert np.abs(np.subtract(shots, [(i, i + 27) for i in range(0, 162, 27)])).max() <= 1
 
 
 def test_a_fade_is_cut_in_its_black(tmp_path):
