@@ -51,14 +51,17 @@ def test_no_lesson_is_a_clip_to_fine_tune_on():
     assert min(call.args[0] for call in make.call_args_list) == data.NEW_CLIPS
 
 
-def test_wrong_targets_are_a_share_of_the_items_and_of_nothing_else():
-    right, some = data.world_items(n=40), data.world_items(n=40, wrong=.3)
-    other = [k for k in range(40) if right[k].key != some[k].key]
-    assert 5 <= len(other) <= 20                                   # 12 of 40 are expected
-    for k in (0, 1, *other[:2]):
-        (source, target), (same, perhaps_wrong) = right[k].load(), some[k].load()
+@pytest.mark.parametrize("fault", ["wrong", "drift"])
+def test_a_fault_is_in_a_share_of_the_targets_and_in_nothing_else(fault):
+    right, some = data.world_items(n=40), data.world_items(n=40, **{fault: .3})
+    spoilt = [k for k in range(40) if right[k].key != some[k].key]
+    assert 5 <= len(spoilt) <= 20                                  # 12 of 40 are expected
+    for k in (0, 1, *spoilt[:2]):
+        (source, target), (same, perhaps_spoilt) = right[k].load(), some[k].load()
         assert torch.equal(source, same)
-        assert torch.equal(target, perhaps_wrong) == (k not in other)
+        assert torch.equal(target, perhaps_spoilt) == (k not in spoilt)
+    if fault == "drift":
+        assert torch.equal(perhaps_spoilt, drift.drifted(target))
 
 
 def test_the_same_targets_are_wrong_as_in_the_runs_of_results():
@@ -68,15 +71,6 @@ def test_the_same_targets_are_wrong_as_in_the_runs_of_results():
         subset = ("rave", "icvg")[k % 2]
         kind = [wrong[k]] if k in wrong else []
         assert item.key == data.hash_of(world.VERSION, "train", subset, k // 2, *kind), k
-
-
-def test_drift_is_on_a_share_of_the_targets():
-    plain, some, every = (data.world_items(n=40, drift=share) for share in (0., .5, 1.))
-    drifts = [k for k in range(40) if some[k].key != plain[k].key]
-    assert 12 <= len(drifts) <= 28
-    assert all(some[k].key == every[k].key for k in drifts)
-    (source, target), (same, drifted) = plain[drifts[0]].load(), some[drifts[0]].load()
-    assert torch.equal(source, same) and torch.equal(drifted, drift.drifted(target))
 
 
 @pytest.fixture
