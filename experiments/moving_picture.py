@@ -1,7 +1,8 @@
 """The README's moving pictures: source, edits and target side by side, with the instruction.
 
     python -m experiments.moving_picture --checkpoint out/uso --out results/edits.gif
-    python -m experiments.moving_picture --checkpoint out/sft-100 out/own-100 --out results/own.gif
+    python -m experiments.moving_picture --checkpoint out/sft-100 out/own-100 out/sft-chosen \
+        --out results/own.gif
 
 Which rows: of the first 40 test samples of RAVE, the two, of different types, on which the last run
 gains most of the oracle's Overall over the first (one alone: over the base), and the one on which
