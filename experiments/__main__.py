@@ -5,7 +5,7 @@
                                                    # 6: tau
     python -m experiments --figure gamed           # also 4, samples, gradient, one-step, map,
                                                    # map-longer, headline, own-edits, chosen,
-                                                   # triplets
+                                                   # triplets, drift
     python -m experiments --figure headline --targets drift-60 --seeds 8 --n 400
     python -m experiments --all --list             # only what is left to do
     python -m experiments --all --out results      # how the files in results/ were made

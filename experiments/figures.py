@@ -22,7 +22,7 @@ from experiments.one_step_probe import NOISED, one_step_margins
 from experiments.runs import (BASE, BASELINES, CHOICE, CHOSEN, CHOSEN_ON_FEW, CRITICS, GAMED,
                               GAMED_RUNS, HALF, HEADLINE, IN_DRIFT, LEARNERS, MAP, MAP_LONGER,
                               OBJECTIVES, OWN_EDITS, OWN_EDITS_ON_FEW, RUNS, SFT_ON_FEW, TAUS,
-                              TRIPLETS, VARIANTS, Cell, Score, Study, run_of_triplets, run_on)
+                              TRIPLETS, Cell, Score, Study, run_of_triplets, run_on)
 from experiments.scores import (GAINS, SHOWN, Interval, cell, compare, correlation_of, gains,
                                 measured_once, read_scores, seed_and_sample_interval,
                                 smallest_visible)
@@ -292,14 +292,6 @@ def figure_chosen(study: Study) -> str:
     runs = {"own edits": OWN_EDITS_ON_FEW, "halfway to SFT": OWN_EDITS_ON_FEW + HALF,
             "chosen of halfway's": CHOSEN_ON_FEW}
     return against_sft(study, runs, "chosen.png")
-
-
-def figure_variants(study: Study) -> str:
-    """Is it the pairs, or that the edits are its own? How many pairs, and who judges?"""
-    runs = {"own edits": OWN_EDITS_ON_FEW}
-    for run in VARIANTS:
-        runs[run.removeprefix(f"{OWN_EDITS}, ")] = run_of_triplets(run, 100)
-    return against_sft(study, runs, "variants.png")
 
 
 def figure_drift(study: Study) -> str:

@@ -43,16 +43,7 @@ CHOICE = f"--pairs 2800 --critic {HARDENED}"     # of the edits that are learnt
 OWN_EDITS = "own edits"
 LEARNERS = {"sft": "",                           # what does a frozen VLM make up for in targets?
             OWN_EDITS: f"--pairs 4000 --lambda 0.1 --critic {HARDENED}"}
-VARIANTS = {                                     # of own edits: is it the pairs, and who judges?
-    f"{OWN_EDITS}, the triplets' sources":
-        f"--objective refl --m0 none --lambda 0.1 --critic {HARDENED}",
-    f"{OWN_EDITS}, own VLM": "--pairs 4000 --lambda 0.1",
-    f"{OWN_EDITS}, m_0": f"{LEARNERS[OWN_EDITS]} --m0 source",
-    f"{OWN_EDITS}, 1100 pairs": f"--pairs 1100 --lambda 0.1 --critic {HARDENED}",
-    f"{OWN_EDITS}, 300 pairs": f"--pairs 300 --lambda 0.1 --critic {HARDENED}",
-    f"{OWN_EDITS}, own VLM, m_0": "--pairs 4000 --lambda 0.1 --m0 source"}
-IN_DRIFT = {"USO": "uso", "hardened, no m_0": "uso, hardened critic, no m_0",
-            "own edits": OWN_EDITS, "halfway to SFT": OWN_EDITS + HALF}
+IN_DRIFT = {"USO": "uso", "own edits": OWN_EDITS, "halfway to SFT": OWN_EDITS + HALF}
 TRIPLETS, ALL_TRIPLETS = (50, 100, 300, 1200), 1200       # the last is train.py's default
 
 
@@ -68,7 +59,7 @@ def all_runs() -> dict[str, str]:
         runs.setdefault(run, f"--lambda {lam} --critic {HARDENED}")
     for tau, run in TAUS.items():
         runs.setdefault(run, f"--tau {tau}")
-    for run, flags in {**LEARNERS, **VARIANTS}.items():
+    for run, flags in LEARNERS.items():
         runs.setdefault(run, flags)
         for n in TRIPLETS:
             runs.setdefault(run_of_triplets(run, n), f"{runs[run]} --items {n}")
@@ -223,8 +214,6 @@ NEEDED_SCORES = {
                                 "rave"),
     "figure chosen": on_test([BASE, SFT_ON_FEW, OWN_EDITS_ON_FEW, OWN_EDITS_ON_FEW + HALF,
                               CHOSEN_ON_FEW], "rave"),
-    "figure variants": on_test([BASE, SFT_ON_FEW, OWN_EDITS_ON_FEW,
-                                *(run_of_triplets(run, 100) for run in VARIANTS)], "rave"),
     "figure drift": on_test([BASE, "sft", *IN_DRIFT.values()], "rave"),
     "figure triplets": on_test([run_of_triplets(run, n) for run in LEARNERS for n in TRIPLETS],
                                "rave"),
