@@ -19,10 +19,10 @@ from common.plots import pyplot, save_figure
 from critic import THINK, Critic
 from experiments.gradient_probe import gradient_at_levels
 from experiments.one_step_probe import NOISED, one_step_margins
-from experiments.runs import (BASE, BASELINES, CHOICE, CHOSEN, CHOSEN_ON_FEW, CRITICS, GAMED,
+from experiments.runs import (BASE, BASELINES, CHOICE, CHOSEN, CHOSEN_TOO, CRITICS, GAMED,
                               GAMED_RUNS, HALF, HEADLINE, IN_DRIFT, LEARNERS, MAP, MAP_LONGER,
-                              OBJECTIVES, OWN_EDITS, OWN_EDITS_ON_FEW, RUNS, SFT_ON_FEW, TAUS,
-                              TRIPLETS, Cell, Score, Study, run_of_triplets, run_on)
+                              OBJECTIVES, ON_FEW, OWN_EDITS, OWN_EDITS_ON_FEW, RUNS, SFT_ON_FEW,
+                              TAUS, TRIPLETS, Cell, Score, Study, run_of_triplets, run_on)
 from experiments.scores import (GAINS, SHOWN, Interval, cell, compare, correlation_of, gains,
                                 measured_once, read_scores, seed_and_sample_interval,
                                 smallest_visible)
@@ -278,20 +278,17 @@ def draw_map(study: Study, cells: list[Cell], name: str) -> str:
 def figure_own_edits(study: Study) -> str:
     """What do own edits teach beside 100 triplets, and at which price? Also the five samples that
     gained most over SFT in the first seed, and the five that lost most."""
-    runs = {"own edits": OWN_EDITS_ON_FEW, "halfway to SFT": OWN_EDITS_ON_FEW + HALF}
     gain = gains(study, Score(OWN_EDITS_ON_FEW, "rave"), Score(SFT_ON_FEW, "rave"))["Overall"][0]
     best_first = gain.argsort()[::-1].tolist()
     captions = {i: f"{gain[i]:+.1f}: {world.make_triplet(i, 'rave', 'test').instruction}"
                 for i in [*best_first[:5], *best_first[-5:]]}
-    draw_edits(study, "own-edits-samples.png", captions, {"SFT": SFT_ON_FEW, **runs})
-    return against_sft(study, runs, "own-edits.png")
+    draw_edits(study, "own-edits-samples.png", captions, {"SFT": SFT_ON_FEW, **ON_FEW})
+    return against_sft(study, ON_FEW, "own-edits.png")
 
 
 def figure_chosen(study: Study) -> str:
     """And where they are chosen by the VLM, and learnt without its gradient?"""
-    runs = {"own edits": OWN_EDITS_ON_FEW, "halfway to SFT": OWN_EDITS_ON_FEW + HALF,
-            "chosen of halfway's": CHOSEN_ON_FEW}
-    return against_sft(study, runs, "chosen.png")
+    return against_sft(study, CHOSEN_TOO, "chosen.png")
 
 
 def figure_drift(study: Study) -> str:
