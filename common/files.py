@@ -106,9 +106,7 @@ def between(low: float, high: float, open_low: bool = False) -> Callable[[str], 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """A temporary name beside `path`, with its suffix, renamed to `path` when the block ends well.
-
-    Raises BadInput, and leaves nothing behind, where that cannot be done.
-    """
+    Raises BadInput, and leaves nothing behind, where that cannot be done."""
     path = Path(path)
     temporary = path.with_name(f"{path.stem}.tmp{os.getpid()}{path.suffix}")
     try:

@@ -33,11 +33,8 @@ def from_json(text: str | bytes):
 
 
 def read_rows(path: str | Path, what: str = "row", fields: tuple[str, ...] = ()) -> Iterator[dict]:
-    """The row of each whole line; no rows where there is no file.
-
-    Raises BadInput, naming file:line, for a line that is no JSON object with these fields: no
-    `what`.
-    """
+    """The row of each whole line; no rows where there is no file. Raises BadInput, naming
+    file:line, for a line that is no JSON object with these fields: no `what`."""
     return (row for _, _, row in _read_lines(Path(path), what, fields))
 
 
@@ -122,9 +119,7 @@ class Store:
 
     def open(self) -> "Store":
         """Make its folder, and the file this run's own; cut off half a line that a crash has left.
-
-        Raises BadInput where it cannot be written, or another run is writing it.
-        """
+        Raises BadInput where it cannot be written, or another run is writing it."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             file = open(self.path, "ab", buffering=0)

@@ -280,9 +280,7 @@ def claim_folder(folder: Path, argv: list[str], settings: dict,
 
 def lock(folder: Path) -> int:
     """Take the folder's lock; returns the open file. Its end, or the process's, lets go of it.
-
-    Raises BadInput where another process has it.
-    """
+    Raises BadInput where another process has it."""
     file = os.open(folder / "lock", os.O_CREAT | os.O_RDWR)
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

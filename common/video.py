@@ -33,6 +33,7 @@ import imageio.v3 as iio
 import imageio_ffmpeg
 import numpy as np
 import torch
+from imageio.v2 import get_writer
 from PIL import Image, ImageOps
 
 from common.files import BadInput, replacing
@@ -89,9 +90,7 @@ def frames(path: str | Path, side: int | None = None) -> Iterator[np.ndarray]:
 
 def pick_frames(path: str | Path, numbers: Iterable[int]) -> list[np.ndarray]:
     """The frames (H, W, 3), uint8, with these numbers, in their order; a number may come twice.
-
-    Raises BadInput where the video is missing or ends before the last of them.
-    """
+    Raises BadInput where the video is missing or ends before the last of them."""
     numbers = list(numbers)
     wanted = sorted(set(numbers))
     with closing(frames_at(path, wanted)) as found:      # Ctrl-C in a collector's close is lost
@@ -117,10 +116,8 @@ def frames_at(path: str | Path, numbers: Iterable[int],
 
 
 def count_frames(path: str | Path, least: int = 1) -> int:
-    """Number of frames of a video or a folder of pictures, each of them decoded.
-
-    Raises BadInput where it is missing, broken, or shorter than `least`.
-    """
+    """Number of frames of a video or a folder of pictures, each of them decoded. Raises BadInput
+    where it is missing, broken, or shorter than `least`."""
     path = Path(path)
     if os.path.isdir(path):
         n = sum(1 for frame in frames(path))
@@ -174,10 +171,8 @@ def read_video(path: str | Path, frames: int, height: int, width: int,
 
 def clip_numbers(path: str | Path, frames: int, stride: int | None = None,
                  start: int = 0) -> tuple[list[int], int]:
-    """`frame_numbers` of a video or a folder of pictures, and how many frames it has.
-
-    Raises BadInput where it is missing, broken or too short.
-    """
+    """`frame_numbers` of a video or a folder of pictures, and how many frames it has. Raises
+    BadInput where it is missing, broken or too short."""
     n = count_frames(path, least=0)
     try:
         return frame_numbers(n, frames, stride, start), n
@@ -198,10 +193,8 @@ def to_video(frames: list[np.ndarray]) -> torch.Tensor:
 
 
 def read_pixels(path: str | Path, least: int = 1) -> np.ndarray:
-    """All frames (F, H, W, 3), uint8, of a video or a folder of pictures, all in memory.
-
-    Raises BadInput where it is missing, broken, or shorter than `least`.
-    """
+    """All frames (F, H, W, 3), uint8, of a video or a folder of pictures, all in memory. Raises
+    BadInput where it is missing, broken, or shorter than `least`."""
     clip = list(frames(path))
     _check_length(Path(path), len(clip), max(1, least))
     return np.stack(clip)
@@ -243,10 +236,8 @@ def hash_video(path: Path) -> list[str]:
 
 @contextmanager
 def _decoding(path: Path, *output: str) -> Iterator[BinaryIO]:
-    """A pipe with what ffmpeg makes of a video, to be read in the block.
-
-    Raises BadInput where the video is missing, or was read to its end and found broken.
-    """
+    """A pipe with what ffmpeg makes of a video, to be read in the block. Raises BadInput where the
+    video is missing, or was read to its end and found broken."""
     if not os.path.isfile(path):                         # False, too, for a name of 300 letters
         raise BadInput(f"{path}: there is no such video or folder of images; correct the path")
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-v", "error", "-max_error_rate", "0",
@@ -309,23 +300,26 @@ def read_picture(path: Path) -> np.ndarray:
 # ----------------------------------------------------------------------------------- writing videos
 
 def write_video(path: str | Path, video: torch.Tensor, fps: float = 8, scale: int = 1) -> None:
-    """Write (F, 3, H, W) in [-1, 1] as mp4 or gif, each pixel as `scale` x `scale`.
-
-    Raises BadInput where it cannot be written.
-    """
+    """Write (F, 3, H, W) in [-1, 1] as mp4 or gif, each pixel as `scale` x `scale`. Raises BadInput
+    where it cannot be written."""
     pixels = to_bytes(video).permute(0, 2, 3, 1).cpu().numpy()             # (F, H, W, 3)
     write_pixels(path, pixels.repeat(scale, 1).repeat(scale, 2), fps)
 
 
-def write_pixels(path: str | Path, pixels: np.ndarray, fps: float = 8) -> None:
-    """Write frames (F, H, W, 3), uint8, as mp4 or gif. Raises BadInput where that fails."""
+def write_pixels(path: str | Path, pixels: Iterable[np.ndarray], fps: float = 8) -> None:
+    """Write frames (H, W, 3), uint8, as gif, or as mp4 one at a time. Raises BadInput where that
+    fails."""
     with replacing(path) as temporary:
         if temporary.suffix.lower() == ".gif":
-            iio.imwrite(temporary, pixels, plugin="pillow", duration=1000 / fps, loop=0)
-        else:
-            iio.imwrite(temporary, pixels, plugin="FFMPEG", fps=fps, quality=9, macro_block_size=2,
-                        ffmpeg_log_level="quiet")
-            try:                                         # imageio does not notice a full disk
-                count_frames(temporary, len(pixels))
-            except BadInput as error:
-                raise OSError("ffmpeg did not finish it") from error
+            iio.imwrite(temporary, np.stack(list(pixels)), plugin="pillow", duration=1000 / fps,
+                        loop=0)
+            return
+        n = 0
+        with get_writer(temporary.absolute(), fps=fps, quality=9, macro_block_size=2,
+                        ffmpeg_log_level="quiet") as writer:
+            for n, frame in enumerate(pixels, 1):
+                writer.append_data(frame)
+        try:                                             # imageio does not notice a full disk
+            count_frames(temporary, n)
+        except BadInput as error:
+            raise OSError("ffmpeg did not finish it") from error

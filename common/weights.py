@@ -74,10 +74,8 @@ def read_preset(folder: str | Path) -> Preset:
 
 
 def read_parts(model, folder: str | Path) -> None:
-    """Replace all parts of a model, which may be on "meta", by those of a folder.
-
-    Raises FileNotFoundError or ValueError, naming what is missing or does not fit.
-    """
+    """Replace all parts of a model, which may be on "meta", by those of a folder. Raises
+    FileNotFoundError or ValueError, naming what is missing or does not fit."""
     folder, frozen = model_folder(folder), frozen_folder(folder)
     record = read_record(folder)
     model.set_vlm_frames(record.get("vlm_frames"))
@@ -172,10 +170,8 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def read_part(path: Path, part: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """What `write_part` wrote of a module like `part`, which may be on "meta".
-
-    Raises FileNotFoundError, ValueError or RuntimeError, naming what is missing or does not fit.
-    """
+    """What `write_part` wrote of a module like `part`, which may be on "meta". Raises
+    FileNotFoundError, ValueError or RuntimeError, naming what is missing or does not fit."""
     if not hasattr(part, "save_pretrained"):
         part.load_state_dict(read_tensors(path), assign=True)
         return part

@@ -4,8 +4,8 @@
     python -m experiments --table 4                # 2: cross, 3: literal, 4: objectives, 5: lambda,
                                                    # 6: tau
     python -m experiments --figure gamed           # also 4, samples, gradient, one-step, map,
-                                                   # map-longer, headline, own-edits, chosen,
-                                                   # triplets, drift
+                                                   # map-longer, headline, own-edits, varied,
+                                                   # gamed-own, chosen, triplets, drift
     python -m experiments --figure headline --targets drift-60 --seeds 8 --n 400
     python -m experiments --all --list             # only what is left to do
     python -m experiments --all --out results      # how the files in results/ were made
@@ -66,7 +66,7 @@ def open_study(args) -> Study:
         raise BadInput(f"--more {args.more}: {error}") from error
     load_model(args.weights)
     check_writable(args.out / "table.md")
-    check_writable(args.runs / "times.json")
+    check_writable(args.runs / "log.txt")
     return Study(folder=args.runs / stamp(args), out=args.out, weights=args.weights,
                  seeds=range(args.seeds), n=args.n, steps=args.steps, targets=args.targets,
                  flags=flags)
@@ -105,8 +105,6 @@ def maker(item: str) -> Callable[[Study], str]:
 
 def note(study: Study, item: str) -> str:
     """What made a table or figure: the line above it."""
-    names = {job.name for chain in jobs.plan(study, [item], done=True) for job in chain}
-    minutes = sum(seconds for name, seconds in jobs.read_times(study).items() if name in names) / 60
     trained = [score.run for score in NEEDED_SCORES[item] if score.run != BASE]
     size = ""
     if trained:
@@ -115,7 +113,7 @@ def note(study: Study, item: str) -> str:
         steps = f"{study.steps_of(trained[0])} steps"
         how = ", ".join([steps, f"targets {study.targets}", *flags])
         size = (f"training seeds {seeds}, {how}; "
-                f"scores 0..10 of {study.n} samples; {minutes:.0f} core-minutes; ")
+                f"scores 0..10 of {study.n} samples; ")
     return (f"`python -m experiments --{item}`: {size}[95 % interval]; torch {torch.__version__}, "
             f"Python {platform.python_version()}, base {study.folder.name}.")
 

@@ -1,7 +1,6 @@
 """Evaluate as evaluate.py does, and keep what two critics say of the finished edits.
 
     python -m experiments.evaluate --subset rave --split val --checkpoint out/uso
-    python -m experiments.evaluate --subset rave --margin            # the model's own critic alone
 
 A row of scores.jsonl gets two margins more, which are in none of the scores: that of the model's
 own VLM and that of the hardened one. A generator that has learnt to please the critic that judged
@@ -14,7 +13,7 @@ import torch
 
 import evaluate
 from common.distributed import device
-from common.files import Parser, run_script
+from common.files import run_script
 from common.weights import hash_of_weights, read_vlm
 from critic import Critic
 from experiments.runs import HARDENED
@@ -35,18 +34,11 @@ def margins(critics: dict[str, Critic], triplets: list, edits: torch.Tensor) -> 
 
 
 def main(argv=None) -> None:
-    parser = Parser(description=__doc__.split("\n\n")[0], epilog="And all flags of evaluate.py.")
-    parser.add_argument("--margin", action="store_true", help="of the model's own critic alone")
-    flags, rest = parser.parse_known_args(argv)
-    args = evaluate.parse(rest)
+    args = evaluate.parse(argv)
     model = load_model(args.checkpoint).to(device())
-    if flags.margin:
-        columns, critics = True, {"margin": Critic(model)}
-    else:
-        columns = hash_of_weights(HARDENED)
-        critics = {"margin, own": Critic(model),
-                   "margin, hardened": Critic(model, vlm=read_vlm(model, HARDENED))}
-    evaluate.score(model, args, columns,
+    critics = {"margin, own": Critic(model),
+               "margin, hardened": Critic(model, vlm=read_vlm(model, HARDENED))}
+    evaluate.score(model, args, hash_of_weights(HARDENED),
                    lambda triplets, edits: margins(critics, triplets, edits))
 
 

@@ -20,9 +20,10 @@ from critic import THINK, Critic
 from experiments.gradient_probe import gradient_at_levels
 from experiments.one_step_probe import NOISED, one_step_margins
 from experiments.runs import (BASE, BASELINES, CHOICE, CHOSEN, CHOSEN_TOO, CRITICS, GAMED,
-                              GAMED_RUNS, HALF, HEADLINE, IN_DRIFT, LEARNERS, MAP, MAP_LONGER,
-                              OBJECTIVES, ON_FEW, OWN_EDITS, OWN_EDITS_ON_FEW, RUNS, SFT_ON_FEW,
-                              TAUS, TRIPLETS, Cell, Score, Study, run_of_triplets, run_on)
+                              GAMED_OWN, GAMED_RUNS, HALF, HEADLINE, IN_DRIFT, LEARNERS, MAP,
+                              MAP_LONGER, OBJECTIVES, ON_FEW, OVER_STEPS, OWN_EDITS,
+                              OWN_EDITS_ON_FEW, RUNS, SFT_ON_FEW, TAUS, TRIPLETS, VARIED_ON_FEW,
+                              Cell, Score, Study, run_of_triplets, run_on)
 from experiments.scores import (GAINS, SHOWN, Interval, cell, compare, correlation_of, gains,
                                 measured_once, read_scores, seed_and_sample_interval,
                                 smallest_visible)
@@ -83,7 +84,7 @@ def gain_cells(intervals: dict[str, Interval]) -> list[str]:
 def figure_4(study: Study) -> str:
     """Is the soft margin worth more than the word? Spearman with the oracle's EA, first seed."""
     runs = [Score(run, "rave") for run in OBJECTIVES]
-    margin = np.concatenate([read_scores(study, run, "margin")[:1] for run in runs])     # (4, N)
+    margin = np.concatenate([read_scores(study, run, "margin, own")[:1] for run in runs])
     ea = np.concatenate([read_scores(study, run, "EA")[:1] for run in runs])             # (4, N)
     soft = correlation_of(spearmanr, margin, ea)
     hard = correlation_of(spearmanr, margin > 0, ea)
@@ -136,27 +137,36 @@ GAMED_COLUMNS = ("margin, own", "margin, hardened", "EA", "PC", "GR", "Overall")
 
 
 def figure_gamed(study: Study) -> str:
-    """Does a critic's margin rise with lambda while the oracle's scores fall? Runs minus SFT."""
-    sft = Score("sft", "rave", "val")
-    scores, table = [["run", *GAMED_COLUMNS]], [["run - sft", *GAMED_COLUMNS]]
-    for run in GAMED_RUNS:
+    """Does a critic's margin rise with lambda while the oracle's scores fall?"""
+    lines = {f"{critic} judged": runs for critic, runs in GAMED.items()}
+    return draw_gamed(study, GAMED_RUNS, "sft", lines, "lambda", "gamed.png")
+
+
+def figure_gamed_own(study: Study) -> str:
+    """And by own edits, the longer they are learnt?"""
+    lines = {OWN_EDITS: {times * study.steps: run for times, run in OVER_STEPS.items()}}
+    return draw_gamed(study, GAMED_OWN, SFT_ON_FEW, lines, "steps", "gamed-own.png", log=True)
+
+
+def draw_gamed(study: Study, runs: list[str], sft: str, lines: dict[str, dict[float, str]],
+               xlabel: str, picture: str, log: bool = False) -> str:
+    """Margins of two critics and the oracle's scores, minus SFT's. lines: {label: {x: run}}."""
+    scores, table, gained = [["run", *GAMED_COLUMNS]], [[f"run - {sft}", *GAMED_COLUMNS]], {}
+    for run in runs:
         score = Score(run, "rave", "val")
-        scores.append([run, *(cell(read_scores(study, score, column))
-                              for column in GAMED_COLUMNS)])
+        scores.append([run, *(cell(read_scores(study, score, c)) for c in GAMED_COLUMNS)])
+        gain = gains(study, score, Score(sft, "rave", "val"), GAMED_COLUMNS)
+        gained[run] = gain_intervals(gain)
+        if run not in (BASE, sft):
+            table.append([run, *gain_cells(gained[run])])
     drawn = ("margin, own", "margin, hardened", "PC", "Overall")
-    panels = {column: Panel(f"{column}, minus SFT's", "lambda") for column in drawn}
-    for critic, runs in GAMED.items():
-        found = [gain_intervals(gains(study, Score(run, "rave", "val"), sft, GAMED_COLUMNS))
-                 for run in runs.values()]
-        for column, panel in panels.items():
-            panel.lines[f"{critic} judged"] = list(runs), [gain[column] for gain in found]
-        for run, gain in zip(runs.values(), found):
-            if run != sft.run:
-                table.append([run, *gain_cells(gain)])
-    draw_panels(study.out / "gamed.png", list(panels.values()))
+    panels = [Panel(f"{column}, minus SFT's", xlabel, log) for column in drawn]
+    for column, panel in zip(drawn, panels):
+        for label, some in lines.items():
+            panel.lines[label] = list(some), [gained[run][column] for run in some.values()]
+    draw_panels(study.out / picture, panels)
     head = ("RAVE, val split. The margins are those of the model's own VLM and of the hardened one "
-            "on K frames of the finished edit; in training, one of them judged one-step "
-            "estimates. lambda 0 is SFT.")
+            "on K frames of the finished edit; in training, one of them judged one-step estimates.")
     return f"{head}\n\n{markdown(scores)}\n{markdown(table)}"
 
 
@@ -286,9 +296,15 @@ def figure_own_edits(study: Study) -> str:
     return against_sft(study, ON_FEW, "own-edits.png")
 
 
+def figure_varied(study: Study) -> str:
+    """Is it the pairs, how many, and whose verdict?"""
+    return against_sft(study, {"own edits": OWN_EDITS_ON_FEW, **VARIED_ON_FEW}, "varied.png")
+
+
 def figure_chosen(study: Study) -> str:
-    """And where they are chosen by the VLM, and learnt without its gradient?"""
-    return against_sft(study, CHOSEN_TOO, "chosen.png")
+    """And where they are chosen by the VLM, and learnt without its gradient? Also on ICVG."""
+    icvg = compare(study, [BASE, SFT_ON_FEW, *CHOSEN_TOO.values()], "icvg", SFT_ON_FEW)
+    return f"{against_sft(study, CHOSEN_TOO, 'chosen.png')}\nICVG\n\n{icvg}"
 
 
 def figure_drift(study: Study) -> str:

@@ -6,23 +6,19 @@ Chains are independent; each core takes the next one when it is free. A job that
 where it was, since train.py and evaluate.py do.
 """
 
-import json
 import os
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
-from threading import Lock
 from typing import NamedTuple
 
 from tqdm import tqdm
 
-from common.files import BadInput, atomic_write
+from common.files import BadInput
 from experiments.runs import (BASE, CHOICE, CHOSEN, HALF, NEEDED_SCORES, RUNS, SFT_ON_FEW, TARGETS,
-                              Score, Study, name_and_targets, needs_both_margins, needs_margin,
-                              parents_of)
+                              Score, Study, name_and_targets, needs_margins, parents_of)
 
 ROOT = Path(__file__).parents[1]
 STOPPED = 130                                    # the exit code of a command that Ctrl-C stopped
@@ -79,11 +75,7 @@ def training_name(study: Study, run: str, seed: int) -> str:
 
 def score_job(study: Study, score: Score, seed: int) -> Job:
     """The scoring of a run's model."""
-    script = [str(ROOT / "evaluate.py")]
-    if needs_both_margins(score):
-        script = ["-m", "experiments.evaluate"]
-    elif needs_margin(score):
-        script = ["-m", "experiments.evaluate", "--margin"]
+    script = ["-m", "experiments.evaluate"] if needs_margins(score) else [str(ROOT / "evaluate.py")]
     command = [sys.executable, *script, "--subset", score.subset, "--split", score.split,
                "--n", str(study.n), "--out", str(study.scores_folder)]
     if score.run != BASE:
@@ -94,8 +86,8 @@ def score_job(study: Study, score: Score, seed: int) -> Job:
     return Job(f"{name}, {study.n} samples", command, score.folder(study, seed) / "table.md")
 
 
-def plan(study: Study, items: list[str], done: bool = False) -> list[list[Job]]:
-    """The chains that the tables and figures `items` need, with or without the jobs that are done.
+def plan(study: Study, items: list[str]) -> list[list[Job]]:
+    """The chains that the tables and figures `items` need, without the jobs that are done.
 
     Runs with parents are not among them before these are trained: plan again when they are.
     """
@@ -113,7 +105,7 @@ def plan(study: Study, items: list[str], done: bool = False) -> list[list[Job]]:
         chain = [choose_job(study, run, seed)] if run.endswith(CHOSEN) else []
         chain += [train_job(study, run, seed)] if run != BASE else []
         chain += [score_job(study, score, seed) for score in scores]
-        chain = [job for job in chain if done or not job.makes.exists()]
+        chain = [job for job in chain if not job.makes.exists()]
         if chain:
             chains.append(chain)
     return chains
@@ -135,18 +127,12 @@ def do_all(study: Study, chains: list[list[Job]]) -> None:
     def pin_to_a_core():                         # this thread, and the commands that it starts
         os.sched_setaffinity(0, {cores.get()})
 
-    writing = Lock()
     bar = tqdm(total=sum(map(len, chains)), desc="jobs", unit="job")
 
     def do(chain):
         for job in chain:
-            start = time.monotonic()
             do_job(study, job)
-            seconds = round(time.monotonic() - start, 1)
-            with writing:                        # read again: another study may have written
-                times = read_times(study) | {job.name: seconds}
-                atomic_write(study.folder / "times.json", json.dumps(times, indent=1))
-                bar.update()
+            bar.update()
 
     with bar, ThreadPoolExecutor(cores.qsize(), initializer=pin_to_a_core) as pool:
         futures = [pool.submit(do, chain) for chain in chains]
@@ -170,9 +156,3 @@ def do_job(study: Study, job: Job) -> None:
     if ended.returncode or not job.makes.exists():
         lines = log.read_text("utf-8").splitlines() or ["nothing"]
         raise BadInput(f"{job.name} failed, {log} says: {lines[-1]}")
-
-
-def read_times(study: Study) -> dict[str, float]:
-    """The seconds of each job that is done, by name."""
-    file = study.folder / "times.json"
-    return json.loads(file.read_text("utf-8")) if file.exists() else {}

@@ -4,11 +4,12 @@ A *run* is a training, known by its name: RUNS has its flags. A *score* is a run
 of a split of the tiny world. NEEDED_SCORES says which scores a table or figure shows.
 
 All runs share base, data, steps, batch and learning rate. What is wrong with their data is the
-study's choice of TARGETS; a run "... on <targets>" has other ones, "..., longer" more steps. A run
-that two studies need is done once: a map's longer runs of 5 times 450 steps are there already when
-a table of 2,250 steps is made.
+study's choice of TARGETS; a run "... on <targets>" has other ones, "..., 5 x steps" five times as
+many steps. A run that two studies need is done once: a map's runs of 5 times 450 steps are there
+already when a table of 2,250 steps is made.
 """
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Iterable, NamedTuple
@@ -19,7 +20,7 @@ TARGETS = {                                      # what is wrong with the traini
     "wrong-30": "--wrong 0.3",                   # near misses, of seven kinds
     "wrong-60": "--wrong 0.6",
     "drift-60": "--drift 0.6"}                   # the edit is right, the rest re-rendered
-LONGER, TIMES_LONGER = ", longer", 5             # a run of so many times the study's steps
+TIMES_STEPS = re.compile(r", ([0-9.]+) x steps$")    # a run of so many times the study's steps
 HALF = ", half"                                  # the mean of a run's weights and SFT's
 CHOSEN = ", chosen edits"                        # SFT, also on those of a run that the VLM chose
 HARDENED = "weights/hardened"                    # the VLM after pretrain.harden
@@ -41,9 +42,18 @@ OBJECTIVES = [BASE, "sft", "rwr", "uso"]         # Table 4, Figure 4
 HEADLINE = ["sft", "rwr", "uso", "uso, hardened critic, no m_0"]
 CHOICE = f"--pairs 2800 --critic {HARDENED}"     # of the edits that are learnt
 OWN_EDITS = "own edits"
+JUDGED = f"--lambda 0.1 --critic {HARDENED}"
 LEARNERS = {"sft": "",                           # what does a frozen VLM make up for in targets?
-            OWN_EDITS: f"--pairs 4000 --lambda 0.1 --critic {HARDENED}"}
+            OWN_EDITS: f"--pairs 4000 {JUDGED}"}
 TRIPLETS, ALL_TRIPLETS = (50, 100, 300, 1200), 1200       # the last is train.py's default
+VARIED = {                                       # own edits, with one thing another
+    "300 pairs": f"--pairs 300 {JUDGED}",
+    "1100 pairs": f"--pairs 1100 {JUDGED}",
+    "the triplets' sources": f"--objective refl --m0 none {JUDGED}",
+    "with m_0": f"--pairs 4000 --m0 source {JUDGED}",
+    "own VLM judges": "--pairs 4000 --lambda 0.1",
+    "lambda 1": f"--pairs 4000 --lambda 1 --critic {HARDENED}",
+    "lambda 3": f"--pairs 4000 --lambda 3 --critic {HARDENED}"}
 
 
 def all_runs() -> dict[str, str]:
@@ -58,7 +68,7 @@ def all_runs() -> dict[str, str]:
         runs.setdefault(run, f"--lambda {lam} --critic {HARDENED}")
     for tau, run in TAUS.items():
         runs.setdefault(run, f"--tau {tau}")
-    for run, flags in LEARNERS.items():
+    for run, flags in (LEARNERS | {f"{OWN_EDITS}, {x}": VARIED[x] for x in VARIED}).items():
         runs.setdefault(run, flags)
         for n in TRIPLETS:
             runs.setdefault(run_of_triplets(run, n), f"{runs[run]} --items {n}")
@@ -77,6 +87,11 @@ CHOSEN_ON_FEW = OWN_EDITS_ON_FEW + HALF + CHOSEN
 # which runs a figure compares with SFT on as many triplets, by what it calls them
 ON_FEW = {"own edits": OWN_EDITS_ON_FEW, "halfway to SFT": OWN_EDITS_ON_FEW + HALF}
 CHOSEN_TOO = ON_FEW | {"chosen of halfway's": CHOSEN_ON_FEW}
+VARIED_ON_FEW = {x: run_of_triplets(f"{OWN_EDITS}, {x}", 100) for x in VARIED}
+OVER_STEPS = {x: f"{OWN_EDITS_ON_FEW}, {x} x steps" for x in (.25, .5, 1, 2, 4)}
+OVER_STEPS[1] = OWN_EDITS_ON_FEW
+GAMED_OWN = [SFT_ON_FEW, *OVER_STEPS.values(), VARIED_ON_FEW["lambda 1"], VARIED_ON_FEW["lambda 3"],
+             OWN_EDITS_ON_FEW + HALF, CHOSEN_ON_FEW]
 IN_DRIFT = {"USO": "uso", "own edits": OWN_EDITS, "halfway to SFT": OWN_EDITS + HALF}
 
 
@@ -91,13 +106,13 @@ def parents_of(run: str) -> list[str]:
 
 
 def run_on(run: str, targets: str, longer: bool = False) -> str:
-    """The run on these TARGETS, whatever the study's are."""
-    return f"{run} on {targets}{LONGER if longer else ''}"
+    """The run on these TARGETS, whatever the study's are; longer: for fifteen epochs, not three."""
+    return f"{run} on {targets}{', 5 x steps' if longer else ''}"
 
 
 def name_and_targets(run: str) -> tuple[str, str]:
     """What `run_on` put together: the run's name, and its targets; "" are the study's own."""
-    name, _, targets = run.removesuffix(LONGER).partition(" on ")
+    name, _, targets = TIMES_STEPS.sub("", run).partition(" on ")
     return name, targets
 
 
@@ -127,8 +142,9 @@ class Study:
         return f"{name} on {targets or self.targets}, {self.steps_of(run)} steps"
 
     def steps_of(self, run: str) -> int:
-        """The study's steps, or more."""
-        return TIMES_LONGER * self.steps if run.endswith(LONGER) else self.steps
+        """The study's steps, or so many times as many."""
+        times = TIMES_STEPS.search(run)
+        return round(float(times[1]) * self.steps) if times else self.steps
 
     def run_folder(self, run: str, seed: int) -> Path:
         """Where train.py keeps the run."""
@@ -168,7 +184,7 @@ def on_test(runs: Iterable[str], *subsets: str) -> list[Score]:
 
 
 def on_val(runs: list[str]) -> list[Score]:
-    """The scores of these runs on RAVE's val split: for what is looked at to choose."""
+    """The scores of these runs on RAVE's val split, with both critics' margins: is one gamed?"""
     return [Score(run, "rave", "val") for run in runs]
 
 
@@ -215,19 +231,16 @@ NEEDED_SCORES = {
     "figure map": on_test(runs_of(MAP), "rave"),
     "figure map-longer": on_test(runs_of(MAP_LONGER), "rave"),
     "figure own-edits": on_test([BASE, SFT_ON_FEW, *ON_FEW.values()], "rave"),
-    "figure chosen": on_test([BASE, SFT_ON_FEW, *CHOSEN_TOO.values()], "rave"),
+    "figure varied": on_test([BASE, SFT_ON_FEW, OWN_EDITS_ON_FEW, *VARIED_ON_FEW.values()], "rave"),
+    "figure gamed-own": on_val(GAMED_OWN),
+    "figure chosen": on_test([BASE, SFT_ON_FEW, *CHOSEN_TOO.values()], "rave", "icvg"),
     "figure drift": on_test([BASE, "sft", *IN_DRIFT.values()], "rave"),
     "figure triplets": on_test([run_of_triplets(run, n) for run in LEARNERS for n in TRIPLETS],
                                "rave"),
 }
 
 
-def needs_margin(score: Score) -> bool:
-    """Whether Figure 4 needs the critic's margin beside the scores; it takes a third longer."""
+def needs_margins(score: Score) -> bool:
+    """Whether Figure 4 or --figure gamed needs two critics' margins beside the scores."""
     name, _ = name_and_targets(score.run)
-    return name in OBJECTIVES and (score.subset, score.split) == ("rave", "test")
-
-
-def needs_both_margins(score: Score) -> bool:
-    """Whether --figure gamed needs the margins of both critics."""
-    return score.split == "val"
+    return score.split == "val" or name in OBJECTIVES and score.subset == "rave"

@@ -5,7 +5,7 @@
     python -m experiments.train --m0 none --lambda 3             # also above-0
     python -m experiments.train --items 100 --pairs 4000 --m0 source        # own edits, with m_0
     python -m experiments.train --objective sft --items 100 --chosen out/chosen
-    python -m experiments.train --resume out/rwr                 # go on, bit for bit
+    python -m experiments.train --objective rwr --resume out/rwr --steps 2000        # go on
 
 The loop is train.py's, and so are its flags and what it leaves in the run's folder. A step gets
 (model, critic, batch, lam) and returns the loss and what is logged, as train.uso_step does. With
@@ -22,7 +22,7 @@ import torch
 
 import train
 from common.files import BadInput, Parser, run_script
-from common.run import claim_folder, read_run
+from common.run import claim_folder
 from critic import critic_loss
 from data import Batch
 from experiments.choose import chosen_batches, hash_of_chosen
@@ -97,18 +97,15 @@ def parse(argv=None):
         "default), where that is above 0, or none (own edits')")
     add("--chosen", type=Path, metavar="FOLDER", help="own edits to learn, too, from choose.py")
     add("--out", help="run folder (without it: out/<objective>[-<data>])")
-    add("--resume", type=Path, metavar="RUN", help="run folder to go on with")
     args, rest = parser.parse_known_args(argv)
-    if args.resume:
-        read_objective(args)
-        return args, train.parse([*rest, "--resume", str(args.resume)])
     rest += ["--objective", "sft"] if args.objective == "sft" else []
     rest += ["--out", args.out] if args.out else []
     how = train.parse(rest)
     if args.objective in (None, "uso", "sft"):
         args.objective = how.objective           # with --pairs it is own-edits
     args.m0 = args.m0 or ("none" if args.objective == "own-edits" else "source")
-    how.out = how.out if args.out else train.default_folder(args.objective, how.data)
+    if not (args.out or how.resume):
+        how.out = train.default_folder(args.objective, how.data)
     if args.chosen and args.objective not in ("uso", "sft"):
         raise BadInput(f"--chosen {args.chosen}: goes with --objective uso or sft; drop one")
     if args.objective == "rwr" and how.lam == 0:
@@ -116,19 +113,6 @@ def parse(argv=None):
     if how.pairs and args.objective != "own-edits":
         raise BadInput(f"--pairs {how.pairs}: {args.objective} has no use for them; drop one")
     return args, how
-
-
-def read_objective(args) -> None:
-    """Take this script's flags from the run that is to go on. Raises BadInput."""
-    if args.objective or args.m0 or args.chosen or args.out:
-        raise BadInput(f"--resume {args.resume}: goes on with the run's own --objective, --m0, "
-                       f"--chosen and --out; drop them")
-    settings = read_run(args.resume)["settings"]
-    args.objective, args.m0 = settings.get("objective"), settings.get("m0")
-    args.chosen = Path(settings["chosen"]) if settings.get("chosen") else None
-    if args.objective not in STEPS or args.m0 not in M_0:
-        raise BadInput(f"{args.resume}/run.json: is of no run of experiments.train; "
-                       f"delete the folder, or choose another")
 
 
 def main(argv=None) -> None:

@@ -114,10 +114,8 @@ def vlm_frames(clip: np.ndarray) -> torch.Tensor:
 # -------------------------------------------------------------------------------------- all of them
 
 def render_lessons(lesson: Callable, n: int) -> list:
-    """The lessons 0 to n - 1, made on all cores of all ranks; all ranks get all of them.
-
-    Raises BadInput where they would reach the clips that are kept for fine-tuning.
-    """
+    """The lessons 0 to n - 1, made on all cores of all ranks; all ranks get all of them. Raises
+    BadInput where they would reach the clips that are kept for fine-tuning."""
     if n > NEW_CLIPS:
         raise BadInput(f"--items {n}: clips from {NEW_CLIPS} on are fine-tuned on; pass fewer")
     numbers = my_shard(range(n))

@@ -64,10 +64,8 @@ def end(model: UnifiedModel, args, run, parts: tuple[str, ...] | None = None) ->
 
 
 def model_with_vae(weights: Path, seed: int) -> UnifiedModel:
-    """The tiny preset, frozen, random but for the VAE of `weights`, and with its tokenizers.
-
-    Raises FileNotFoundError or ValueError where the VAE is missing or does not fit.
-    """
+    """The tiny preset, frozen, random but for the VAE of `weights`, and with its tokenizers. Raises
+    FileNotFoundError or ValueError where the VAE is missing or does not fit."""
     torch.manual_seed(seed)
     model = UnifiedModel(PRESETS["tiny"]).requires_grad_(False)
     model.vae = read_part(weights / "vae", model.vae, torch.float32).requires_grad_(False)

@@ -53,10 +53,8 @@ def table(release: Release, model: UnifiedModel, problems: dict[str, list[str]])
 
 
 def examine(folder: Path, preset: Preset) -> None:
-    """Print the table, what is special, and what does not fit.
-
-    Raises BadInput where `convert` would stop.
-    """
+    """Print the table, what is special, and what does not fit. Raises BadInput where `convert`
+    would stop."""
     release = read_release(folder, device="meta")
     with torch.device("meta"):
         model = UnifiedModel(fitted_preset(release, preset))

@@ -136,9 +136,7 @@ def data_url(picture: np.ndarray) -> str:
 
 def parse_json(reply: str) -> dict:
     """The JSON object of a reply: bare, in a ``` fence, or after a <think> block or other prose.
-
-    Raises ValueError where there is none, or where there are several that differ.
-    """
+    Raises ValueError where there is none, or where there are several that differ."""
     said = re.sub(r"<think>.*?(</think>|\Z)", "", reply, flags=re.DOTALL)
     said = said.rpartition("</think>")[2]                # some templates leave <think> out
     decoder, found, start = json.JSONDecoder(), [], said.find("{")
@@ -240,9 +238,7 @@ class Client:
 
     def ask(self, question: Question) -> Any:
         """The value, or Missing. The same question twice, in two threads as well, is one call.
-
-        Raises BadInput where going on makes no sense; what was answered is kept.
-        """
+        Raises BadInput where going on makes no sense; what was answered is kept."""
         key, broken = question.key(self.model, self.endpoint), 0
         with self._asking.setdefault(key, Lock()):
             while (value := self.recall(question, key)) is None:

@@ -85,10 +85,8 @@ def answer_schema(names: Iterable[str]) -> dict:
 
 
 def validator(names: Iterable[str]) -> Callable[[str], dict]:
-    """reply -> {name: score, "reason": text, "reply": reply}.
-
-    Raises ValueError for a reply without JSON, and for all but numbers in 0..10 and a text.
-    """
+    """reply -> {name: score, "reason": text, "reply": reply}. Raises ValueError for a reply without
+    JSON, and for all but numbers in 0..10 and a text."""
 
     def validate(reply: str) -> dict:
         answer = parse_json(reply)
@@ -187,11 +185,8 @@ def world_triplet(sample: Sample) -> world.Triplet:
 
 
 def oracle(sample: Sample, path: Path) -> dict:
-    """The tiny world's own judge: EA, PC, GN, GR.
-
-    Raises BadInput where it is no sample of that, or cannot be read. The video went through a
-    codec: the target itself gets no full 10.
-    """
+    """The tiny world's own judge: EA, PC, GN, GR. Raises BadInput where it is no sample of that, or
+    cannot be read. The video went through a codec: the target itself gets no full 10."""
     triplet = world_triplet(sample)
     frames, _, height, width = triplet.target.shape
     return world.judge(triplet, read_video(path, frames, height, width))

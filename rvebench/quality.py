@@ -137,9 +137,7 @@ def _features(model, extract: Callable, *preparation) -> Callable:
 
 def dino(name: str) -> Callable:
     """features(pixels) -> (F, D): the class token of a DINO ViT, the short side at its own size.
-
-    Raises BadInput.
-    """
+    Raises BadInput."""
     model = load_extractor("--dino", name, "facebook/dino-vitb16", "config.image_size")
 
     def extract(x):

@@ -224,10 +224,8 @@ def page_data(rows: list[dict], about: dict, parts: list[dict]) -> dict:
 
 
 def build(folder: Path) -> None:
-    """Write table.md and report.html of a folder of results into it; print the tables.
-
-    Raises BadInput.
-    """
+    """Write table.md and report.html of a folder of results into it; print the tables. Raises
+    BadInput."""
     rows, about = read_results(folder)
     ratings, ranked = folder / "human.csv", study.results(folder)
     human = read_human(ratings) if ratings.exists() else {}

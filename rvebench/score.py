@@ -118,10 +118,8 @@ def runs_of(samples: list[Sample], model, most: int, failed: dict) -> Iterator[l
 # ----------------------------------------------------------------------------------------- the rows
 
 def measure(edit: Edit, measures: quality.Measures, cache: Store) -> dict:
-    """{"frames": F, column: value} of an edit's video, read to its end.
-
-    Raises ValueError where it cannot be scored: BadInput, or features that are not finite.
-    """
+    """{"frames": F, column: value} of an edit's video, read to its end. Raises ValueError where it
+    cannot be scored: BadInput, or features that are not finite."""
     text = edit.sample.instruction
 
     def find():

@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Iterator
 
 import cv2
-import imageio.v2 as imageio
 import numpy as np
 from scenedetect import ContentDetector, FrameTimecode, ThresholdDetector
 
 from common import video
-from common.files import BadInput, replacing
+from common.files import BadInput
 
 logging.getLogger("pyscenedetect").setLevel(logging.CRITICAL)
 
@@ -108,9 +107,4 @@ def write_clips(path: Path, clips: list[tuple[int, int]], fps: float, outs: list
     """
     frames = video.frames_at(path, (number for clip in clips for number in range(*clip)))
     for (a, b), out in zip(clips, outs):
-        with replacing(out) as temporary:
-            with imageio.get_writer(temporary.absolute(), fps=fps, quality=9, macro_block_size=2,
-                                    ffmpeg_log_level="quiet") as writer:
-                for frame in islice(frames, b - a):
-                    writer.append_data(frame)
-            video.count_frames(temporary, b - a)
+        video.write_pixels(out, islice(frames, b - a), fps)

@@ -79,9 +79,7 @@ def text_schema(**fields: dict) -> dict:
 
 def read_examples(path: Path) -> dict:
     """{"rave": [...], "icvg": [...], "forbidden": [...]}: few-shot examples and forbidden verbs.
-
-    Raises BadInput if a type has no example.
-    """
+    Raises BadInput if a type has no example."""
     try:
         examples = json.loads(path.read_text("utf-8"))
         for subset, types in world.TYPES.items():

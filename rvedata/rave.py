@@ -26,10 +26,8 @@ from rvedata.stages import (VIDEO_FIELDS, add_work_flags, folder, my_shard, read
 
 
 def read_ditto(files: list[Path], shard: tuple[int, int]) -> Iterator[dict]:
-    """The items of Ditto-1M's training_metadata, {id, source, target, literal}.
-
-    Raises BadInput if a file is no such list.
-    """
+    """The items of Ditto-1M's training_metadata, {id, source, target, literal}. Raises BadInput if
+    a file is no such list."""
     keys = ("source_path", "edited_path", "instruction")
     for file in files:
         try:

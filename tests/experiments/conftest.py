@@ -24,7 +24,7 @@ def pretend():
         lines = []
         for value, m in zip(overall, margin or overall):
             row = dict.fromkeys(("Overall", "EA", "PC", "GN", "GR"), value)
-            row |= {"type": "Temporal Reasoning", "margin": m, "margin, own": m,
+            row |= {"type": "Temporal Reasoning", "margin, own": m,
                     "margin, hardened": None if m is None else -m}
             lines.append(json.dumps(row) + "\n")
         (folder / "scores.jsonl").write_text("".join(lines))

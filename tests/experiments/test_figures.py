@@ -11,8 +11,8 @@ from critic import THINK
 from experiments import figures, gradient_probe, one_step_probe, scores
 from experiments.__main__ import maker
 from experiments.one_step_probe import NOISED
-from experiments.runs import (BASE, CHOSEN_ON_FEW, HALF, NEEDED_SCORES, OWN_EDITS_ON_FEW,
-                              SFT_ON_FEW, TAUS, Score, Study)
+from experiments.runs import (BASE, HALF, NEEDED_SCORES, OWN_EDITS_ON_FEW, SFT_ON_FEW,
+                              TAUS, Score, Study)
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +25,8 @@ def few_draws(monkeypatch):
 
 @pytest.mark.parametrize("item", [
     "table 2", "table 4", "table 5", "figure gamed", "figure map", "figure map-longer",
-    "figure headline", "figure triplets", "figure drift"])
+    "figure headline", "figure triplets", "figure drift", "figure varied", "figure gamed-own",
+    "figure chosen"])
 def test_each_runs_number_is_shown(study, pretend, item):
     """Its score; on the maps, what it gained over SFT, whose score is 1."""
     study, values = study(n=4, seeds=range(1)), {}
@@ -86,7 +87,5 @@ def test_own_edits_and_halfway_back(study, pretend, tiny_dir, monkeypatch):
     rows = [line.split("|") for line in figures.figure_own_edits(study).splitlines()]
     gained = {row[1].strip(): row[7].split()[0] for row in rows if row[1:] and "own" in row[1]}
     assert gained == {OWN_EDITS_ON_FEW: "+2.00", OWN_EDITS_ON_FEW + HALF: "+1.00"}
-    pretend(study, Score(CHOSEN_ON_FEW, "rave"), 0, [5] * 5)
-    assert "+4.00" in figures.figure_chosen(study)
-    for name in ("own-edits.png", "own-edits-samples.png", "chosen.png"):
+    for name in ("own-edits.png", "own-edits-samples.png"):
         assert (study.out / name).stat().st_size > 5_000
