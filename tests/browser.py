@@ -2,7 +2,6 @@
 
 import shutil
 import time
-from contextlib import contextmanager
 
 import pytest
 from selenium import webdriver
@@ -68,22 +67,3 @@ def downloaded(browser, name):
 def press(browser, *keys):
     """Press keys, wherever the focus is."""
     ActionChains(browser).send_keys(*keys).perform()
-
-
-@contextmanager
-def phone(browser):
-    """The page anew on a narrow screen. At the end nothing but tables is wider than the screen, and
-    a screen reader can name all of it."""
-    size = {"width": 390, "height": 900, "deviceScaleFactor": 1, "mobile": True}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    try:
-        browser.refresh()
-        yield
-        assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
-        unnamed = """
-            return [...document.querySelectorAll('video, svg, button, select, input, textarea')]
-            .filter(x => x.checkVisibility() && !(x.ariaLabel || x.labels?.length || x.textContent))
-            """
-        assert browser.execute_script(unnamed) == []
-    finally:
-        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})

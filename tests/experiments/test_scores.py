@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from scipy.stats import spearmanr, ttest_1samp
+from scipy.stats import ttest_1samp
 
 from experiments.runs import BASE, Score
-from experiments.scores import (cell, compare, correlation_of, measured_once, read_scores,
+from experiments.scores import (cell, compare, measured_once, read_scores,
                                 seed_and_sample_interval, smallest_visible)
 
 
@@ -26,16 +26,6 @@ def test_the_smallest_visible_difference_is_seen_four_times_in_five():
     effect = np.mean(expected)                           # of studies of eight seeds, deviation .3
     seen = [ttest_1samp(rng.normal(effect, .3, 8), 0).pvalue < .05 for _ in range(2000)]
     assert np.mean(seen) == pytest.approx(.8, abs=.05) and min(expected) > 0
-
-
-def test_a_correlation_is_of_what_was_drawn():
-    a, b = np.random.default_rng(0).normal(size=(2, 2, 6))
-    rho = correlation_of(spearmanr, a, b)
-    whole = spearmanr(a.ravel(), b.ravel()).statistic
-    assert rho(np.arange(2), np.arange(6)) == pytest.approx(whole)
-    seeds, samples = np.array([1, 1]), np.array([0, 0, 1, 2, 3, 5])
-    drawn = [np.concatenate([x[1, samples], x[1, samples]]) for x in (a, b)]
-    assert rho(seeds, samples) == pytest.approx(spearmanr(*drawn).statistic)
 
 
 def test_scores_are_paired_by_seed_and_sample(study, pretend):

@@ -8,7 +8,7 @@ import re
 import pytest
 import torch
 
-from browser import click, downloaded, phone, press, text, texts, until
+from browser import click, downloaded, press, text, texts, until
 from clips import ffmpeg
 from common.files import BadInput
 from common.video import count_frames, write_video
@@ -154,8 +154,6 @@ def test_a_person_reads_the_report(browser, opened, folder):
     until(browser, "document.querySelectorAll('article[data-id=s0] .saw canvas').length == 12")
     saw = text(browser, "article[data-id=s0] .saw")
     assert "See dusk s0" in saw and saw.count(f"reply {HOSTILE}") == 4
-    with phone(browser):
-        scroll(browser, "s3")
 
 
 def test_what_is_embedded_is_the_same_and_ends_no_script():
@@ -266,8 +264,6 @@ def test_a_person_ranks_in_the_browser(browser, folder):
                           ("A", {"A": 1, "B": 2})):
         browser.execute_script(pick, letter)
         assert browser.execute_script("return state.ranks[1]['Edit Accuracy']") == ranks
-    with phone(browser):
-        click(browser, "#help summary")
 
 
 def test_what_people_said_is_kept_and_counted(folder, tmp_path, capsys):

@@ -2,7 +2,7 @@
 
 import re
 
-from browser import downloaded, phone, press, until
+from browser import downloaded, press, until
 from curation import read
 from rvedata import pages
 from rvedata.split import read_decisions
@@ -25,8 +25,6 @@ def test_the_report_shows_what_came_out(browser, icvg):
     assert browser.execute_script("return document.querySelectorAll('svg rect').length") > 3
     browser.execute_script("document.querySelector('article').scrollIntoView()")
     until(browser, PLAYING.format("article:first-of-type", 2))
-    with phone(browser):
-        until(browser, "document.querySelectorAll('img').length")
 
 
 def test_verify_in_a_browser(browser, rave, tmp_path):
@@ -62,5 +60,3 @@ def test_verify_in_a_browser(browser, rave, tmp_path):
     browser.find_element("id", "load").send_keys(str(file))                    # on another machine
     until(browser, "byId('count').textContent == '3 of 4 done'")
     assert browser.execute_script("return decisions()") == {"decisions": said}
-    with phone(browser):
-        until(browser, PLAYING.format("#videos", 2))

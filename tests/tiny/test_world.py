@@ -2,30 +2,24 @@
 
 import hashlib
 import re
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from scipy.ndimage import uniform_filter
 
 from common.video import to_bytes
 from tiny import world
 from tiny.contact_sheet import contact_sheet, drawable
 from tiny.draw import paint, render
+from tiny.drift import drifted
 from tiny.rules import RULES
-from tiny.scene import PLACES, apply, caption, literal, random_scene
+from tiny.scene import apply, caption
 from tiny.world import MISSES, SPLITS, SUBSETS, judge, make_triplet
 
 WIGGLE = torch.tensor([.2, -.2] * 4 + [0.])[:, None, None, None]                  # averages to zero
-
-
-@pytest.fixture(scope="module")
-def scenes():
-    """{place: 150 scenes in it}"""
-    return {place: [random_scene(np.random.default_rng([k, p]), place) for k in range(150)]
-            for p, place in enumerate(PLACES)}
 
 
 @pytest.fixture(scope="module")
@@ -83,24 +77,6 @@ def test_held_out_phrases_and_places_are_in_cross_alone(subset, split):
         assert bool(re.fullmatch(held_out, t.instruction)) == (subset == "cross")
         assert (t.before.place == rule.away) == (subset == "cross")
     assert seen == set(rules)
-
-
-def test_the_examples_of_the_paper(scenes):
-    rule = {r.name: r for rules in RULES.values() for r in rules}
-    ask = lambda name, scene: literal(scene, rule[name].resolve(scene, np.random.default_rng(0))[0])
-    of = lambda place, ground: next(s for s in scenes[place] if s.ground == ground)
-    assert ask("frost", of("meadow", "grass")) == "turn the ground to snow"
-    assert ask("frost", of("lake", "water")) == "turn the ground to ice"
-    a = next(s for s in scenes["city"] if rule["mirror"].resolve(s, np.random.default_rng(0)))
-    colours = [ask("mirror", replace(a, time=time)).split()[-1] for time in ("dusk", "night")]
-    assert colours == ["orange", "navy"]
-    b = next(s for s in scenes["city"] if s.mover is not None)
-    assert ask("departed", b) == f"remove the {b.things[b.mover].name}"
-    still = replace(b, things=tuple(replace(t, vx=0.) for t in b.things))
-    assert not rule["departed"].resolve(still, np.random.default_rng(0))
-    c = replace(b, things=(replace(b.things[0], x=.5, vx=0., y=b.things[0].floor),))
-    sides = [ask("light", replace(c, light=side)).split()[-1] for side in (-1, 1)]
-    assert sides == ["left", "right"]
 
 
 # --------------------------------------------------------------------------------------- the oracle
@@ -175,6 +151,17 @@ def test_what_the_oracle_cannot_score_raises(triplets):
         judge(t, t.target[:-1])
     with pytest.raises(ValueError, match="not finite"):
         judge(t, torch.full_like(t.target, float("nan")))
+
+
+def test_drift_is_a_blur_a_lower_contrast_and_a_tint():
+    video = make_triplet(3, "rave", "train").target
+    blurred = uniform_filter(video.numpy(), (0, 0, 3, 3))
+    tint = np.array([.25, -.05, -.25]).reshape(3, 1, 1)
+    expected = (.75 * (.5 * video.numpy() + .5 * blurred) + tint).clip(-1, 1)
+    inside = (..., slice(1, -1), slice(1, -1))
+    assert np.allclose(drifted(video)[inside].numpy(), expected[inside], atol=1e-6)
+    flat = drifted(torch.zeros(1, 3, 8, 8))              # has no edge
+    assert torch.allclose(flat, torch.tensor(tint).float().expand(1, 3, 8, 8))
 
 
 # -------------------------------------------------------------------------------- the contact sheet
