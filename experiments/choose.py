@@ -62,19 +62,21 @@ class Chosen(Latents):
 
 
 def hash_of_chosen(folder: Path) -> str:
-    """Of the edits in a folder. Raises BadInput where they are not there, or not yet."""
+    """Of the edits in a folder. Raises BadInput where they are not there, or not yet, or where the
+    manifest of their pairs is another now."""
     file = folder / "chosen.safetensors"
     if not file.is_file():
         raise BadInput(f"--chosen {folder}: holds no chosen.safetensors; python -m "
                        f"experiments.choose writes it once all pairs are edited")
+    how = parse(read_run(folder)["argv"])
+    check_run(folder, train.settings_of(how))
     return hash_of_file(file)
 
 
 def chosen_batches(model, folder: Path, args) -> Batches:
     """The batches of a folder's chosen edits, in step with the triplets'."""
-    how = parse(read_run(folder)["argv"])
-    check_run(folder, train.settings_of(how))            # the pairs' manifest may have changed
-    chosen, items = load_file(folder / "chosen.safetensors"), train.pair_items(model, how)
+    how, chosen = parse(read_run(folder)["argv"]), load_file(folder / "chosen.safetensors")
+    items = train.pair_items(model, how)
     items = [items[i] for i in chosen["number"].tolist()]
     latents = Chosen(items, chosen["target"], model, args.cache)
     return Batches(latents, model, None, batch=args.batch, tau=args.tau, drop=args.drop,

@@ -70,17 +70,13 @@ def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def load_with_vlm(folder: str | Path | None) -> UnifiedModel:
-    """`load_model(folder)`; of a folder that has a VLM alone, weights/tiny with that VLM."""
-    if folder and has_vlm_alone(Path(folder)):
+    """`load_model(folder)`; of a VLM alone, as in weights/hardened, weights/tiny with that VLM."""
+    parts = {path.name for path in Path(folder).glob("*")} if folder else set()
+    if "vlm.llm" in parts and "transformer" not in parts:
         model = load_model(None)
         model.vlm = read_vlm(model, folder)
         return model
     return load_model(folder)
-
-
-def has_vlm_alone(folder: Path) -> bool:
-    """Whether `save_pretrained(parts=VLM_PARTS)` wrote it, as weights/hardened."""
-    return (folder / "vlm.llm").is_dir() and not (folder / "transformer").exists()
 
 
 # ------------------------------------------------------------------------ the held-out answers

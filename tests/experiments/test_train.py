@@ -11,7 +11,7 @@ import torch
 from common.files import BadInput
 from common.video import write_video
 from experiments import train
-from experiments.critic_probe import has_vlm_alone
+from experiments.critic_probe import load_with_vlm
 from model import load_model
 from presets import VLM_PARTS
 from runs import read_log, weights
@@ -108,7 +108,8 @@ def test_another_critic_judges(run, uso, tiny_dir, tmp_path):
         for parameter in other.vlm.llm.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=.3)
     other.save_pretrained(tmp_path / "other", parts=VLM_PARTS)
-    assert has_vlm_alone(tmp_path / "other") and not has_vlm_alone(tiny_dir)
+    probed = load_with_vlm(tmp_path / "other").vlm       # beside it weights/tiny's other parts
+    assert torch.equal(probed.llm.lm_head.weight, other.vlm.llm.lm_head.weight)
     judged = run(tmp_path / "judged", "--critic", str(tmp_path / "other"))
     row, first = read_log(judged)[0], read_log(uso)[0]
     assert row["flow_loss"] == first["flow_loss"] and row["p_yes"] != first["p_yes"]
