@@ -243,4 +243,4 @@ NEEDED_SCORES = {
 def needs_margins(score: Score) -> bool:
     """Whether Figure 4 or --figure gamed needs two critics' margins beside the scores."""
     name, _ = name_and_targets(score.run)
-    return score.split == "val" or name in OBJECTIVES and score.subset == "rave"
+    return score.split == "val" or (name in OBJECTIVES and score.subset == "rave")
