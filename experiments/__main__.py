@@ -8,7 +8,7 @@
                                                    # gamed-own, chosen, triplets, drift
     python -m experiments --figure headline --targets drift-60 --seeds 8 --n 400
     python -m experiments --all --list             # only what is left to do
-    python -m experiments --all --out results      # how the files in results/ were made
+    python -m experiments --table 4 --out results  # how the files in results/ were made
 
 Trains and scores with the scripts that a user would use, one command on each core. What is done is
 skipped: Ctrl-C loses nothing. Runs and their scores per sample stay in out/ablate, in a folder for

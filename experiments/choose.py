@@ -1,12 +1,13 @@
 """Which of its own edits should a generator learn? Those that a frozen VLM says Yes to.
 
     python -m experiments.choose out/half --pairs 2800 --critic weights/hardened
-    python -m experiments.train --objective sft --items 100 --steps 800 --chosen out/chosen
+    python -m experiments.train --objective sft --items 100 --steps 800 --ema 0.99 \\
+        --chosen out/chosen
 
 `train.own_edit_step` sends the critic's gradient into the generator, which learns to edit, and to
-smear where the critic does not look. Here no gradient passes through the critic: a run edits
-sources that have no target, from noise to the end, and an edit with a margin above 0 becomes a
-target (rejection sampling; RAFT, Dong et al. 2023). What is chosen smears less than what is not.
+smear. Here no gradient passes through the critic: a run edits sources that have no target, from
+noise to the end, and an edit with a margin above 0 becomes a target (rejection sampling; RAFT, Dong
+et al. 2023). What is chosen smears less than what is not.
 
 The edits of each GROUP of pairs are a file of --out: the same command goes on after a stop.
 
