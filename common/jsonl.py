@@ -151,10 +151,8 @@ class Store:
             self._end += len(line)
 
     def find(self, parts: list, find: Callable[[], dict]) -> dict:
-        """The value of what `parts` (for JSON) name: find() where it is not there yet.
-
-        What find() raises is not kept.
-        """
+        """The value of what `parts` (for JSON) name: find() where it is not there yet. What find()
+        raises is not kept."""
         key = hashlib.sha256(to_json(parts).encode()).hexdigest()
         if key not in self:
             self.append({self.key: key, "value": find()})

@@ -3,9 +3,7 @@
     python -m experiments --all                    # every run, table and figure
     python -m experiments --table 4                # 2: cross, 3: literal, 4: objectives, 5: lambda,
                                                    # 6: tau
-    python -m experiments --figure gamed           # also 4, samples, gradient, one-step, map,
-                                                   # map-longer, headline, own-edits, varied,
-                                                   # gamed-own, chosen, triplets, drift
+    python -m experiments --figure gamed           # --help has the names of all
     python -m experiments --figure headline --targets drift-60 --seeds 8 --n 400
     python -m experiments --all --list             # only what is left to do
     python -m experiments --table 4 --out results  # how the files in results/ were made

@@ -22,8 +22,9 @@ from experiments.one_step_probe import NOISED, one_step_margins
 from experiments.runs import (BASE, BASELINES, CHOICE, CHOSEN, CHOSEN_TOO, CRITICS, GAMED,
                               GAMED_OWN, GAMED_RUNS, HALF, HEADLINE, IN_DRIFT, LEARNERS, MAP,
                               MAP_LONGER, OBJECTIVES, ON_FEW, OVER_STEPS, OWN_EDITS,
-                              OWN_EDITS_ON_FEW, RUNS, SFT_ON_FEW, TAUS, TRIPLETS, VARIED_ON_FEW,
-                              Cell, Score, Study, run_of_triplets, run_on)
+                              OWN_EDITS_ON_FEW, RUNS, SFT_ON_FEW, TAUS, TRIPLETS, TWICE,
+                              VARIED_ON_FEW, Cell, Score, Study, name_and_targets,
+                              run_of_triplets, run_on)
 from experiments.scores import (GAINS, SHOWN, Interval, cell, compare, correlation_of, gains,
                                 measured_once, read_scores, seed_and_sample_interval,
                                 smallest_visible)
@@ -44,10 +45,8 @@ class Panel:
 
 
 def draw_panels(path: Path, panels: list[Panel], height: float = 3.4) -> None:
-    """Draw the panels side by side into a PNG; a legend where its lines are new.
-
-    height: inches. Panels of bars name their bars once, at the left.
-    """
+    """Draw the panels side by side into a PNG; a legend where its lines are new. height: inches.
+    Panels of bars name their bars once, at the left."""
     only_bars = all(panel.bars for panel in panels)
     figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), height), squeeze=False,
                                 sharey=only_bars)
@@ -301,10 +300,19 @@ def figure_varied(study: Study) -> str:
     return against_sft(study, {"own edits": OWN_EDITS_ON_FEW, **VARIED_ON_FEW}, "varied.png")
 
 
+def figure_twice(study: Study) -> str:
+    """And for twice as long?"""
+    return against_sft(study, TWICE, "twice.png")
+
+
 def figure_chosen(study: Study) -> str:
-    """And where they are chosen by the VLM, and learnt without its gradient? Also on ICVG."""
-    icvg = compare(study, [BASE, SFT_ON_FEW, *CHOSEN_TOO.values()], "icvg", SFT_ON_FEW)
-    return f"{against_sft(study, CHOSEN_TOO, 'chosen.png')}\nICVG\n\n{icvg}"
+    """And where they are chosen by the VLM, and learnt without its gradient?"""
+    return against_sft(study, CHOSEN_TOO, "chosen.png")
+
+
+def figure_icvg(study: Study) -> str:
+    """And on ICVG, where there is nothing to preserve?"""
+    return against_sft(study, CHOSEN_TOO, "icvg.png", subset="icvg")
 
 
 def figure_drift(study: Study) -> str:
@@ -312,24 +320,26 @@ def figure_drift(study: Study) -> str:
     return against_sft(study, IN_DRIFT, "drift.png", sft="sft")
 
 
-def against_sft(study: Study, runs: dict[str, str], picture: str, sft: str = SFT_ON_FEW) -> str:
+def against_sft(study: Study, runs: dict[str, str], picture: str, sft: str = SFT_ON_FEW,
+                subset: str = "rave") -> str:
     """What these runs gain over SFT on as many triplets: bars, and a table."""
-    gained = {name: gain_intervals(gains(study, Score(run, "rave"), Score(sft, "rave")))
+    columns = GAINS if subset == "rave" else GAINS[:2]   # ICVG has no PC
+    gained = {name: gain_intervals(gains(study, Score(run, subset), Score(sft, subset), columns))
               for name, run in reversed(runs.items())}
     panels = []
-    for column in GAINS:
+    for column in columns:
         bars = {name: intervals[column] for name, intervals in gained.items()}
-        panels.append(Panel(f"RAVE: {column} - {sft}", bars=bars))
+        panels.append(Panel(f"{subset.upper()}: {column} - {sft}", bars=bars))
     draw_panels(study.out / picture, panels, height=1.2 + .25 * len(runs))
     how = "; ".join(f"{name}: `{flags_of(run)}`" for name, run in runs.items())
-    return f"{how}.\n\n{compare(study, [BASE, sft, *runs.values()], 'rave', sft)}"
+    return f"{how}.\n\n{compare(study, [BASE, sft, *runs.values()], subset, sft)}"
 
 
 def flags_of(run: str) -> str:
     """How the run is made."""
     if run.endswith(CHOSEN):
         return f"experiments.choose {CHOICE}"
-    return "experiments.mix" if run.endswith(HALF) else RUNS[run]
+    return "experiments.mix" if run.endswith(HALF) else RUNS[name_and_targets(run)[0]]
 
 
 def figure_triplets(study: Study) -> str:

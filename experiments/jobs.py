@@ -87,15 +87,14 @@ def score_job(study: Study, score: Score, seed: int) -> Job:
 
 
 def plan(study: Study, items: list[str]) -> list[list[Job]]:
-    """The chains that the tables and figures `items` need, without the jobs that are done.
-
-    Runs with parents are not among them before these are trained: plan again when they are.
-    """
+    """The chains that the tables and figures `items` need, without the jobs that are done. Runs
+    with parents are not among them before these are trained: plan again when they are."""
     scores_of_run = {}
     for item in items:
         for score in NEEDED_SCORES[item]:
             for seed in study.seeds_of(score.run):
-                if not parents_are_there(study, score.run, seed):
+                parents = [study.run_folder(parent, seed) for parent in parents_of(score.run)]
+                if not all((parent / "model").is_dir() for parent in parents):
                     continue
                 scores = scores_of_run.setdefault((score.run, seed), [])
                 if score not in scores:
@@ -109,11 +108,6 @@ def plan(study: Study, items: list[str]) -> list[list[Job]]:
         if chain:
             chains.append(chain)
     return chains
-
-
-def parents_are_there(study: Study, run: str, seed: int) -> bool:
-    """Whether the runs that this one is made of have been trained."""
-    return all((study.run_folder(parent, seed) / "model").is_dir() for parent in parents_of(run))
 
 
 # ------------------------------------------------------------------------ doing them

@@ -90,6 +90,8 @@ CHOSEN_TOO = ON_FEW | {"chosen of halfway's": CHOSEN_ON_FEW}
 VARIED_ON_FEW = {x: run_of_triplets(f"{OWN_EDITS}, {x}", 100) for x in VARIED}
 OVER_STEPS = {x: f"{OWN_EDITS_ON_FEW}, {x} x steps" for x in (.25, .5, 1, 2, 4)}
 OVER_STEPS[1] = OWN_EDITS_ON_FEW
+TWICE = {"own edits": OWN_EDITS_ON_FEW, "SFT, twice the steps": SFT_ON_FEW + ", 2 x steps",
+         "own edits, twice the steps": OVER_STEPS[2]}
 GAMED_OWN = [SFT_ON_FEW, *OVER_STEPS.values(), VARIED_ON_FEW["lambda 1"], VARIED_ON_FEW["lambda 3"],
              OWN_EDITS_ON_FEW + HALF, CHOSEN_ON_FEW]
 IN_DRIFT = {"USO": "uso", "own edits": OWN_EDITS, "halfway to SFT": OWN_EDITS + HALF}
@@ -233,7 +235,9 @@ NEEDED_SCORES = {
     "figure own-edits": on_test([BASE, SFT_ON_FEW, *ON_FEW.values()], "rave"),
     "figure varied": on_test([BASE, SFT_ON_FEW, OWN_EDITS_ON_FEW, *VARIED_ON_FEW.values()], "rave"),
     "figure gamed-own": on_val(GAMED_OWN),
-    "figure chosen": on_test([BASE, SFT_ON_FEW, *CHOSEN_TOO.values()], "rave", "icvg"),
+    "figure twice": on_test([BASE, SFT_ON_FEW, *TWICE.values()], "rave"),
+    "figure chosen": on_test([BASE, SFT_ON_FEW, *CHOSEN_TOO.values()], "rave"),
+    "figure icvg": on_test([BASE, SFT_ON_FEW, *CHOSEN_TOO.values()], "icvg"),
     "figure drift": on_test([BASE, "sft", *IN_DRIFT.values()], "rave"),
     "figure triplets": on_test([run_of_triplets(run, n) for run in LEARNERS for n in TRIPLETS],
                                "rave"),

@@ -22,10 +22,8 @@ Interval = tuple[float, float, float]            # (value, low, high)
 
 def read_scores(study: Study, score: Score, column: str = "Overall",
                 types: str | None = None) -> np.ndarray:
-    """(S, N) of a column: 0..10, or the critic's margin; a failed sample is a NaN.
-
-    The base has no seeds: S is 1. types: only the samples of this reasoning type.
-    """
+    """(S, N) of a column: 0..10, or the critic's margin; a failed sample is a NaN. The base has no
+    seeds: S is 1. types: only the samples of this reasoning type."""
     table = []
     for seed in study.seeds_of(score.run):
         file = score.folder(study, seed) / "scores.jsonl"

@@ -182,10 +182,8 @@ def clustered_interval(values: list[float],
 
 
 def correlation(a, b) -> tuple[float, float, float]:
-    """Spearman's rho of two lists and its 95 % interval, by the bootstrap over pairs.
-
-    NaN where there is none: fewer than 3 pairs, or all values of a list the same.
-    """
+    """Spearman's rho of two lists and its 95 % interval, by the bootstrap over pairs. NaN where
+    there is none: fewer than 3 pairs, or all values of a list the same."""
     if len(a) < 3:
         return NO_INTERVAL
     a, b = np.asarray(a, float), np.asarray(b, float)

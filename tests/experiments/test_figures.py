@@ -26,7 +26,7 @@ def few_draws(monkeypatch):
 @pytest.mark.parametrize("item", [
     "table 2", "table 4", "table 5", "figure gamed", "figure map", "figure map-longer",
     "figure headline", "figure triplets", "figure drift", "figure varied", "figure gamed-own",
-    "figure chosen"])
+    "figure chosen", "figure icvg", "figure twice"])
 def test_each_runs_number_is_shown(study, pretend, item):
     """Its score; on the maps, what it gained over SFT, whose score is 1."""
     study, values = study(n=4, seeds=range(1)), {}

@@ -35,12 +35,12 @@ def test_a_run_with_parents_waits_for_them(study):
     assert not any("half" in name or "chosen" in name for name in waiting)
     for run in (SFT_ON_FEW, OWN_EDITS_ON_FEW):
         (study.run_folder(run, 0) / "model").mkdir(parents=True)
-    mix, *_, score = plan(study, ["figure chosen"])[-1]
+    mix, score = plan(study, ["figure chosen"])[-1]
     assert mix.command[2:5] == ["experiments.mix", str(study.run_folder(SFT_ON_FEW, 0)),
                                 str(study.run_folder(OWN_EDITS_ON_FEW, 0))]
     assert str(mix.makes.parents[1]) in score.command
     mix.makes.parent.mkdir(parents=True)
-    choose, train, *_ = plan(study, ["figure chosen"])[-1]
+    choose, train, _ = plan(study, ["figure chosen"])[-1]
     assert choose.command[2:4] == ["experiments.choose", str(mix.makes.parents[1])]
     assert train.command[train.command.index("--chosen") + 1] == str(choose.makes.parent)
 
