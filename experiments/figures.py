@@ -63,6 +63,8 @@ def draw_panels(path: Path, panels: list[Panel], height: float = 3.4) -> None:
         axis.set(title=panel.title, xlabel=panel.xlabel)
         if panel.log:
             axis.set_xscale("log")
+            axis.set_xticks(x, x)
+            axis.minorticks_off()
         if panel.lines and panel.lines.keys() != known:
             axis.legend(fontsize=7)
         known = panel.lines.keys()
@@ -143,7 +145,7 @@ def figure_gamed(study: Study) -> str:
 
 def figure_gamed_own(study: Study) -> str:
     """And by own edits, the longer they are learnt?"""
-    lines = {OWN_EDITS: {times * study.steps: run for times, run in OVER_STEPS.items()}}
+    lines = {OWN_EDITS: {round(times * study.steps): run for times, run in OVER_STEPS.items()}}
     return draw_gamed(study, GAMED_OWN, SFT_ON_FEW, lines, "steps", "gamed-own.png", log=True)
 
 

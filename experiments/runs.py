@@ -90,6 +90,7 @@ CHOSEN_TOO = ON_FEW | {"chosen of halfway's": CHOSEN_ON_FEW}
 VARIED_ON_FEW = {x: run_of_triplets(f"{OWN_EDITS}, {x}", 100) for x in VARIED}
 OVER_STEPS = {x: f"{OWN_EDITS_ON_FEW}, {x} x steps" for x in (.25, .5, 1, 2, 4)}
 OVER_STEPS[1] = OWN_EDITS_ON_FEW
+VARIED_ON_FEW |= {"twice the steps": OVER_STEPS[2], "four times the steps": OVER_STEPS[4]}
 TWICE = {"own edits": OWN_EDITS_ON_FEW, "SFT, twice the steps": SFT_ON_FEW + ", 2 x steps",
          "own edits, twice the steps": OVER_STEPS[2]}
 GAMED_OWN = [SFT_ON_FEW, *OVER_STEPS.values(), VARIED_ON_FEW["lambda 1"], VARIED_ON_FEW["lambda 3"],

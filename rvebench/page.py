@@ -29,10 +29,8 @@ CODECS = re.compile(rb"avcC|av01|vp09|V_VP8|V_VP9|V_AV1")
 
 
 def embed(value) -> str:
-    """JSON that can stand in a <script>: nothing in it ends that, or begins a comment.
-
-    NaN and infinity, for which JSON has no word, become null.
-    """
+    """JSON that can stand in a <script>: nothing in it ends that, or begins a comment. NaN and
+    infinity, for which JSON has no word, become null."""
     finite = json.loads(json.dumps(value), parse_constant=lambda name: None)
     text = json.dumps(finite)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
