@@ -39,9 +39,9 @@ class Panel:
     """One set of axes: lines with a band, or horizontal bars with an error bar."""
     title: str
     xlabel: str = ""
-    log: bool = False                            # the x axis, of lines
     lines: dict[str, tuple[list[float], list[Interval]]] = field(default_factory=dict)
     bars: dict[str, Interval] = field(default_factory=dict)
+    log: bool = False                            # the x axis, of lines
 
 
 def draw_panels(path: Path, panels: list[Panel], height: float = 3.4) -> None:
@@ -161,7 +161,7 @@ def draw_gamed(study: Study, runs: list[str], sft: str, lines: dict[str, dict[fl
         if run not in (BASE, sft):
             table.append([run, *gain_cells(gained[run])])
     drawn = ("margin, own", "margin, hardened", "PC", "Overall")
-    panels = [Panel(f"{column}, minus SFT's", xlabel, log) for column in drawn]
+    panels = [Panel(f"{column}, minus SFT's", xlabel, log=log) for column in drawn]
     for column, panel in zip(drawn, panels):
         for label, some in lines.items():
             panel.lines[label] = list(some), [gained[run][column] for run in some.values()]

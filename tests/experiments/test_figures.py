@@ -55,6 +55,9 @@ def test_figure_4_is_a_rank_correlation(study, pretend):
 
 def test_figure_gradient(study, tiny_dir, monkeypatch):
     monkeypatch.setattr(gradient_probe, "LEVELS", (.05, .5))
+    drawn, draw = [], figures.draw_panels
+    monkeypatch.setattr(figures, "draw_panels",
+                        lambda path, panels: drawn.extend(panels) or draw(path, panels))
     study = study(weights=str(tiny_dir), n=1)
     text = figures.figure_gradient(study)
     file = study.folder / "measured" / "gradient, wrong-30, 500 steps, 1 samples.json"
@@ -66,6 +69,7 @@ def test_figure_gradient(study, tiny_dir, monkeypatch):
         assert (abs(rows[f"aim, {which}"]) <= 1).all()
     lines = [line.split()[1] for line in text.splitlines() if line.startswith("| 0")]
     assert lines == ["0.05", "0.5"]
+    assert [len(panel.lines) for panel in drawn] == [4, 2, 2]
     assert (study.out / "gradient.png").stat().st_size > 10_000
 
 
