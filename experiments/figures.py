@@ -62,8 +62,9 @@ def draw_panels(path: Path, panels: list[Panel], height: float = 3.4) -> None:
             axis.axvline(0, color="black", lw=.8)
         axis.set(title=panel.title, xlabel=panel.xlabel)
         if panel.log:
+            ticks, _ = next(iter(panel.lines.values()))
             axis.set_xscale("log")
-            axis.set_xticks(x, x)
+            axis.set_xticks(ticks, ticks)
             axis.minorticks_off()
         if panel.lines and panel.lines.keys() != known:
             axis.legend(fontsize=7)
@@ -140,7 +141,8 @@ GAMED_COLUMNS = ("margin, own", "margin, hardened", "EA", "PC", "GR", "Overall")
 def figure_gamed(study: Study) -> str:
     """Does a critic's margin rise with lambda while the oracle's scores fall?"""
     lines = {f"{critic} judged": runs for critic, runs in GAMED.items()}
-    return draw_gamed(study, GAMED_RUNS, "sft", lines, "lambda", "gamed.png")
+    text = draw_gamed(study, GAMED_RUNS, "sft", lines, "lambda", "gamed.png")
+    return f"lambda 0 is SFT. {text}"
 
 
 def figure_gamed_own(study: Study) -> str:

@@ -68,7 +68,7 @@ def all_runs() -> dict[str, str]:
         runs.setdefault(run, f"--lambda {lam} --critic {HARDENED}")
     for tau, run in TAUS.items():
         runs.setdefault(run, f"--tau {tau}")
-    for run, flags in (LEARNERS | {f"{OWN_EDITS}, {x}": VARIED[x] for x in VARIED}).items():
+    for run, flags in LEARNERS.items():
         runs.setdefault(run, flags)
         for n in TRIPLETS:
             runs.setdefault(run_of_triplets(run, n), f"{runs[run]} --items {n}")
@@ -88,8 +88,9 @@ CHOSEN_ON_FEW = OWN_EDITS_ON_FEW + HALF + CHOSEN
 ON_FEW = {"own edits": OWN_EDITS_ON_FEW, "halfway to SFT": OWN_EDITS_ON_FEW + HALF}
 CHOSEN_TOO = ON_FEW | {"chosen of halfway's": CHOSEN_ON_FEW}
 VARIED_ON_FEW = {x: run_of_triplets(f"{OWN_EDITS}, {x}", 100) for x in VARIED}
-OVER_STEPS = {x: f"{OWN_EDITS_ON_FEW}, {x} x steps" for x in (.25, .5, 1, 2, 4)}
-OVER_STEPS[1] = OWN_EDITS_ON_FEW
+RUNS |= {VARIED_ON_FEW[x]: f"{flags} --items 100" for x, flags in VARIED.items()}
+OVER_STEPS = {x: OWN_EDITS_ON_FEW + ("" if x == 1 else f", {x} x steps")
+              for x in (.25, .5, 1, 2, 4)}
 VARIED_ON_FEW |= {"twice the steps": OVER_STEPS[2], "four times the steps": OVER_STEPS[4]}
 TWICE = {"own edits": OWN_EDITS_ON_FEW, "SFT, twice the steps": SFT_ON_FEW + ", 2 x steps",
          "own edits, twice the steps": OVER_STEPS[2]}

@@ -10,7 +10,7 @@ from typing import Callable
 import numpy as np
 from scipy.stats import t as student
 
-from common.files import atomic_write, markdown
+from common.files import BadInput, atomic_write, markdown
 from common.intervals import COLUMNS, bootstrap_interval, format_interval
 from experiments.runs import Score, Study
 from tiny import world
@@ -28,6 +28,9 @@ def read_scores(study: Study, score: Score, column: str = "Overall",
     for seed in study.seeds_of(score.run):
         file = score.folder(study, seed) / "scores.jsonl"
         samples = [json.loads(line) for line in file.read_text("utf-8").splitlines()[:study.n]]
+        if column not in samples[0]:
+            raise BadInput(f"{file.parent}: its scores have no {column!r}, they are of an earlier "
+                           f"version; delete this folder, and the same command scores again")
         row = [sample[column] for sample in samples if types in (None, sample["type"])]
         table.append([np.nan if value is None else value for value in row])
     return np.array(table, float)

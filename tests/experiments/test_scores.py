@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_1samp
 
+from common.files import BadInput
 from experiments.runs import BASE, Score
 from experiments.scores import (cell, compare, measured_once, read_scores,
                                 seed_and_sample_interval, smallest_visible)
@@ -35,6 +36,8 @@ def test_scores_are_paired_by_seed_and_sample(study, pretend):
         pretend(study, Score("uso", "rave"), seed, [2, 3, 10])
     pretend(study, Score(BASE, "rave"), 0, [0, None, 1])
     assert read_scores(study, Score("uso", "rave")).shape == (2, 3)
+    with pytest.raises(BadInput, match="have no 'margin', they are of an earlier version; delete"):
+        read_scores(study, Score("uso", "rave"), "margin")
     text = compare(study, [BASE, "sft", "uso"], "rave", "sft")
     base, sft, uso = [line.split("|") for line in text.splitlines()[2:]]
     assert uso[-2].split() == ["+1.00", "[+1.00,", "+1.00]"]         # though samples differ by 8
