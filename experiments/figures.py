@@ -26,8 +26,7 @@ from experiments.runs import (BASE, BASELINES, CHOICE, CHOSEN, CHOSEN_TOO, CRITI
                               VARIED_ON_FEW, Cell, Score, Study, name_and_targets,
                               run_of_triplets, run_on)
 from experiments.scores import (GAINS, SHOWN, Interval, cell, compare, correlation_of, gains,
-                                measured_once, read_scores, seed_and_sample_interval,
-                                smallest_visible)
+                                measured_once, read_scores, seed_and_sample_interval)
 from model import load_model
 from tiny import world
 
@@ -226,27 +225,8 @@ def figure_one_step(study: Study) -> str:
 
 
 def figure_headline(study: Study) -> str:
-    """Is USO better than SFT? Each run minus SFT, paired by seed and sample."""
-    panels, parts = [], []
-    for subset, columns in (("rave", GAINS), ("icvg", ("Overall",))):
-        table = [["run", "visible"]]
-        bars = {column: {} for column in columns}
-        for run in HEADLINE[1:]:
-            gain = gains(study, Score(run, subset), Score("sft", subset), columns)
-            visible = "-" if len(study.seeds) == 1 else f"{smallest_visible(gain['Overall']):.2f}"
-            table.append([run, visible])
-            for column, interval in gain_intervals(gain).items():
-                bars[column][run] = interval
-        for column in columns:
-            panels.append(Panel(f"{subset.upper()}: {column} - SFT",
-                                bars=dict(reversed(bars[column].items()))))
-        scores = compare(study, [BASE, *HEADLINE], subset, "sft")
-        parts.append(f"{subset.upper()}\n\n{scores}\n{markdown(table)}")
-    draw_panels(study.out / "headline.png", panels)
-    head = ("All runs of a seed share noise and order of samples. The model's own VLM judges, or "
-            "the same VLM after it was taught what would please it (hardened). visible: the "
-            "smallest difference of Overall that would have been seen four times in five.")
-    return "\n".join([f"{head}\n", *parts])
+    """Is USO better than SFT where targets are re-rendered (--targets drift-60)?"""
+    return against_sft(study, HEADLINE, "headline.png", sft="sft")
 
 
 def figure_map(study: Study) -> str:

@@ -8,7 +8,6 @@ import json
 from typing import Callable
 
 import numpy as np
-from scipy.stats import t as student
 
 from common.files import BadInput, atomic_write, markdown
 from common.intervals import COLUMNS, bootstrap_interval, format_interval
@@ -42,16 +41,6 @@ def seed_and_sample_interval(x: np.ndarray) -> Interval:
     def mean(seeds, samples):
         return np.nanmean(x[seeds[:, None], samples])
     return bootstrap_interval(mean, *x.shape)
-
-
-def smallest_visible(difference: np.ndarray, power: float = .8) -> float:
-    """The smallest true difference that would have been seen: its 95 % t interval over the seeds
-    excludes zero in `power` of such studies. difference (S, N), paired by seed and sample, S > 1.
-    """
-    means = np.nanmean(difference, axis=1)                                   # (S,)
-    S = len(means)
-    quantiles = student.ppf(.975, S - 1) + student.ppf(power, S - 1)
-    return float(quantiles * means.std(ddof=1) / np.sqrt(S))
 
 
 def correlation_of(correlation, a: np.ndarray, b: np.ndarray) -> Callable[..., float]:

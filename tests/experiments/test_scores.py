@@ -2,12 +2,10 @@
 
 import numpy as np
 import pytest
-from scipy.stats import ttest_1samp
 
 from common.files import BadInput
 from experiments.runs import BASE, Score
-from experiments.scores import (cell, compare, measured_once, read_scores,
-                                seed_and_sample_interval, smallest_visible)
+from experiments.scores import cell, compare, measured_once, read_scores, seed_and_sample_interval
 
 
 def test_the_interval_draws_seeds_and_samples():
@@ -19,14 +17,6 @@ def test_the_interval_draws_seeds_and_samples():
     assert seed_and_sample_interval(between) == (1, 0, 2)
     failed = np.array([[1., np.nan, 3.]])                # a failed sample is left out
     assert seed_and_sample_interval(failed)[0] == 2
-
-
-def test_the_smallest_visible_difference_is_seen_four_times_in_five():
-    rng = np.random.default_rng(0)
-    expected = [smallest_visible(rng.normal(0, .3, (8, 1)) + np.zeros(5)) for _ in range(500)]
-    effect = np.mean(expected)                           # of studies of eight seeds, deviation .3
-    seen = [ttest_1samp(rng.normal(effect, .3, 8), 0).pvalue < .05 for _ in range(2000)]
-    assert np.mean(seen) == pytest.approx(.8, abs=.05) and min(expected) > 0
 
 
 def test_scores_are_paired_by_seed_and_sample(study, pretend):
