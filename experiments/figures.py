@@ -343,7 +343,8 @@ def figure_triplets(study: Study) -> str:
     for n, run in itertools.product(TRIPLETS, LEARNERS):
         score, sft = (Score(run_of_triplets(name, n), "rave") for name in (run, "sft"))
         table.append([score.run, *(cell(read_scores(study, score, c)) for c in SHOWN),
-                      *(cell(x, sign="+") for x in gains(study, score, sft).values())])
+                      *("" if score == sft else cell(x, sign="+")
+                        for x in gains(study, score, sft).values())])
     overall = {run: [value for value, _, _ in line[1]] for run, line in panels[0].lines.items()}
     rising = np.maximum.accumulate(overall["sft"])
     worth = np.exp(np.interp(overall[OWN_EDITS], rising, np.log(TRIPLETS)))
